@@ -1,0 +1,168 @@
+"""A step: typed params, named inputs and outputs with their kinds, a version, and a function of a context.
+
+    class CleanParams(Params):
+        min_chars: int = Field(200, ge=0, description="shorter documents are dropped")
+
+    @step("data.clean", version=1, inputs={"corpus": Input("corpus")}, outputs={"corpus": Output("corpus")})
+    def clean(ctx: Context, params: CleanParams) -> None:
+        "One line that `liuyi steps` shows."
+        source = ctx.input("corpus")
+        with ctx.output("corpus") as out:
+            (out.path / "documents.parquet").write_bytes(...)
+            out.metrics["documents"] = 10
+
+Modules that define steps are named by entry points of the group `liuyi.steps`, so a plugin's step is no
+different from ours. They import heavy libraries inside the functions: loading the registry must be quick.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from liuyi.core.artifact import KINDS, Artifact, Kind
+from liuyi.core.errors import LiuyiError, RecipeError, did_you_mean
+
+
+class Params(BaseModel):
+    """Base of every step's parameters: unknown names are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input port: the kinds it takes, whether it may be left out, whether it takes several artifacts."""
+
+    kind: Kind | tuple[Kind, ...]
+    doc: str = ""
+    optional: bool = False
+    many: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self.kind if isinstance(self.kind, tuple) else (self.kind,)
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output port and the kind it gives."""
+
+    kind: Kind
+    doc: str = ""
+
+
+@dataclass
+class Staging:
+    """A folder being filled; it becomes an artifact when its `with` block ends without an error."""
+
+    path: Path
+    kind: Kind
+    metrics: dict[str, float] = field(default_factory=dict)
+    licences: set[str] = field(default_factory=set)
+
+
+class Context(Protocol):
+    """What a step may use while it runs. Nothing else of the spine is visible to it."""
+
+    workdir: Path
+    """A folder of this step key's own; it survives kills, and is removed once the outputs are published."""
+    seed: int
+    run_id: str
+    name: str
+    """The step's name in the recipe."""
+
+    def input(self, name: str) -> Artifact:
+        """The one artifact at an input port, already verified."""
+
+    def inputs(self, name: str) -> list[Artifact]:
+        """All artifacts at an input port: none, one or several, in the recipe's order."""
+
+    def has(self, name: str) -> bool:
+        """Whether an optional input was given."""
+
+    def output(self, name: str) -> AbstractContextManager[Staging]:
+        """Open an output port for writing; each port is written exactly once."""
+
+    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
+        """Tell how far the step is; `shown` are figures beside the bar, such as `loss=2.3`. Cheap to call often."""
+
+    def metric(self, name: str, value: float, index: int | None = None) -> None:
+        """Record one metric, at training step `index` if it is a curve, in the ledger and the event stream."""
+
+    def log(self, message: str) -> None:
+        """One line for people in the run's log."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A registered step."""
+
+    name: str
+    version: int
+    params: type[Params]
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, Output]
+    run: Callable[[Context, Any], None]
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.run) or ""
+
+
+_steps: dict[str, Step] = {}
+
+
+def step(
+    name: str, *, version: int, inputs: Mapping[str, Input], outputs: Mapping[str, Output]
+) -> Callable[[Callable[[Context, Any], None]], Callable[[Context, Any], None]]:
+    """Register a function `(ctx, params) -> None` as a step; its params type is read from its annotation."""
+
+    def register(function: Callable[[Context, Any], None]) -> Callable[[Context, Any], None]:
+        params = typing.get_type_hints(function)["params"]
+        for port in [*inputs.values(), *outputs.values()]:
+            for kind in port.kinds if isinstance(port, Input) else (port.kind,):
+                if kind not in KINDS:
+                    raise LiuyiError(f"step '{name}' names the unknown kind '{kind}'", hint=did_you_mean(kind, KINDS))
+        clash = (set(inputs) | {"step"}) & set(params.model_fields)
+        if clash:
+            raise LiuyiError(f"step '{name}' uses {sorted(clash)} both as input and as parameter")
+        known = _steps.get(name)
+        if known and known.run.__code__ != function.__code__:
+            raise LiuyiError(f"two steps are named '{name}'", where=function.__module__)
+        _steps[name] = Step(name, version, params, dict(inputs), dict(outputs), function)
+        return function
+
+    return register
+
+
+@cache
+def _load() -> None:
+    for entry in entry_points(group="liuyi.steps"):
+        entry.load()
+
+
+def all_steps() -> dict[str, Step]:
+    """Every registered step by name, the plugins' among them."""
+    _load()
+    return dict(sorted(_steps.items()))
+
+
+def get_step(name: str) -> Step:
+    """The step of that name.
+
+    Raises RecipeError with the nearest known name if there is none.
+    """
+    steps = all_steps()
+    if name not in steps:
+        raise RecipeError(f"there is no step '{name}'", hint=did_you_mean(name, steps))
+    return steps[name]

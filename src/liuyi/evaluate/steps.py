@@ -1,0 +1,1 @@
+"""Where this art meets the spine: its steps."""
