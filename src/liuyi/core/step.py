@@ -129,10 +129,10 @@ def step(
 
     def register(function: Callable[[Context, Any], None]) -> Callable[[Context, Any], None]:
         params = typing.get_type_hints(function)["params"]
-        for port in [*inputs.values(), *outputs.values()]:
-            for kind in port.kinds if isinstance(port, Input) else (port.kind,):
-                if kind not in KINDS:
-                    raise LiuyiError(f"step '{name}' names the unknown kind '{kind}'", hint=did_you_mean(kind, KINDS))
+        kinds = [kind for port in inputs.values() for kind in port.kinds] + [port.kind for port in outputs.values()]
+        for kind in kinds:
+            if kind not in KINDS:
+                raise LiuyiError(f"step '{name}' names the unknown kind '{kind}'", hint=did_you_mean(kind, KINDS))
         clash = (set(inputs) | {"step"}) & set(params.model_fields)
         if clash:
             raise LiuyiError(f"step '{name}' uses {sorted(clash)} both as input and as parameter")
