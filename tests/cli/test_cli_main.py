@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,8 @@ def test_every_listed_command_is_there_and_explains_itself(name: str) -> None:
 def test_every_command_module_is_listed() -> None:
     folder = Path(program.__file__).parent
     listed = {program.module_name(name) for name in program.COMMANDS}
-    defined = {f"liuyi.cli.{file.stem}" for file in folder.glob("*.py") if "\ncommand" in file.read_text("utf-8")}
-    defined |= {f"liuyi.cli.{file.stem}" for file in folder.glob("*.py") if "\ndef command(" in file.read_text("utf-8")}
+    defining = re.compile(r"^(def command\(|command\b.* = )", re.MULTILINE)
+    defined = {f"liuyi.cli.{file.stem}" for file in folder.glob("*.py") if defining.search(file.read_text("utf-8"))}
     assert defined <= listed
 
 

@@ -1,12 +1,14 @@
 """What the commands share: the home they work in, the consoles they write to, and how figures are shown.
 
-@click.command()
-@click.argument("artifact")
-@click.pass_context
-def command(ctx: click.Context, artifact: str) -> None:
-    "Show one artifact."
-    manifest = home(ctx).store.manifest(artifact)
-    console().print(size_text(manifest.size_bytes))
+    @click.command()
+    @click.argument("artifact")
+    @click.pass_context
+    def command(ctx: click.Context, artifact: str) -> None:
+        "Show one artifact."
+        manifest = home(ctx).store.manifest(artifact)
+        console().print(size_text(manifest.size_bytes))
+
+Heavy modules are imported inside the functions that use them.
 """
 
 from __future__ import annotations
