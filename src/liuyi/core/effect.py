@@ -1,6 +1,9 @@
 """What a stage has to show for itself: comparisons with intervals, and tables, bars, curves and samples to look at.
 
 Any artifact may carry an `effect.json`; the report gathers them in the order of the recipe.
+
+Units: numbers are plain (shares are 0 … 1) and `unit="%"` asks that a share be shown times a hundred, as Python's
+own `%` format does. Infinite ends of an interval say that no interval could be made; they are strings in JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ Decision = Literal["promoted", "held", "reverted"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Comparison(_Part):

@@ -1,0 +1,62 @@
+"""What could the test have seen? Power, and the smallest difference found with 80 % power."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from liuyi.evaluate.stats.paired import smallest_p
+
+
+def mcnemar_power(items: float, changed: float, difference: float, *, alpha: float = 0.05) -> float:
+    """Chance that McNemar's exact test finds a true paired `difference` of shares.
+
+    `items` (effective) items, of which a share `changed` ≥ |difference| changes. Unconditional: summed over how many
+    items happen to change.
+    """
+    from scipy.special import bdtr, bdtrc, bdtrik, gammaln, xlog1py, xlogy
+
+    count = round(items)
+    if count < 1:
+        return 0.0
+    changed = min(1.0, max(changed, abs(difference)))
+    numbers = np.arange(count + 1)
+    log_chance = gammaln(count + 1) - gammaln(numbers + 1) - gammaln(count - numbers + 1)
+    chance = np.exp(log_chance + xlogy(numbers, changed) + xlog1py(count - numbers, -changed))
+    critical = np.floor(bdtrik(alpha / 2, numbers, 0.5))
+    critical = np.where(np.isfinite(critical), critical, -1)
+    critical -= bdtr(np.maximum(critical, 0), numbers, 0.5) > alpha / 2
+    gained = (1 + abs(difference) / changed) / 2 if changed else 0.5
+    usable = critical >= 0
+    low = np.where(usable, bdtr(np.maximum(critical, 0), numbers, gained), 0.0)
+    high = np.where(usable, bdtrc(np.maximum(numbers - critical - 1, 0), numbers, gained), 0.0)
+    return float((chance * (low + high)).sum())
+
+
+def mcnemar_detectable(items: float, changed: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """The smallest paired difference of shares that McNemar's exact test finds with `power`; None if there is none.
+
+    `changed` is the share of items that change when nothing is gained; a difference of more raises it.
+    """
+    if mcnemar_power(items, changed, 1.0, alpha=alpha) < power:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        if mcnemar_power(items, changed, middle, alpha=alpha) < power:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def detectable(standard_error: float, clusters: int, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """The smallest true difference found with `power`, from the (cluster-robust) standard error of a difference.
+
+    (t₁₋α/₂ + t_power) · standard error with clusters − 1 degrees of freedom (Bloom, Evaluation Review 19, 1995).
+    None where the clusters are too few for any result to reach `alpha`.
+    """
+    from scipy.special import stdtrit
+
+    if clusters < 2 or smallest_p(clusters) >= alpha:
+        return None
+    return float(stdtrit(clusters - 1, 1 - alpha / 2) + stdtrit(clusters - 1, power)) * standard_error
