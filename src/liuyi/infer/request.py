@@ -1,0 +1,133 @@
+"""What is asked of an engine, and what it answers.
+
+    Request(prompt_ids=[1, 2, 3], max_tokens=64)                           # greedy
+    Request(prompt_ids=ids, temperature=0.8, top_p=0.95, seed=7)           # sampled, reproducible
+    Request(prompt_ids=ids, schema={"type": "object", ...}, logprobs=True) # JSON that follows a schema
+
+The same request gives the same tokens whether it runs alone or among others: sampling draws its noise from
+(seed, position, token), never from a shared stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from liuyi.infer.errors import RequestError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""`stop`: a stop token, a stop string, or a complete grammar. `length`: `max_tokens` or the end of the context."""
+
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What the output must match.
+
+    `json_schema`: `text` is a JSON Schema; the JSON is compact unless the schema says
+    `"x-guidance": {"whitespace_flexible": true}`. `regex`: a regular expression of the whole output.
+    `lark`: a grammar in llguidance's Lark dialect.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how to continue it.
+
+    Raises RequestError, naming the field, when a value is out of range.
+    """
+
+    prompt_ids: Sequence[int]
+    max_tokens: int = 256
+    """At most this many tokens are generated; the end of the context may come sooner."""
+    temperature: float = 0.0
+    """0 takes the most probable token; above 0, logits are divided by it."""
+    top_k: int = 0
+    """Only the k most probable tokens; 0 for all."""
+    top_p: float = 1.0
+    """The smallest set of most probable tokens whose mass reaches p (Holtzman et al., 2020)."""
+    min_p: float = 0.0
+    """Only tokens at least this fraction as probable as the most probable one (Nguyen et al., 2024)."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens seen in prompt or output are divided (positive) or multiplied by it (Keskar et al., 2019)."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of each token already in the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time it is in the output."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id to what is added to its logit."""
+    seed: int | None = None
+    """Fixes sampled output; without it the engine draws one from its own seed."""
+    stop: Sequence[str] = ()
+    """The text ends before the first of these strings."""
+    stop_token_ids: Sequence[int] = ()
+    """Further tokens that end the output, beside the model's end-of-sequence tokens."""
+    ignore_eos: bool = False
+    """Go on to `max_tokens` whatever the model says; for measurements."""
+    schema: Mapping[str, Any] | None = None
+    """A JSON Schema that the output must satisfy; short for `grammar` of kind `json_schema`."""
+    grammar: Grammar | None = None
+    logprobs: bool = False
+    """Report the log-probability of each generated token."""
+    top_logprobs: int = 0
+    """Report also the most probable tokens at each position; needs `logprobs`."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise RequestError("the prompt is empty", param="prompt")
+        checks = (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"),
+            ("presence_penalty", -100 <= self.presence_penalty <= 100, "between -100 and 100"),
+            ("frequency_penalty", -100 <= self.frequency_penalty <= 100, "between -100 and 100"),
+            ("logit_bias", all(math.isfinite(bias) for bias in self.logit_bias.values()), "finite"),
+            ("stop", len(self.stop) <= MAX_STOP_STRINGS, f"at most {MAX_STOP_STRINGS} strings"),
+            ("stop", all(self.stop), "strings that are not empty"),
+            ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"between 0 and {MAX_TOP_LOGPROBS}"),
+            ("top_logprobs", self.logprobs or not self.top_logprobs, "asked together with logprobs"),
+            ("grammar", self.schema is None or self.grammar is None, "left out when there is a schema"),
+        )
+        for name, holds, should in checks:
+            if not holds:
+                raise RequestError(f"{name} must be {should}", param=name)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one engine step added to one request."""
+
+    id: int
+    text: str
+    """New text, always whole characters; text that may yet become a stop string is held back."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The whole answer to a request."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Generated tokens, the stop token included when there was one."""
+    logprobs: tuple[float, ...]
+    """Natural log-probability of each token under the model's own distribution: temperature 1, before penalties,
+    filters and grammar. A token forced by a grammar keeps the probability that the model gave it. Empty unless
+    the request asked."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
+    """For each position the most probable (token id, log-probability) of the same distribution."""
+    finish_reason: FinishReason
+    prompt_tokens: int

@@ -1,0 +1,142 @@
+"""What the server needs of whatever answers: a model, or an application built on one.
+
+A backend is small. An application that answers at once may be written as:
+
+    class Desk:
+        info = BackendInfo(app_digest=digest)
+
+        async def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+            return self._answer(request)
+
+        async def _answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+            text, detail = await asyncio.to_thread(self.cascade.answer, request.messages)
+            yield Delta(text=text, finish_reason="stop", detail=detail)
+
+        def load(self) -> Load:
+            return Load()
+
+        async def close(self) -> None: ...
+
+`chat` refuses before any work is done, by raising `RequestError` (400) or `Overloaded` (429). Closing the
+iterator (`aclose`) before its end means that the client has gone: the work stops and its resources are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from liuyi.infer.request import FinishReason, Grammar
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """Where answers come from, for `/v1/models` and the ledger."""
+
+    model_digest: str = ""
+    app_digest: str | None = None
+    max_tokens: int | None = None
+    """Tokens of prompt and answer together; None where that is no limit of the backend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to continue; None means that the client left it to the backend. Meanings as in `infer.request.Request`."""
+
+    n: int = 1
+    """Answers to give to the one prompt."""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    """Answer `i` of several uses `seed + i`."""
+    stop: Sequence[str] = ()
+    grammar: Grammar | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest:
+    """A conversation to continue: OpenAI messages whose content is text."""
+
+    messages: Sequence[Mapping[str, Any]]
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRequest:
+    """Prompts to continue as they are, each a text or token ids."""
+
+    prompts: Sequence[str | Sequence[int]]
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated token with its log-probability, and the most probable tokens at its place."""
+
+    bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """A further piece of one answer."""
+
+    index: int = 0
+    """Which answer: prompt number × n + choice."""
+    text: str = ""
+    tokens: tuple[TokenLogprob, ...] = ()
+    """The new tokens, when log-probabilities were asked for."""
+    finish_reason: FinishReason | None = None
+    """Set on the last delta of each answer, as are the fields below."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """What the backend wants recorded about this answer, such as the rung that gave it."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a backend is."""
+
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+
+
+class ChatBackend(Protocol):
+    """Continues conversations."""
+
+    @property
+    def info(self) -> BackendInfo:
+        """Where its answers come from."""
+
+    async def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        """Admit the request and give its deltas, interleaved when there are several answers.
+
+        Raises RequestError, Overloaded, EngineError.
+        """
+
+    def load(self) -> Load:
+        """How busy it is now."""
+
+    async def close(self) -> None:
+        """Free what it holds; requests in work end with EngineError."""
+
+
+@runtime_checkable
+class TextBackend(Protocol):
+    """A backend that also continues plain text, for `/v1/completions`."""
+
+    async def complete(self, request: TextRequest) -> AsyncIterator[Delta]:
+        """As `chat`, for each prompt."""
