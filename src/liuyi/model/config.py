@@ -1,0 +1,227 @@
+"""What a decoder is made of: one frozen configuration for every family, under Hugging Face's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from liuyi.core.errors import ModelError, did_you_mean
+
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""Family (`model_type` of a Hugging Face config) → its architecture's name."""
+
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""RoPE scaling → the fields it must have."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape and family of a decoder. Sizes are in elements, `rope_theta` is the base wavelength.
+
+    `attention_bias` puts a bias on the query, key and value projections (and, in every family but Qwen2, on the
+    output projection), `qk_norm` an RMS norm on each query and key head. `sliding_window` is the number of tokens
+    a query sees, itself included; `layer_types` names the layers that use it, all of them when empty.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10_000.0
+    rope_scaling: dict[str, Any] | None = None
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ModelError(f"the family '{self.family}' is not supported", hint=did_you_mean(self.family, FAMILIES))
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ModelError(f"must be a positive whole number, not {value!r}", where=name)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelError(
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key-value heads evenly",
+                where="num_key_value_heads",
+                hint="num_attention_heads must be a multiple of num_key_value_heads",
+            )
+        if self.head_dim % 2:
+            raise ModelError(f"must be even for rotary embeddings, not {self.head_dim}", where="head_dim")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ModelError(f"must be at least 1, not {self.sliding_window}", where="sliding_window")
+        if self.layer_types and (
+            len(self.layer_types) != self.num_hidden_layers or set(self.layer_types) - {FULL, SLIDING}
+        ):
+            raise ModelError(
+                f"needs one of '{FULL}' and '{SLIDING}' for each of the {self.num_hidden_layers} layers",
+                where="layer_types",
+            )
+        if self.rope_type not in ROPE_TYPES:
+            raise ModelError(
+                f"RoPE scaling '{self.rope_type}' is not supported",
+                where="rope_scaling",
+                hint=did_you_mean(self.rope_type, ROPE_TYPES),
+            )
+        missing = [name for name in ROPE_TYPES[self.rope_type] if name not in (self.rope_scaling or {})]
+        if missing:
+            raise ModelError(f"'{self.rope_type}' scaling lacks {', '.join(missing)}", where="rope_scaling")
+
+    @property
+    def rope_type(self) -> str:
+        """How rotary positions are scaled: a key of `ROPE_TYPES`."""
+        scaling = self.rope_scaling or {}
+        return str(scaling.get("rope_type", scaling.get("type", "default")))
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text, as a tuple."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a query of that layer sees, itself included; None for all before it."""
+        if self.sliding_window is None or (self.layer_types and self.layer_types[layer] == FULL):
+            return None
+        return self.sliding_window
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained values; tied embeddings count once."""
+        query, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        block = 2 * self.hidden_size * (query + key) + 3 * self.hidden_size * self.intermediate_size
+        block += 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        if self.attention_bias:
+            block += query + 2 * key + (self.hidden_size if self.output_bias else 0)
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * block + self.hidden_size
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the attention's output projection has a bias."""
+        return self.attention_bias and self.family != "qwen2"
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> DecoderConfig:
+        """Read a Hugging Face `config.json`, of transformers 4 or 5.
+
+        Raises ModelError for an architecture, activation or scaling that is not supported, naming the field.
+        """
+        family = config.get("model_type")
+        if family not in FAMILIES:
+            named = ", ".join(config.get("architectures") or []) or repr(family)
+            raise ModelError(f"the architecture {named} is not supported", hint=f"supported: {', '.join(FAMILIES)}")
+        for field, expected in (("hidden_act", "silu"), ("mlp_bias", False)):
+            if config.get(field, expected) != expected:
+                raise ModelError(f"{config[field]!r} is not supported, only {expected!r}", where=field)
+        try:
+            heads, hidden = config["num_attention_heads"], config["hidden_size"]
+            # transformers 5 keeps the base wavelength and the scaling in one field.
+            rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+            theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
+            if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+                raise ModelError("partial rotary embeddings are not supported", where="partial_rotary_factor")
+            plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+            return cls(
+                family=family,
+                vocab_size=config["vocab_size"],
+                hidden_size=hidden,
+                intermediate_size=config["intermediate_size"],
+                num_hidden_layers=config["num_hidden_layers"],
+                num_attention_heads=heads,
+                num_key_value_heads=config.get("num_key_value_heads") or heads,
+                head_dim=config.get("head_dim") or hidden // heads,
+                max_position_embeddings=config.get("max_position_embeddings", 2048),
+                rope_theta=float(theta),
+                rope_scaling=None if plain else rope,
+                rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+                tie_word_embeddings=config.get("tie_word_embeddings", False),
+                attention_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
+                qk_norm=family == "qwen3",
+                sliding_window=_window(family, config),
+                layer_types=_layer_types(family, config),
+                bos_token_id=config.get("bos_token_id"),
+                eos_token_id=_ids(config.get("eos_token_id")),
+                pad_token_id=config.get("pad_token_id"),
+            )
+        except KeyError as error:
+            raise ModelError(f"the field '{error.args[0]}' is missing", where="config.json") from None
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` that Hugging Face's libraries read, without the dtype of the weights."""
+        values = asdict(self)
+        family, qk_norm = values.pop("family"), values.pop("qk_norm")
+        if qk_norm != (family == "qwen3") or (family in ("qwen2", "mistral") and self.attention_bias != (family == "qwen2")):
+            raise ModelError(f"no {family} model of Hugging Face has this mix of biases and norms")
+        scaling, theta = values.pop("rope_scaling"), values.pop("rope_theta")
+        values["rope_parameters"] = {**(scaling or {"rope_type": "default"}), "rope_theta": theta}
+        layer_types, window = values.pop("layer_types"), values.pop("sliding_window")
+        if family != "llama":
+            values["sliding_window"] = window
+        elif window is not None:
+            raise ModelError("Hugging Face's Llama has no sliding window", where="sliding_window", hint="use 'mistral'")
+        if family in ("qwen2", "qwen3"):
+            values["use_sliding_window"] = window is not None
+            values["layer_types"] = list(layer_types) or [FULL if window is None else SLIDING] * self.num_hidden_layers
+        elif FULL in layer_types and window is not None:
+            raise ModelError(f"every layer of a {family} model has the same window", where="layer_types")
+        if family in ("qwen2", "mistral"):
+            del values["attention_bias"]
+        eos = self.eos_token_id
+        values["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
+        return {"architectures": [FAMILIES[family]], "model_type": family, "hidden_act": "silu", **values}
+
+
+def _ids(value: int | list[int] | None) -> int | tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _window(family: str, config: Mapping[str, Any]) -> int | None:
+    if family == "llama" or (family.startswith("qwen") and not config.get("use_sliding_window", False)):
+        return None
+    default = 4096 if family == "mistral" and "sliding_window" not in config else None
+    window = config.get("sliding_window", default)
+    return None if window is None else int(window)
+
+
+def _layer_types(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    if not family.startswith("qwen") or _window(family, config) is None:
+        return ()
+    layers = config["num_hidden_layers"]
+    first = config.get("max_window_layers", 28)
+    return tuple(config.get("layer_types") or [SLIDING if layer >= first else FULL for layer in range(layers)])

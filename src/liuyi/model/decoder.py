@@ -1,0 +1,194 @@
+"""The decoder: one definition for training, rollouts, evaluation and serving.
+
+    model = Decoder(config)
+    init_weights(model, seed=1)
+    logits = model.logits(model(tokens))                    # tokens [batch, seq] → [batch, seq, vocab]
+
+A pre-norm transformer with rotary positions, grouped-query attention and SwiGLU: Llama, Mistral, Qwen2 and Qwen3
+differ in biases, in norms on queries and keys, and in the attention window. Parameter names are Hugging Face's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from liuyi.model.attention import CausalMask, attention
+from liuyi.model.cache import KVCache
+from liuyi.model.config import DecoderConfig
+from liuyi.model.rope import Rope, rotate
+
+
+class Linear(nn.Module):
+    """y = x·Wᵀ + b, computed in the dtype of x whatever the dtype of the weight."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, self.weight.to(x.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (arXiv 1910.07467), taken in float32; the result has the dtype asked for."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * scale).to(dtype) * self.weight.to(dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query causal attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.window = config.window(layer)
+        self.head_dim = config.head_dim
+        query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(config.hidden_size, query, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, key, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, key, bias=config.attention_bias)
+        self.o_proj = Linear(query, config.hidden_size, bias=config.output_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: CausalMask, cache: KVCache | None) -> Tensor:
+        batch, seq, _ = x.shape
+        q = self.q_proj(x).view(batch, seq, -1, self.head_dim)
+        k = self.k_proj(x).view(batch, seq, -1, self.head_dim)
+        v = self.v_proj(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q, x.dtype), self.k_norm(k, x.dtype)
+        q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope).transpose(1, 2)
+        if cache is None:
+            mixed = attention(q, k, v, mask, self.window)
+        else:
+            mixed = cache.attend(self.layer, q, k, v)
+        return torch.as_tensor(self.o_proj(mixed.transpose(1, 2).reshape(batch, seq, -1)))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each on a normed copy of the residual stream it adds to."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], mask: CausalMask, cache: KVCache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x, dtype), rope, mask, cache)
+        return torch.as_tensor(x + self.mlp(self.post_attention_layernorm(x, dtype)))
+
+
+class Backbone(nn.Module):
+    """The parts of the decoder that Hugging Face names `model.…`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Decoder(nn.Module):
+    """A causal language model. New weights are not initialised: load them, or call `init_weights`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.rope = Rope(config)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, [batch, seq, hidden], for tokens [batch, seq] int64.
+
+        `segments` [batch, seq] numbers the documents packed into each row: attention stays within a segment and
+        positions restart with each. `positions` [batch, seq] overrides them. With a `cache`, the tokens follow
+        those that it holds, and the cache gives positions and attention. `compute_dtype` is the dtype of the
+        matrix products and of the result (the weights' own when None); the residual stream keeps the weights'.
+        """
+        if cache is not None:
+            positions = cache.positions
+        elif positions is None:
+            positions = segment_positions(segments) if segments is not None else self._arange(tokens)
+        x = self.model.embed_tokens(tokens)
+        dtype = compute_dtype or x.dtype
+        rope = self.rope(positions)
+        mask = CausalMask(tokens.shape[1], segments, tokens.device)
+        for block in self.model.layers:
+            x = block(x, dtype, rope, mask, cache)
+        return torch.as_tensor(self.model.norm(x, dtype))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token of the vocabulary, [..., vocab], in the dtype of hidden [..., hidden]."""
+        return functional.linear(hidden, self.head_weight.to(hidden.dtype))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix that turns hidden states into logits, [vocab, hidden]: what `linear_cross_entropy` takes."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return torch.as_tensor(head.weight)
+
+    @staticmethod
+    def _arange(tokens: Tensor) -> Tensor:
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
+
+
+def segment_positions(segments: Tensor) -> Tensor:
+    """Positions that restart with each segment, [batch, seq], for segment numbers [batch, seq]."""
+    at = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return at - torch.where(starts, at, 0).cummax(dim=1).values
+
+
+def init_weights(model: Decoder, seed: int, std: float = 0.02) -> None:
+    """Fresh weights, a function of the seed: normal with `std`, and smaller by √(2·layers) where a layer writes to
+    the residual stream (GPT-2), so that its variance does not grow with depth. Norms are one, biases zero."""
+    generator = torch.Generator().manual_seed(seed)
+    writes = std / (2 * model.config.num_hidden_layers) ** 0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+                fresh = torch.empty(parameter.shape).normal_(0.0, writes if into_stream else std, generator=generator)
+                parameter.copy_(fresh)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -1,0 +1,102 @@
+"""Rotary position embeddings (arXiv 2104.09864) and their scalings for long contexts.
+
+Linear interpolation (arXiv 2306.15595), dynamic NTK, YaRN (arXiv 2309.00071) and the frequency bands of Llama 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liuyi.model.config import DecoderConfig
+
+
+class Rope(nn.Module):
+    """Cosines and sines for positions; holds no trained values."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+        self.scale = _yarn_attention_factor(config) if config.rope_type == "yarn" else 1.0
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, both [rows, seq, head_dim / 2] in float32, for positions [rows, seq].
+
+        With dynamic scaling the base depends on the length reached, taken for each row by itself so that a row's
+        result does not depend on its neighbours.
+        """
+        frequencies = self.frequencies
+        if self.config.rope_type == "dynamic":
+            reached = positions.amax(dim=-1) + 1
+            if int(reached.max()) > self.config.max_position_embeddings:
+                frequencies = torch.stack([rope_frequencies(self.config, int(length)) for length in reached])[:, None]
+                frequencies = frequencies.to(positions.device)
+        angles = positions[..., None].float() * frequencies
+        return angles.cos().mul_(self.scale), angles.sin().mul_(self.scale)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the halves of each head of x [batch, seq, heads, head_dim] by cos, sin [rows, seq, head_dim / 2]."""
+    cos, sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rope_frequencies(config: DecoderConfig, length: int = 0) -> Tensor:
+    """Angle per position of each pair, [head_dim / 2] in float32; `length` matters to dynamic scaling only."""
+    dim, base, scaling = config.head_dim, config.rope_theta, config.rope_scaling or {}
+    if config.rope_type == "dynamic" and length > config.max_position_embeddings:
+        factor = scaling["factor"]
+        stretch = factor * length / config.max_position_embeddings - (factor - 1)
+        base *= stretch ** (dim / (dim - 2))
+    plain = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    if config.rope_type == "linear":
+        return plain / scaling["factor"]
+    if config.rope_type == "llama3":
+        return _llama3(plain, scaling)
+    if config.rope_type == "yarn":
+        return _yarn(plain, config, scaling)
+    return plain
+
+
+def _llama3(plain: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Long wavelengths are divided by the factor, short ones kept, those between are blended."""
+    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+    turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - keep) * plain / factor + keep * plain
+
+
+def _yarn(plain: Tensor, config: DecoderConfig, scaling: dict[str, Any]) -> Tensor:
+    """Pairs that turn often over the original context are kept, those that turn rarely are interpolated."""
+    dim, base = config.head_dim, config.rope_theta
+    original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+
+    def pair_that_turns(times: float) -> float:
+        return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = pair_that_turns(scaling.get("beta_fast") or 32)
+    high = pair_that_turns(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+    interpolate = ramp.clamp(0, 1)
+    return plain / scaling["factor"] * interpolate + plain * (1 - interpolate)
+
+
+def _yarn_attention_factor(config: DecoderConfig) -> float:
+    scaling = config.rope_scaling or {}
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+
+    weight, weight_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return mscale(weight) / mscale(weight_all) if weight and weight_all else mscale(1.0)
