@@ -33,3 +33,11 @@ def sha256_json(value: Any) -> str:
 def files_digest(files: Mapping[str, str]) -> str:
     """Digest of an artifact: SHA-256 over its sorted (path, SHA-256 of bytes) pairs."""
     return sha256_json(sorted(files.items()))
+
+
+def sha256_tree(path: Path) -> str:
+    """Digest of the content of a file, or of a folder: names and bytes of all files below it."""
+    if not path.is_dir():
+        return sha256_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return files_digest({file.relative_to(path).as_posix(): sha256_file(file) for file in files})

@@ -17,19 +17,20 @@ different from ours. They import heavy libraries inside the functions: loading t
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, SerializationInfo, ValidationInfo
 
 from liuyi.core.artifact import KINDS, Artifact, Kind
+from liuyi.core.digest import sha256_tree
 from liuyi.core.errors import LiuyiError, RecipeError, did_you_mean
 
 
@@ -37,6 +38,24 @@ class Params(BaseModel):
     """Base of every step's parameters: unknown names are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _at_hand(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    if folder is not None and not (folder / path).exists():
+        raise ValueError(f"there is no file or folder '{path}' in {folder}")
+    return path
+
+
+def _path_or_content(path: Path, info: SerializationInfo) -> str | list[str]:
+    folder = (info.context or {}).get("folder")
+    return str(path) if folder is None else [str(path), sha256_tree(folder / path)]
+
+
+SourcePath = Annotated[Path, AfterValidator(_at_hand), PlainSerializer(_path_or_content)]
+"""A parameter that names a file or folder of the user's own data, relative to the recipe's folder, which is the
+current folder of every step. That it exists is checked before anything runs, and its content is part of the step
+key: a changed file means that the step is run again."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,8 @@ class Step:
     inputs: Mapping[str, Input]
     outputs: Mapping[str, Output]
     run: Callable[[Context, Any], None]
+    fingerprint: Callable[[Any], str] | None = None
+    """Names whatever else the outcome depends on, such as the versions of installed packages; part of the step key."""
 
     @property
     def doc(self) -> str:
@@ -123,7 +144,12 @@ _steps: dict[str, Step] = {}
 
 
 def step(
-    name: str, *, version: int, inputs: Mapping[str, Input], outputs: Mapping[str, Output]
+    name: str,
+    *,
+    version: int,
+    inputs: Mapping[str, Input],
+    outputs: Mapping[str, Output],
+    fingerprint: Callable[[Any], str] | None = None,
 ) -> Callable[[Callable[[Context, Any], None]], Callable[[Context, Any], None]]:
     """Register a function `(ctx, params) -> None` as a step; its params type is read from its annotation."""
 
@@ -139,13 +165,13 @@ def step(
         known = _steps.get(name)
         if known and known.run.__code__ != function.__code__:
             raise LiuyiError(f"two steps are named '{name}'", where=function.__module__)
-        _steps[name] = Step(name, version, params, dict(inputs), dict(outputs), function)
+        _steps[name] = Step(name, version, params, dict(inputs), dict(outputs), function, fingerprint)
         return function
 
     return register
 
 
-@cache
+@functools.cache
 def _load() -> None:
     for entry in entry_points(group="liuyi.steps"):
         entry.load()
