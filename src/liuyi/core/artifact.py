@@ -46,7 +46,7 @@ class InputRef(BaseModel):
 class Manifest(BaseModel):
     """What `manifest.json` holds. The digest covers the files, not the manifest."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
     schema_version: int = 1
     kind: Kind
     digest: str

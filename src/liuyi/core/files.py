@@ -1,0 +1,104 @@
+"""The files of an artifact: listed and hashed when it is published, compared with the manifest when it is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from liuyi.core.artifact import MANIFEST, FileEntry, Manifest
+from liuyi.core.digest import files_digest, sha256_file
+from liuyi.core.errors import ArtifactError
+
+
+def scan(folder: Path) -> tuple[FileEntry, ...]:
+    """Every file below `folder`, hashed, in the order of their names.
+
+    Raises ArtifactError for what an artifact cannot hold: links, devices, names that are not UTF-8, no file at all.
+    """
+    entries = [
+        FileEntry(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in file_names(folder)
+    ]
+    if not entries:
+        raise ArtifactError("an artifact needs at least one file", where=str(folder))
+    return tuple(entries)
+
+
+def file_names(folder: Path) -> list[str]:
+    """The relative POSIX names of all files below `folder` but the manifest, sorted."""
+    names = []
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(parent) / name
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise ArtifactError("an artifact holds files and folders only", where=str(path))
+            if not is_safe(relative):
+                raise ArtifactError(f"the name {relative!r} is not UTF-8", where=str(folder))
+            if name in files and relative != MANIFEST:
+                names.append(relative)
+    return sorted(names)
+
+
+def digest_of(entries: Iterable[FileEntry]) -> str:
+    """The digest of an artifact with these files."""
+    return files_digest({entry.path: entry.sha256 for entry in entries})
+
+
+def problems(folder: Path, manifest: Manifest, *, read: bool = True) -> list[str]:
+    """What is wrong with the files of an artifact, each as `file: what`; without `read`, only what a listing shows."""
+    found = []
+    expected = {entry.path: entry for entry in manifest.files}
+    for name, entry in sorted(expected.items()):
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            found.append(f"{name}: missing")
+        elif (size := path.stat().st_size) != entry.bytes:
+            found.append(f"{name}: has {size} bytes instead of {entry.bytes}")
+        elif read and sha256_file(path) != entry.sha256:
+            found.append(f"{name}: its bytes have changed")
+    if read:
+        found += [f"{name}: not in the manifest" for name in file_names(folder) if name not in expected]
+    return found
+
+
+def parse_manifest(text: str | bytes, digest: str, where: str) -> Manifest:
+    """The manifest of the artifact `digest`.
+
+    Raises ArtifactError if it is not one, belongs to another artifact, or does not add up to the digest.
+    """
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        reason = f"{field}: {first['msg']}" if field else first["msg"]
+        raise ArtifactError(f"artifact {digest[:12]} has a broken {MANIFEST}: {reason}", where=where) from error
+    for entry in manifest.files:
+        if not is_safe(entry.path):
+            raise ArtifactError(f"artifact {digest[:12]} names the unsafe path {entry.path!r}", where=where)
+    if manifest.digest != digest or digest_of(manifest.files) != digest:
+        raise ArtifactError(
+            f"artifact {digest[:12]} has a {MANIFEST} that belongs to other files: it adds up to another digest",
+            where=where,
+        )
+    return manifest
+
+
+def is_safe(name: str) -> bool:
+    """Whether a relative POSIX name stays inside its folder, is UTF-8 and is written in its one normal way."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and str(path) == name
+        and "\0" not in name
+    )

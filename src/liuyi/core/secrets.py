@@ -1,0 +1,31 @@
+"""Addresses may carry passwords; what people and logs see may not."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+_USERINFO = re.compile(r"^([a-zA-Z][\w+.-]*://)([^/?#]*)@")
+_SECRET_QUERY = re.compile(r"((?:password|passwd|secret|token|key)=)[^&\s]+", re.IGNORECASE)
+
+
+def hide_secrets(url: str) -> str:
+    """The address with `***` in place of its password and of query values that look like secrets."""
+
+    def hidden(match: re.Match[str]) -> str:
+        scheme, userinfo = match.groups()
+        user, colon, _ = userinfo.partition(":")
+        return f"{scheme}{user}:***@" if colon else match[0]
+
+    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub(hidden, url))
+
+
+def scrub(text: str, url: str) -> str:
+    """`text` with every occurrence of the secrets of `url` blotted out, quoted or not."""
+    text = text.replace(url, hide_secrets(url))
+    match = _USERINFO.match(url)
+    secrets = [match[2].partition(":")[2]] if match else []
+    secrets += [found[0].partition("=")[2] for found in _SECRET_QUERY.finditer(url)]
+    for secret in {form for found in secrets for form in (found, unquote(found)) if form}:
+        text = text.replace(secret, "***")
+    return text
