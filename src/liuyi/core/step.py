@@ -41,6 +41,7 @@ class Params(BaseModel):
 
 
 def _at_hand(path: Path, info: ValidationInfo) -> Path:
+    path = path.expanduser()
     folder = (info.context or {}).get("folder")
     if folder is not None and not (folder / path).exists():
         raise ValueError(f"there is no file or folder '{path}' in {folder}")
