@@ -50,4 +50,5 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Ten
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | None = None) -> Tensor:
     """Causal self-attention; shapes as in `attention_reference` with as many queries as keys."""
     visible = mask.visible(window)[:, None]
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+    mixed: Tensor = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+    return mixed

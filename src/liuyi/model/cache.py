@@ -1,10 +1,10 @@
 """The key-value cache: what the decoder asks of one, and one with a fixed number of slots.
 
-    cache = SlotCache(config, slots=64, max_tokens=512)
-    turn = cache.extend([3, 5], [7, 4])                     # 7 new tokens for slot 3, 4 for slot 5
-    hidden = model(tokens, cache=turn)                      # tokens [2, 7], the second row padded on the right
-    turn.commit()                                           # from now on these tokens count
-    cache.free(3)
+cache = SlotCache(config, slots=64, max_tokens=512)
+turn = cache.extend([3, 5], [7, 4])                     # 7 new tokens for slot 3, 4 for slot 5
+hidden = model(tokens, cache=turn)                      # tokens [2, 7], the second row padded on the right
+turn.commit()                                           # from now on these tokens count
+cache.free(3)
 """
 
 from __future__ import annotations

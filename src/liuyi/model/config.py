@@ -76,7 +76,7 @@ class DecoderConfig:
                 raise ModelError(f"must be a positive whole number, not {value!r}", where=name)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
-                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key-value heads evenly",
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key-value heads",
                 where="num_key_value_heads",
                 hint="num_attention_heads must be a multiple of num_key_value_heads",
             )
@@ -186,7 +186,9 @@ class DecoderConfig:
         """The `config.json` that Hugging Face's libraries read, without the dtype of the weights."""
         values = asdict(self)
         family, qk_norm = values.pop("family"), values.pop("qk_norm")
-        if qk_norm != (family == "qwen3") or (family in ("qwen2", "mistral") and self.attention_bias != (family == "qwen2")):
+        if qk_norm != (family == "qwen3") or (
+            family in ("qwen2", "mistral") and self.attention_bias != (family == "qwen2")
+        ):
             raise ModelError(f"no {family} model of Hugging Face has this mix of biases and norms")
         scaling, theta = values.pop("rope_scaling"), values.pop("rope_theta")
         values["rope_parameters"] = {**(scaling or {"rope_type": "default"}), "rope_theta": theta}

@@ -166,6 +166,10 @@ class Decoder(nn.Module):
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return torch.as_tensor(head.weight)
 
+    def reset_buffers(self, device: str | torch.device) -> None:
+        """Compute what is not stored with the weights, for a model that was made without storage."""
+        self.rope = Rope(self.config).to(device)
+
     @staticmethod
     def _arange(tokens: Tensor) -> Tensor:
         return torch.arange(tokens.shape[1], device=tokens.device)[None]

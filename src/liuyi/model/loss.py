@@ -30,7 +30,9 @@ def linear_cross_entropy(
     *,
     chunk_tokens: int = 1024,
 ) -> Tensor:
-    """Summed cross-entropy (float32 scalar, nats) of targets [tokens] under hidden [tokens, hidden]·weight [vocab, hidden]ᵀ.
+    """Summed cross-entropy, a float32 scalar in nats, of targets [tokens] under the logits hidden·weightᵀ.
+
+    hidden [tokens, hidden], weight [vocab, hidden].
 
     Tokens with target −100 are left out; `token_weights` [tokens] multiplies each token's loss. Computed in the dtype
     of `hidden`, `chunk_tokens` rows of logits at a time; the gradients are made in the same pass, so that the
@@ -51,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        for rows in learnt.split(chunk_tokens):
+        for rows in torch.split(learnt, chunk_tokens):
             part, wanted = hidden[rows], targets[rows, None]
             logprobs = torch.log_softmax((part @ head.T).float(), dim=-1)
             losses = -logprobs.gather(1, wanted).squeeze(1)
@@ -72,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
@@ -91,7 +93,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tok
     """
     parts = [
         torch.utils.checkpoint.checkpoint(_logprobs, part, weight, wanted, use_reentrant=False)
-        for part, wanted in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        for part, wanted in zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
     ]
     return torch.cat(parts)
 

@@ -54,9 +54,9 @@ def rope_frequencies(config: DecoderConfig, length: int = 0) -> Tensor:
         factor = scaling["factor"]
         stretch = factor * length / config.max_position_embeddings - (factor - 1)
         base *= stretch ** (dim / (dim - 2))
-    plain = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    plain: Tensor = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if config.rope_type == "linear":
-        return plain / scaling["factor"]
+        return plain.div(scaling["factor"])
     if config.rope_type == "llama3":
         return _llama3(plain, scaling)
     if config.rope_type == "yarn":
@@ -68,8 +68,8 @@ def _llama3(plain: Tensor, scaling: dict[str, Any]) -> Tensor:
     """Long wavelengths are divided by the factor, short ones kept, those between are blended."""
     low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
     turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - keep) * plain / factor + keep * plain
+    keep: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
+    return torch.lerp(plain / factor, plain, keep)
 
 
 def _yarn(plain: Tensor, config: DecoderConfig, scaling: dict[str, Any]) -> Tensor:
@@ -86,8 +86,7 @@ def _yarn(plain: Tensor, config: DecoderConfig, scaling: dict[str, Any]) -> Tens
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
-    interpolate = ramp.clamp(0, 1)
-    return plain / scaling["factor"] * interpolate + plain * (1 - interpolate)
+    return torch.lerp(plain, plain / scaling["factor"], ramp.clamp(0, 1))
 
 
 def _yarn_attention_factor(config: DecoderConfig) -> float:

@@ -1,0 +1,166 @@
+"""Model folders in Hugging Face's layout: what is written here `transformers` reads, and the other way round.
+
+    config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+
+Weights are read from safetensors only, whole or in shards; nothing is ever unpickled. The same model gives the same
+bytes. Files are written beside and renamed, so none is ever half there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from liuyi.core.errors import ModelError
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer, write_text
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def load_config(folder: Path) -> DecoderConfig:
+    """The configuration of a model folder, without reading its weights.
+
+    Raises ModelError if there is none, or if the architecture is not supported.
+    """
+    values = _read_json(folder / "config.json")
+    try:
+        config = DecoderConfig.from_hf(values)
+    except ModelError as error:
+        where = str(folder / "config.json") + (f", {error.where}" if error.where else "")
+        raise ModelError(error.message, where=where, hint=error.hint) from error
+    path = folder / "generation_config.json"
+    ends = _read_json(path).get("eos_token_id") if path.exists() else None
+    if ends is None:
+        return config
+    # A model tuned for chat often names the end of a turn only here.
+    ends = tuple(ends) if isinstance(ends, list) else (ends,)
+    return replace(config, eos_token_id=ends[0] if len(ends) == 1 else ends)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
+    """Read a model folder; the weights are converted to `dtype`.
+
+    Raises ModelError naming the tensor and the file if one is missing, not known, or of the wrong shape.
+    """
+    config = load_config(folder)
+    with torch.device("meta"):
+        model = Decoder(config)
+    expected = model.state_dict()
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        for name, tensor in read_tensors(path).items():
+            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
+                continue
+            if name not in expected:
+                raise ModelError(f"holds the tensor '{name}', which a {config.family} model has not", where=str(path))
+            if tensor.shape != expected[name].shape:
+                raise ModelError(
+                    f"the tensor '{name}' has the shape {list(tensor.shape)}; "
+                    f"config.json asks for {list(expected[name].shape)}",
+                    where=str(path),
+                )
+            weights[name] = tensor.to(device=device, dtype=dtype)
+    missing = [name for name in expected if name not in weights]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"the tensor '{missing[0]}'{more} is missing", where=str(folder))
+    model.load_state_dict(weights, assign=True)
+    model.reset_buffers(device)
+    return model
+
+
+def save_model(
+    folder: Path, model: Decoder, tokenizer: Tokenizer | Path | None = None, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model folder, `tokenizer` (or the files of a folder that holds one) with it.
+
+    `extra` becomes `liuyi.json`: what this project wants to know of the model, which other libraries ignore.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    dtype = DTYPES[model.model.embed_tokens.weight.dtype]
+    config = model.config
+    write_json(folder / "config.json", {**config.to_hf(), "dtype": dtype})
+    if isinstance(tokenizer, Path):
+        tokenizer = Tokenizer.load(tokenizer)
+    ends = tokenizer.stop_ids if tokenizer is not None else config.eos_token_ids
+    generation = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None),
+        "pad_token_id": config.pad_token_id,
+    }
+    write_json(folder / "generation_config.json", {name: ids for name, ids in generation.items() if ids is not None})
+    write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    if extra:
+        write_json(folder / "liuyi.json", extra)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder. Raises ModelError if there are none, or if one of them is missing."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        for name in names:
+            if Path(name).name != name or not (folder / name).exists():
+                raise ModelError(f"the weights '{name}' that the index names are missing", where=str(folder / INDEX))
+        return [folder / name for name in names]
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickled:
+        raise ModelError(
+            f"{pickled[0]} is a pickle, which can run any code when it is read",
+            where=str(folder),
+            hint="convert it to safetensors where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
+        )
+    raise ModelError(f"the folder has no {WEIGHTS}", where=str(folder))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file. Raises ModelError if the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON in one go, keys in order."""
+    write_text(path, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one go: it is there whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError("there is no such file", where=str(path), hint="a model folder has a config.json") from None
+    except ValueError as error:
+        raise ModelError(f"is not JSON: {error}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise ModelError("is not a JSON object", where=str(path))
+    return values
