@@ -47,7 +47,7 @@ def bootstrap_interval(
         return estimate, estimate
     below = (draws < estimate).mean() + (draws == estimate).mean() / 2
     bias = float(ndtri(np.clip(below, 1 / len(draws), 1 - 1 / len(draws))))
-    without = (sums.numerator.sum() - sums.numerator) / np.maximum(sums.denominator.sum() - sums.denominator, 1e-300)
+    without = sums.without_one
     influence = without.mean() - without
     spread = float((influence**2).sum())
     acceleration = float((influence**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0

@@ -31,7 +31,7 @@ from liuyi.core.effect import Comparison
 from liuyi.core.errors import DataError
 from liuyi.evaluate.stats.bootstrap import RESAMPLES, bootstrap_interval, student_interval, student_quantile
 from liuyi.evaluate.stats.clusters import ClusterSums, Floats, cluster_sums, column, effective_items, labels
-from liuyi.evaluate.stats.paired import flip_sums, flip_whole_sums
+from liuyi.evaluate.stats.paired import flip_sums, flip_whole_sums, smallest_p
 from liuyi.evaluate.stats.power import detectable, mcnemar_detectable
 from liuyi.evaluate.stats.proportion import tango, tango_statistic, wilson
 
@@ -99,7 +99,7 @@ def compare(
 
     `clusters` gives one id per item, or None where items are independent. `weights` [items] (≥ 0) are bytes for
     "ratio" (values are then sums, such as bits) and importance for "real". Without `margin`, `p_value` is the
-    two-sided p of "no difference". With `margin` (> 0, in the values' unit) the question is "no worse than `margin`" and
+    two-sided p of "no difference". With `margin` (> 0, in the values' unit) it asks "no worse than `margin`?" and
     `p_value` is one-sided: it lies below (1 − level) / 2 exactly where the interval's bad end lies within the margin.
 
     Raises DataError where shapes differ, values are missing, or "binary" holds anything but 0 and 1.
@@ -166,7 +166,8 @@ def _compare_binary(
         low, high = tango(gained, lost, worth, quantile=_quantile(level, sums, items))
     single = sums.count == items
     changed = (float((difference != 0).sum()) * shrink + 1) / (worth + 2)
-    seen = mcnemar_detectable(worth, changed, alpha=1 - level)
+    able = smallest_p(sums.count) < 1 - level
+    seen = mcnemar_detectable(worth, changed, alpha=1 - level) if able else None
     if margin is not None:
         if sign < 0:
             gained, lost = lost, gained

@@ -61,8 +61,8 @@ def flip_whole_sums(sums: Ints) -> float:
 def flip_sums(sums: Floats, *, flips: int = FLIPS, seed: int = 0) -> float:
     """Two-sided sign-flip p-value of real cluster sums, float64 [clusters].
 
-    Exact (all sign assignments) up to 14 clusters that differ; else from `flips` random assignments, as
-    (1 + as extreme) / (1 + flips), which never understates (Phipson and Smyth, 2010) and is never below 1 / (1 + flips).
+    Exact (all sign assignments) up to 14 clusters that differ; else from `flips` random assignments as
+    (1 + as extreme) / (1 + flips), which never understates (Phipson and Smyth, 2010); 1 / (1 + flips) is its floor.
     """
     sums = sums[sums != 0]
     count = len(sums)
