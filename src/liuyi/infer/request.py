@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from liuyi.core.errors import LiuyiError
 from liuyi.infer.errors import RequestError
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 """`stop`: a stop token, a stop string, or a complete grammar. `length`: `max_tokens` or the end of the context."""
 
 MAX_TOP_LOGPROBS = 20
@@ -103,17 +104,8 @@ class Request:
                 raise RequestError(f"{name} must be {should}", param=name)
 
 
-@dataclass(frozen=True)
-class Update:
-    """What one engine step added to one request."""
-
-    id: int
-    text: str
-    """New text, always whole characters; text that may yet become a stop string is held back."""
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...] = ()
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    finish_reason: FinishReason | None = None
+TopLogprobs = tuple[tuple[int, float], ...]
+"""The most probable tokens at one position: (token id, log-probability), best first."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +117,25 @@ class Completion:
     """Generated tokens, the stop token included when there was one."""
     logprobs: tuple[float, ...]
     """Natural log-probability of each token under the model's own distribution: temperature 1, before penalties,
-    filters and grammar. A token forced by a grammar keeps the probability that the model gave it. Empty unless
+    filters and grammar. A token that a grammar forced keeps the probability that the model gave it. Empty unless
     the request asked."""
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
-    """For each position the most probable (token id, log-probability) of the same distribution."""
+    top_logprobs: tuple[TopLogprobs, ...]
+    """For each position the most probable tokens of the same distribution. Empty unless the request asked."""
     finish_reason: FinishReason
     prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one engine step added to one request."""
+
+    id: int
+    text: str = ""
+    """New text, always whole characters; text that may yet become a stop string is held back."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    completion: Completion | None = None
+    """The whole answer, in the last update of a request."""
+    error: LiuyiError | None = None
+    """Why the request ends without an answer, in its last update."""

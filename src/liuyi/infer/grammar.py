@@ -1,0 +1,130 @@
+"""Output that must match: JSON Schema, a regular expression or a Lark grammar, through llguidance.
+
+    compiler = GrammarCompiler(tokenizer, config.vocab_size, tokenizer.stop_ids)
+    matcher = compiler.compile(Grammar("json_schema", '{"type": "object"}'))
+    bits = fill_masks([matcher], config.vocab_size)   # a bit a token: what may come next
+    matcher.accept(token)
+
+Works on bytes, so that a character split over several tokens is followed byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+from numpy.typing import NDArray
+
+from liuyi.infer.errors import RequestError
+from liuyi.infer.request import Grammar
+
+if TYPE_CHECKING:
+    from liuyi.model.tokenizer import Tokenizer
+
+ANY_JSON_OBJECT = Grammar("json_schema", '{"type":"object"}')
+
+
+class Matcher:
+    """Where one output stands in its grammar."""
+
+    def __init__(self, state: llguidance.LLMatcher) -> None:
+        self.state = state
+
+    def accept(self, token: int) -> None:
+        """Go on by one token, which the last mask allowed."""
+        self.state.consume_token(token)
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next because nothing else may; often empty."""
+        return self.state.compute_ff_tokens()
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing may follow: the output is whole, or there is a `problem`."""
+        return self.state.is_stopped()
+
+    @property
+    def accepting(self) -> bool:
+        """The output may end here."""
+        return self.state.is_accepting()
+
+    @property
+    def problem(self) -> str:
+        """Why the grammar cannot be followed any further, such as a limit that it broke; empty while it can."""
+        return _in_short(self.state.get_error()) if self.state.is_error() else ""
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer; the last ones used are kept. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int], keep: int = 128) -> None:
+        """`vocab_size` is the model's, which may have more ids than the tokenizer."""
+        self._tokenizer = llguidance.LLTokenizer(
+            tokenizer.backend.to_str(), n_vocab=vocab_size, eos_token=list(stop_ids)
+        )
+        self._keep = keep
+        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, grammar: Grammar) -> Matcher:
+        """A fresh matcher at the beginning of the grammar.
+
+        Raises RequestError, saying what is wrong, if the schema or grammar is not valid or not supported.
+        """
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+        if compiled is None:
+            compiled = self._build(grammar)
+            with self._lock:
+                self._compiled[grammar] = compiled
+                while len(self._compiled) > self._keep:
+                    self._compiled.popitem(last=False)
+        return Matcher(compiled.deep_copy())
+
+    def _build(self, grammar: Grammar) -> llguidance.LLMatcher:
+        try:
+            if grammar.kind == "json_schema":
+                text = llguidance.LLMatcher.grammar_from_json_schema(
+                    grammar.text, defaults={"whitespace_flexible": False}
+                )
+            elif grammar.kind == "regex":
+                text = llguidance.LLMatcher.grammar_from_regex(grammar.text)
+            else:
+                text = llguidance.LLMatcher.grammar_from_lark(grammar.text)
+            matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
+            problem = matcher.get_error()
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            kind = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}[grammar.kind]
+            raise RequestError(
+                f"invalid or unsupported {kind}: {_in_short(problem)}",
+                param="response_format",
+                code="invalid_json_schema" if grammar.kind == "json_schema" else "invalid_grammar",
+            )
+        return matcher
+
+
+def schema_grammar(schema: Mapping[str, Any]) -> Grammar:
+    """The grammar of a JSON Schema; properties are generated in the order in which the schema names them."""
+    return Grammar("json_schema", json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
+
+
+def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> NDArray[np.int32]:
+    """What may come next: [rows, ceil(vocab_size / 32)] int32, bit t of a row set if token t is allowed."""
+    bits = llguidance.numpy.allocate_token_bitmask(len(matchers), vocab_size)
+    for row, matcher in enumerate(matchers):
+        llguidance.numpy.fill_next_token_bitmask(matcher.state, bits, row)
+    return bits
+
+
+def _in_short(problem: str) -> str:
+    return " ".join(problem.partition("<state>")[0].split())[:300]

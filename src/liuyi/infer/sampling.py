@@ -1,0 +1,151 @@
+"""From logits to tokens: penalties, filters and noise, each a function over a batch of rows.
+
+The order is that of Hugging Face's generation: grammar mask, penalties, bias, temperature, top-k, top-p, min-p, draw.
+A draw is the Gumbel-max trick (arXiv 1611.01144): the largest of logit + noise, with noise that is a hash of (seed,
+position, token). It needs no normalisation, and rounding in the logits changes a draw only where two candidates lie
+that close, so that a request gives the same tokens alone and in a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+NEVER = float("-inf")
+_HEAD = 128
+_BLOCK_ROWS = 8
+
+
+def penalise(
+    logits: Tensor, prompt: Tensor, counts: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> Tensor:
+    """Logits [rows, vocab] made less likely for tokens already seen.
+
+    `prompt` [rows, vocab] bool marks tokens of the prompt, `counts` [rows, vocab] how often each is in the output.
+    Repetition (arXiv 1909.05858) divides positive and multiplies negative logits of any token seen; presence and
+    frequency, as OpenAI's API defines them, subtract once and once per occurrence in the output. Penalties are [rows].
+    """
+    generated = counts > 0
+    seen = prompt | generated
+    factor = repetition[:, None]
+    logits = torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+    return logits - presence[:, None] * generated - frequency[:, None] * counts
+
+
+def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
+    """Only the k [rows] largest logits of each row, with those equal to the smallest of them; 0 keeps all."""
+    vocab = logits.shape[-1]
+    wanted = torch.where(k > 0, k, vocab).clamp(max=vocab)
+    highest = int(torch.where(wanted < vocab, wanted, 1).max())
+    values = logits.topk(highest, dim=-1).values
+    threshold = values.gather(1, (wanted - 1).clamp(max=highest - 1)[:, None])
+    threshold = torch.where((wanted < vocab)[:, None], threshold, NEVER)
+    return logits.masked_fill(logits < threshold, NEVER)
+
+
+def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Only the smallest set of most probable tokens whose mass reaches p [rows] (arXiv 1904.09751).
+
+    Tokens as probable as the last one kept are kept too, so that the set does not depend on the order of equals.
+    """
+    mass = torch.logsumexp(logits, dim=-1)
+    threshold, certain = _mass_threshold(logits.topk(min(_HEAD, logits.shape[-1]), dim=-1).values, mass, p)
+    if not bool(certain.all()):
+        rows = (~certain).nonzero(as_tuple=True)[0]
+        threshold[rows] = _mass_threshold(logits[rows].sort(dim=-1, descending=True).values, mass[rows], p[rows])[0]
+    threshold = torch.where(p < 1, threshold, NEVER)
+    return logits.masked_fill(logits < threshold[:, None], NEVER)
+
+
+def _mass_threshold(values: Tensor, mass: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest logit to keep, [rows], from the head of each row in falling order; whether the head reached p."""
+    probabilities = (values - mass[:, None]).exp()
+    reached = probabilities.cumsum(dim=-1)
+    kept = (reached - probabilities < p[:, None]).sum(dim=-1).clamp(min=1)
+    return values.gather(1, kept[:, None] - 1)[:, 0], (reached[:, -1] >= p) | (p >= 1)
+
+
+def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Only tokens at least p [rows] times as probable as the most probable one (arXiv 2407.01082)."""
+    threshold = logits.amax(dim=-1, keepdim=True) + p.log()[:, None]
+    return logits.masked_fill(logits < threshold, NEVER)
+
+
+def noise_keys(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A well-mixed 64-bit key for each (seed, position): SplitMix64 (Steele et al., 2014) over both."""
+    with np.errstate(over="ignore"):
+        return _splitmix(_splitmix(seeds) + positions * np.uint64(0x9E3779B97F4A7C15))
+
+
+def gumbel_noise(keys: NDArray[np.uint64], vocab: int) -> Tensor:
+    """Standard Gumbel noise [rows, vocab] in float32, a pure function of the keys [rows] and the token ids."""
+    halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2))
+    return torch.cat([_gumbel(block, vocab) for block in torch.split(halves, _BLOCK_ROWS)])
+
+
+def _gumbel(halves: Tensor, vocab: int) -> Tensor:
+    """Noise for a few rows at once, so that the intermediate values stay in the cache of a core."""
+    x = _spread(vocab) ^ halves[:, :1]
+    x = x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_signed(0x85EBCA6B)).bitwise_xor_(halves[:, 1:])
+    x = x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF)).mul_(_signed(0xC2B2AE35))
+    x = x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).bitwise_and_(0x7FFFFFFF)
+    uniform = x.float().add_(0.5).mul_(-(2.0**-31))
+    return uniform.log1p_().neg_().log_().neg_()
+
+
+def draw(logits: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+    """One token id [rows] from softmax(logits [rows, vocab]), a pure function of logits and keys."""
+    halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2))
+    blocks = zip(torch.split(logits, _BLOCK_ROWS), torch.split(halves, _BLOCK_ROWS), strict=True)
+    return torch.cat([_gumbel(half, logits.shape[-1]).add_(block).argmax(dim=-1) for block, half in blocks])
+
+
+Scored = tuple[float, tuple[tuple[int, float], ...]]
+"""Log-probability of a token, and the most probable tokens at its place with theirs, best first."""
+
+
+def score(logits: Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[Scored]:
+    """Log-softmax of logits [rows, vocab] at `tokens` [rows], and at the `tops[row]` most probable tokens."""
+    mass = torch.logsumexp(logits, dim=-1, keepdim=True)
+    chosen = (logits.gather(1, torch.tensor(tokens)[:, None]) - mass)[:, 0].tolist()
+    if not any(tops):
+        return [(value, ()) for value in chosen]
+    values, ids = logits.topk(min(max(tops), logits.shape[-1]), dim=-1)
+    best = zip(ids.tolist(), (values - mass).tolist(), strict=True)
+    return [
+        (value, tuple(zip(row_ids, row_values, strict=True))[:top])
+        for value, top, (row_ids, row_values) in zip(chosen, tops, best, strict=True)
+    ]
+
+
+def derive_seed(seed: int, number: int) -> int:
+    """The seed of the `number`-th of several draws that share one seed."""
+    both = np.array([[seed % (1 << 64)], [number % (1 << 64)]], dtype=np.uint64)
+    return int(noise_keys(both[0], both[1])[0])
+
+
+def unpack_mask(bits: NDArray[np.int32], vocab: int) -> Tensor:
+    """Allowed tokens [rows, vocab] bool, from bit masks [rows, ceil(vocab / 32)], least significant bit first."""
+    unpacked = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little", count=vocab)
+    return torch.from_numpy(unpacked.view(np.bool_))
+
+
+def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@functools.lru_cache(maxsize=4)
+def _spread(vocab: int) -> Tensor:
+    return torch.arange(vocab, dtype=torch.int32).mul_(_signed(0x9E3779B1))[None]
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value >= 1 << 31 else value
