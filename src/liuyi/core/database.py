@@ -115,7 +115,13 @@ class Database:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with engine.connect() as connection:
                 raw = connection.connection.driver_connection
-                raw.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
+                mode = raw.execute("PRAGMA journal_mode=WAL").fetchone()[0]  # type: ignore[union-attr]
+            if mode != "wal":
+                raise LedgerError(
+                    "SQLite cannot be shared by processes in this folder",
+                    where=self.shown,
+                    hint="a local disk can hold the ledger; on a network filesystem use PostgreSQL",
+                )
             with engine.execution_options(immediate=True).begin() as connection:
                 yield connection
 

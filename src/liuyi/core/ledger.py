@@ -13,8 +13,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
@@ -43,7 +44,10 @@ from liuyi.core.tables import (
 
 _RUN_FIELDS = ("status", "error", "worker", "heartbeat", "finished", "seed", "text", "source", "overrides")
 _STEP_FIELDS = ("step", "key", "status", "error", "seconds", "position")
+_EDGES = ("inputs", "outputs")
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
+
+_Record = TypeVar("_Record", Answer, Metric, Pin, Run, RunStep, Verdict)
 
 
 class Ledger:
@@ -119,11 +123,11 @@ class Ledger:
             query = select(RunRow).order_by(RunRow.created.desc(), RunRow.id.desc()).limit(limit)
             return [_run(row) for row in session.scalars(query)]
 
-    def update_run(self, run_id: str, **fields: Any) -> None:
+    def update_run(self, run_id: str, **changes: Any) -> None:
         """Change fields of a run: status, error, worker, heartbeat, finished, seed, text, source, overrides."""
-        _known(fields, _RUN_FIELDS)
+        _known(changes, _RUN_FIELDS)
         with self._database.write() as session:
-            changed = session.execute(update(RunRow).where(RunRow.id == run_id).values(**fields))
+            changed = session.execute(update(RunRow).where(RunRow.id == run_id).values(**changes))
             if not _count(changed):
                 raise LedgerError(f"there is no run '{run_id}'")
 
@@ -140,28 +144,23 @@ class Ledger:
 
     # Steps of runs
 
-    def put_step(self, run_id: str, name: str, **fields: Any) -> None:
+    def put_step(self, run_id: str, name: str, **changes: Any) -> None:
         """Enter or change a step of a run: step, key, status, error, seconds, position."""
-        _known(fields, _STEP_FIELDS)
+        _known(changes, _STEP_FIELDS)
         with self._database.write() as session:
-            row = session.get(RunStepRow, (run_id, name))
-            if row is None:
-                row = RunStepRow(run_id=run_id, name=name)
-                session.add(row)
-            for field, value in fields.items():
-                setattr(row, field, value)
+            self._insert(session, RunStepRow, {"run_id": run_id, "name": name, **changes}, change=changes)
 
     def steps(self, run_id: str) -> list[RunStep]:
         """The steps of a run, in the recipe's order."""
         with self._database.read() as session:
             query = select(RunStepRow).where(RunStepRow.run_id == run_id).order_by(RunStepRow.position, RunStepRow.name)
-            return [_run_step(row) for row in session.scalars(query)]
+            return [_record(RunStep, row) for row in session.scalars(query)]
 
     def steps_with_key(self, key: str) -> list[RunStep]:
         """The steps of all runs that stand for the same work."""
         with self._database.read() as session:
             query = select(RunStepRow).where(RunStepRow.key == key).order_by(RunStepRow.run_id, RunStepRow.name)
-            return [_run_step(row) for row in session.scalars(query)]
+            return [_record(RunStep, row) for row in session.scalars(query)]
 
     # Finished work
 
@@ -279,7 +278,7 @@ class Ledger:
         """All pins, earliest first."""
         with self._database.read() as session:
             rows = session.scalars(select(PinRow).order_by(PinRow.created, PinRow.digest))
-            return [Pin(row.digest, row.note, row.created) for row in rows]
+            return [_record(Pin, row) for row in rows]
 
     # Metrics, verdicts, answers
 
@@ -302,10 +301,7 @@ class Ledger:
         if name is not None:
             query = query.where(MetricRow.name == name)
         with self._database.read() as session:
-            return [
-                Metric(row.run_id, row.step_name, row.name, row.index, row.value, row.created)
-                for row in session.scalars(query)
-            ]
+            return [_record(Metric, row) for row in session.scalars(query)]
 
     def add_verdict(
         self,
@@ -343,7 +339,7 @@ class Ledger:
         if run_id is not None:
             query = query.where(VerdictRow.run_id == run_id)
         with self._database.read() as session:
-            return [_verdict(row) for row in session.scalars(query)]
+            return [_record(Verdict, row) for row in session.scalars(query)]
 
     def add_answer(
         self, id: str, model_digest: str, app_digest: str | None, request_digest: str, detail: Mapping[str, Any]
@@ -364,13 +360,15 @@ class Ledger:
         """The served answer with that id, if there is one."""
         with self._database.read() as session:
             row = session.get(AnswerRow, id)
-            return _answer(row) if row else None
+            return _record(Answer, row) if row else None
 
     def answers_of(self, digest: str, limit: int = 20) -> list[Answer]:
         """The latest answers that a model or an application gave, newest first."""
         query = select(AnswerRow).where((AnswerRow.model_digest == digest) | (AnswerRow.app_digest == digest))
         with self._database.read() as session:
-            return [_answer(row) for row in session.scalars(query.order_by(AnswerRow.created.desc()).limit(limit))]
+            return [
+                _record(Answer, row) for row in session.scalars(query.order_by(AnswerRow.created.desc()).limit(limit))
+            ]
 
     # Leases
 
@@ -428,8 +426,8 @@ class Ledger:
         return session.execute(statement.returning(*table.__table__.primary_key)).first() is not None
 
 
-def _known(fields: Mapping[str, Any], known: Collection[str]) -> None:
-    for field in fields:
+def _known(changes: Iterable[str], known: Collection[str]) -> None:
+    for field in changes:
         if field not in known:
             raise LedgerError(f"the ledger has no field '{field}'", hint=did_you_mean(field, known))
 
@@ -439,66 +437,13 @@ def _count(result: Any) -> int:
 
 
 def _run(row: RunRow) -> Run:
-    return Run(
-        id=row.id,
-        recipe=row.recipe,
-        text=row.text,
-        source=row.source,
-        overrides=tuple(row.overrides),
-        seed=row.seed,
-        status=row.status,  # type: ignore[arg-type]
-        error=row.error,
-        worker=row.worker,
-        created=row.created,
-        heartbeat=row.heartbeat,
-        finished=row.finished,
-    )
-
-
-def _run_step(row: RunStepRow) -> RunStep:
-    return RunStep(
-        run_id=row.run_id,
-        name=row.name,
-        step=row.step,
-        key=row.key,
-        status=row.status,  # type: ignore[arg-type]
-        error=row.error,
-        seconds=row.seconds,
-        position=row.position,
-    )
+    return replace(_record(Run, row), overrides=tuple(row.overrides))
 
 
 def _execution(row: ExecutionRow, inputs: list[tuple[str, str]], outputs: dict[str, str]) -> Execution:
-    return Execution(
-        key=row.key,
-        step=row.step,
-        version=row.version,
-        params=row.params,
-        seed=row.seed,
-        device=row.device,
-        inputs=tuple(inputs),
-        outputs=outputs,
-        seconds=row.seconds,
-        run_id=row.run_id,
-        created=row.created,
-    )
+    own = {field.name: getattr(row, field.name) for field in fields(Execution) if field.name not in _EDGES}
+    return Execution(**own, inputs=tuple(inputs), outputs=outputs)
 
 
-def _verdict(row: VerdictRow) -> Verdict:
-    return Verdict(
-        run_id=row.run_id,
-        step_name=row.step_name,
-        digest=row.digest,
-        stage=row.stage,
-        decision=row.decision,
-        metric=row.metric,
-        delta=row.delta,
-        low=row.low,
-        high=row.high,
-        p_value=row.p_value,
-        created=row.created,
-    )
-
-
-def _answer(row: AnswerRow) -> Answer:
-    return Answer(row.id, row.model_digest, row.app_digest, row.request_digest, row.detail, row.created)
+def _record(record: type[_Record], row: Base) -> _Record:
+    return record(**{field.name: getattr(row, field.name) for field in fields(record)})

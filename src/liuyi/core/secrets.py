@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-_USERINFO = re.compile(r"^([a-zA-Z][\w+.-]*://)([^/?#]*)@")
+# Greedy: a password with an unquoted '/' or '@' is hidden whole.
+_USERINFO = re.compile(r"^([a-zA-Z][\w+.-]*://)(.*)@")
+_NEAREST_USERINFO = re.compile(r"^([a-zA-Z][\w+.-]*://)([^@/?#]*)@")
 _SECRET_QUERY = re.compile(r"((?:password|passwd|secret|token|key)=)[^&\s]+", re.IGNORECASE)
 
 
@@ -23,8 +25,8 @@ def hide_secrets(url: str) -> str:
 def scrub(text: str, url: str) -> str:
     """`text` with every occurrence of the secrets of `url` blotted out, quoted or not."""
     text = text.replace(url, hide_secrets(url))
-    match = _USERINFO.match(url)
-    secrets = [match[2].partition(":")[2]] if match else []
+    matches = [match for pattern in (_USERINFO, _NEAREST_USERINFO) if (match := pattern.match(url))]
+    secrets = [match[2].partition(":")[2] for match in matches]
     secrets += [found[0].partition("=")[2] for found in _SECRET_QUERY.finditer(url)]
     for secret in {form for found in secrets for form in (found, unquote(found)) if form}:
         text = text.replace(secret, "***")

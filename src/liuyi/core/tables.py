@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Dialect, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Dialect, Double, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -28,7 +28,7 @@ class FreeText(TypeDecorator[str]):
 class Figure(TypeDecorator[float]):
     """A float that may be not-a-number, which SQLite cannot hold: NULL stands for it."""
 
-    impl = Float
+    impl = Double
     cache_ok = True
 
     def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:

@@ -21,9 +21,9 @@ def upgrade() -> None:
         sa.Column("status", sa.String, nullable=False),
         sa.Column("error", sa.Text, nullable=False),
         sa.Column("worker", sa.String, nullable=False),
-        sa.Column("created", sa.Float, nullable=False),
-        sa.Column("heartbeat", sa.Float),
-        sa.Column("finished", sa.Float),
+        sa.Column("created", sa.Double, nullable=False),
+        sa.Column("heartbeat", sa.Double),
+        sa.Column("finished", sa.Double),
     )
     op.create_index("ix_runs_created", "runs", ["created"])
     op.create_table(
@@ -34,7 +34,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String, nullable=False),
         sa.Column("status", sa.String, nullable=False),
         sa.Column("error", sa.Text, nullable=False),
-        sa.Column("seconds", sa.Float),
+        sa.Column("seconds", sa.Double),
         sa.Column("position", sa.Integer, nullable=False),
     )
     op.create_index("ix_run_steps_key", "run_steps", ["key"])
@@ -46,9 +46,9 @@ def upgrade() -> None:
         sa.Column("params", sa.JSON, nullable=False),
         sa.Column("seed", sa.BigInteger, nullable=False),
         sa.Column("device", sa.String, nullable=False),
-        sa.Column("seconds", sa.Float, nullable=False),
+        sa.Column("seconds", sa.Double, nullable=False),
         sa.Column("run_id", sa.String, nullable=False),
-        sa.Column("created", sa.Float, nullable=False),
+        sa.Column("created", sa.Double, nullable=False),
     )
     op.create_table(
         "execution_inputs",
@@ -73,13 +73,13 @@ def upgrade() -> None:
         sa.Column("step", sa.String, nullable=False),
         sa.Column("step_key", sa.String, nullable=False),
         sa.Column("licences", sa.JSON, nullable=False),
-        sa.Column("created", sa.Float, nullable=False),
+        sa.Column("created", sa.Double, nullable=False),
     )
     op.create_table(
         "pins",
         sa.Column("digest", sa.String, primary_key=True),
         sa.Column("note", sa.Text, nullable=False),
-        sa.Column("created", sa.Float, nullable=False),
+        sa.Column("created", sa.Double, nullable=False),
     )
     op.create_table(
         "metrics",
@@ -88,8 +88,8 @@ def upgrade() -> None:
         sa.Column("step_name", sa.String, nullable=False),
         sa.Column("name", sa.String, nullable=False),
         sa.Column("at", sa.BigInteger),
-        sa.Column("value", sa.Float),
-        sa.Column("created", sa.Float, nullable=False),
+        sa.Column("value", sa.Double),
+        sa.Column("created", sa.Double, nullable=False),
     )
     op.create_index("ix_metrics_run_step_name", "metrics", ["run_id", "step_name", "name"])
     op.create_table(
@@ -101,11 +101,11 @@ def upgrade() -> None:
         sa.Column("stage", sa.String, nullable=False),
         sa.Column("decision", sa.String, nullable=False),
         sa.Column("metric", sa.String, nullable=False),
-        sa.Column("delta", sa.Float),
-        sa.Column("low", sa.Float),
-        sa.Column("high", sa.Float),
-        sa.Column("p_value", sa.Float),
-        sa.Column("created", sa.Float, nullable=False),
+        sa.Column("delta", sa.Double),
+        sa.Column("low", sa.Double),
+        sa.Column("high", sa.Double),
+        sa.Column("p_value", sa.Double),
+        sa.Column("created", sa.Double, nullable=False),
     )
     op.create_index("ix_verdicts_run_id", "verdicts", ["run_id"])
     op.create_table(
@@ -115,7 +115,7 @@ def upgrade() -> None:
         sa.Column("app_digest", sa.String),
         sa.Column("request_digest", sa.String, nullable=False),
         sa.Column("detail", sa.JSON, nullable=False),
-        sa.Column("created", sa.Float, nullable=False),
+        sa.Column("created", sa.Double, nullable=False),
     )
     op.create_index("ix_answers_model_digest", "answers", ["model_digest"])
     op.create_index("ix_answers_app_digest", "answers", ["app_digest"])
@@ -123,6 +123,6 @@ def upgrade() -> None:
         "leases",
         sa.Column("key", sa.String, primary_key=True),
         sa.Column("owner", sa.String, nullable=False),
-        sa.Column("renewed", sa.Float, nullable=False),
-        sa.Column("ttl_s", sa.Float, nullable=False),
+        sa.Column("renewed", sa.Double, nullable=False),
+        sa.Column("ttl_s", sa.Double, nullable=False),
     )
