@@ -1,0 +1,149 @@
+"""Batches: what the loop reads, as a pure function of (seed, index).
+
+Rows of `seq_len` tokens are numbered; each epoch visits all of them in an order given by a keyed bijection, so
+nothing has to be shuffled, stored or replayed. To resume is to ask for the next index, and a changed number of
+workers only cuts the same global batch differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from liuyi.core.errors import DataError
+
+IGNORE = -100
+"""The target of a position that has nothing to predict."""
+
+Ints = NDArray[np.int64]
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows, each tensor `[rows, seq]` int64.
+
+    `targets[i]` is the token that follows `tokens[i]` in its document, or `IGNORE`. `segments` numbers the documents
+    within a row, and `positions` restart with each of them.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    segments: Tensor
+    positions: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.tokens.shape[0]
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def split(self, rows: int) -> list[Self]:
+        """Micro-batches of at most `rows` rows, in order."""
+        return [
+            type(self)(**{field.name: getattr(self, field.name)[at : at + rows] for field in fields(self)})
+            for at in range(0, self.rows, rows)
+        ]
+
+
+class Rows(Protocol):
+    """A numbered set of packed rows."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Ints) -> Batch:
+        """The rows of these numbers, in this order."""
+
+
+def permute(index: Ints, size: int, key: int) -> Ints:
+    """A bijection of `range(size)`, chosen by `key`, at each of `index`.
+
+    A Feistel network over the next power of four, walked along its cycle until it lands below `size`
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    """
+    half = max(1, ((max(size, 2) - 1).bit_length() + 1) // 2)
+    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    keys = [_mix(np.uint64((key + 1 + round_) & 0xFFFFFFFFFFFFFFFF)) for round_ in range(_ROUNDS)]
+    result = index.astype(np.uint64)
+    pending = np.arange(len(result))
+    while len(pending):
+        value = result[pending]
+        left, right = value >> shift, value & mask
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        result[pending] = (left << shift) | right
+        pending = pending[result[pending] >= size]
+    return result.astype(np.int64)
+
+
+def _mix(value: Any) -> Any:
+    with np.errstate(over="ignore"):
+        value = value * _GOLDEN
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return value ^ (value >> np.uint64(31))
+
+
+class ShuffledBatches:
+    """Global batch `index` of `batch_rows` rows, as this worker's micro-batches of at most `micro_rows` rows.
+
+    The row at place `p` of the endless sequence is `permute(p mod rows)` under the key of epoch `p // rows`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        batch_rows: int,
+        seed: int,
+        micro_rows: int | None = None,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> None:
+        if not len(rows):
+            raise DataError("there are no rows to train on")
+        if batch_rows % workers:
+            raise DataError(f"a batch of {batch_rows} rows cannot be shared evenly by {workers} workers")
+        self.rows = rows
+        self.batch_rows = batch_rows
+        self.seed = seed
+        self.share = batch_rows // workers
+        self.worker = worker
+        self.micro_rows = micro_rows or self.share
+
+    def row_numbers(self, index: int) -> Ints:
+        """The rows of this worker's share of global batch `index`."""
+        first = index * self.batch_rows + self.worker * self.share
+        places = np.arange(first, first + self.share, dtype=np.int64)
+        epochs, places = np.divmod(places, len(self.rows))
+        numbers = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            key = (self.seed * 1_000_003 + int(epoch)) * _ROUNDS
+            numbers[epochs == epoch] = permute(places[epochs == epoch], len(self.rows), key)
+        return numbers
+
+    def __call__(self, index: int) -> Sequence[Batch]:
+        return self.rows.read(self.row_numbers(index)).split(self.micro_rows)
+
+
+def starts_to_segments(starts: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Segments and positions `[rows, seq]` from marks of where a document starts; each row starts one anyway."""
+    starts = starts.copy()
+    starts[:, 0] = True
+    segments = np.cumsum(starts, axis=1, dtype=np.int64) - 1
+    here = np.arange(starts.shape[1], dtype=np.int64)[None, :]
+    last = np.maximum.accumulate(np.where(starts, here, 0), axis=1)
+    return segments, here - last
+
+
+def as_batch(tokens: Ints, targets: Ints, segments: Ints, positions: Ints) -> Batch:
+    """A `Batch` of contiguous tensors from arrays."""
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (tokens, targets, segments, positions)))

@@ -1,0 +1,100 @@
+"""Guards: what the loop does when numbers go bad.
+
+A step whose loss or gradient is not finite, or whose loss is a spike, is skipped. When that happens several times in
+a row the run rolls back to an earlier step and passes over the data in between. Every decision is a function of the
+steps before it, never of when checkpoints happened to be written, so a resumed run decides the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Decision = Literal["step", "skip", "rollback"]
+Reason = Literal["", "non-finite", "spike"]
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """When to skip, when to roll back, when to give up."""
+
+    patience: int = 3
+    """Bad steps in a row that lead to a rollback."""
+    max_rollbacks: int = 3
+    """Rollbacks after which the run fails."""
+    rollback_steps: int = 50
+    """A rollback goes to a multiple of this many steps."""
+    spike_z: float = 10.0
+    """A loss this many robust deviations above the window's median is a spike."""
+    window: int = 64
+    min_window: int = 32
+
+
+@dataclass(frozen=True)
+class Jump:
+    """From `step` on, batches come `batches` later than they would have."""
+
+    step: int
+    batches: int
+    reason: Reason
+
+
+@dataclass
+class Guard:
+    """The guard's memory; all of it is in every checkpoint."""
+
+    config: GuardConfig = field(default_factory=GuardConfig)
+    losses: deque[float] = field(default_factory=deque)
+    bad_in_a_row: int = 0
+    skipped: int = 0
+    jumps: list[Jump] = field(default_factory=list)
+
+    def judge(self, loss: float, grad_norm: float) -> tuple[Decision, Reason]:
+        """What to do with a step of this mean loss and gradient norm."""
+        reason = self._reason(loss, grad_norm)
+        if not reason:
+            self.bad_in_a_row = 0
+            self.losses.append(loss)
+            if len(self.losses) > self.config.window:
+                self.losses.popleft()
+            return "step", reason
+        self.bad_in_a_row += 1
+        self.skipped += 1
+        return ("rollback" if self.bad_in_a_row >= self.config.patience else "skip"), reason
+
+    def _reason(self, loss: float, grad_norm: float) -> Reason:
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return "non-finite"
+        if len(self.losses) >= self.config.min_window:
+            window = np.array(self.losses)
+            median = float(np.median(window))
+            deviation = 1.4826 * float(np.median(np.abs(window - median)))
+            if (loss - median) > self.config.spike_z * max(deviation, 0.01 * abs(median), 1e-6):
+                return "spike"
+        return ""
+
+    def anchor(self, step: int) -> int:
+        """The step that a rollback at `step` goes to."""
+        return max(0, step - self.config.patience) // self.config.rollback_steps * self.config.rollback_steps
+
+    def batch_index(self, step: int) -> int:
+        """Which global batch `step` reads."""
+        return step + sum(jump.batches for jump in self.jumps if jump.step <= step)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "losses": list(self.losses),
+            "bad_in_a_row": self.bad_in_a_row,
+            "skipped": self.skipped,
+            "jumps": [asdict(jump) for jump in self.jumps],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.losses = deque(state["losses"])
+        self.bad_in_a_row = state["bad_in_a_row"]
+        self.skipped = state["skipped"]
+        self.jumps = [Jump(**jump) for jump in state["jumps"]]

@@ -1,0 +1,172 @@
+"""Optimisers: AdamW for everything, or Muon for the matrices inside the layers and AdamW for the rest.
+
+State is kept by parameter name as plain tensors, so that a checkpoint needs no pickle and a resumed run is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+OptimiserName = Literal["muon", "adamw"]
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """What to step with. Learning rates are peaks, scaled by the schedule."""
+
+    name: OptimiserName = "adamw"
+    lr: float = 1e-3
+    embed_lr: float | None = None
+    """For embeddings and the output head; `lr` when left out."""
+    scalar_lr: float | None = None
+    """For norms and biases; `lr` when left out."""
+    weight_decay: float = 0.0
+    """Decoupled, on matrices inside the layers only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+
+
+class Optimiser:
+    """Steps a model's trainable parameters; `lr` of every group is its peak times the schedule's factor."""
+
+    def __init__(self, model: nn.Module, config: OptimiserConfig) -> None:
+        self.config = config
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        embed_lr = config.lr if config.embed_lr is None else config.embed_lr
+        scalar_lr = config.lr if config.scalar_lr is None else config.scalar_lr
+        matrices: list[nn.Parameter] = []
+        embeddings: list[nn.Parameter] = []
+        scalars: list[nn.Parameter] = []
+        for name, parameter in self.parameters.items():
+            if parameter.ndim < 2:
+                scalars.append(parameter)
+            elif "embed" in name or "lm_head" in name:
+                embeddings.append(parameter)
+            else:
+                matrices.append(parameter)
+        groups: list[dict[str, object]] = [
+            {"params": embeddings, "lr": embed_lr, "weight_decay": 0.0},
+            {"params": scalars, "lr": scalar_lr, "weight_decay": 0.0},
+        ]
+        decayed = {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay}
+        self.optimisers: list[torch.optim.Optimizer] = []
+        if config.name == "muon" and matrices:
+            self.optimisers.append(
+                Muon(matrices, config.lr, config.weight_decay, config.momentum, config.newton_schulz_steps)
+            )
+        else:
+            groups.append(decayed)
+        groups = [group for group in groups if group["params"]]
+        if groups:
+            self.optimisers.append(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True))
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["peak_lr"] = group["lr"]
+
+    def step(self, factor: float) -> None:
+        """One step with every peak learning rate times `factor`."""
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimiser.step()
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The state's own tensors (not copies), as `<parameter>:<entry>`."""
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        return {
+            f"{names[parameter]}:{entry}": value
+            for optimiser in self.optimisers
+            for parameter, entries in optimiser.state.items()
+            for entry, value in entries.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        owners = {
+            parameter: optimiser
+            for optimiser in self.optimisers
+            for group in optimiser.param_groups
+            for parameter in group["params"]
+        }
+        for optimiser in self.optimisers:
+            optimiser.state.clear()
+        for key, value in state.items():
+            name, entry = key.rsplit(":", 1)
+            parameter = self.parameters[name]
+            owners[parameter].state[parameter][entry] = value.clone()
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised: for each matrix the step nearest to its momentum with all singular values 1.
+
+    The step is scaled by `0.2 sqrt(max(rows, columns))`, which gives it the root mean square of an AdamW step, so
+    learning rates carry over (Liu et al. 2025, "Muon is Scalable for LLM Training"). Matrices of one shape are
+    orthogonalised together.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        newton_schulz_steps: int = 5,
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "newton_schulz_steps": newton_schulz_steps},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of every matrix that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    rows, columns = parameter.shape
+                    shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(parameter)
+            for matrices in shapes.values():
+                self._step_shape(matrices, group)
+
+    def _step_shape(self, matrices: Sequence[Tensor], group: Mapping[str, float]) -> None:
+        momentum, lr = group["momentum"], group["lr"]
+        short, long = min(matrices[0].shape), max(matrices[0].shape)
+        updates = matrices[0].new_empty(len(matrices), short, long)
+        for update, matrix in zip(updates, matrices, strict=True):
+            assert matrix.grad is not None
+            state = self.state[matrix]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(matrix)
+            velocity: Tensor = state["momentum"]
+            velocity.lerp_(matrix.grad, 1 - momentum)
+            nesterov = torch.lerp(matrix.grad, velocity, momentum)
+            update.copy_(nesterov if matrix.shape[0] == short else nesterov.T)
+        updates = orthogonalise(updates, int(group["newton_schulz_steps"]))
+        for update, matrix in zip(updates, matrices, strict=True):
+            if group["weight_decay"]:
+                matrix.mul_(1 - lr * group["weight_decay"])
+            matrix.add_(update if matrix.shape[0] == short else update.T, alpha=-lr * 0.2 * long**0.5)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearly `U Vᵀ` of each matrix `U S Vᵀ` in `[count, rows, columns]`, `rows <= columns`, by Newton–Schulz."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
