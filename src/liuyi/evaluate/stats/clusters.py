@@ -43,7 +43,8 @@ class ClusterSums:
     def without_one(self) -> Floats:
         """The estimates with each cluster left out in turn, float64 [clusters]."""
         above = self.numerator.sum() - self.numerator
-        return above / np.maximum(self.denominator.sum() - self.denominator, np.finfo(np.float64).tiny)
+        below = self.denominator.sum() - self.denominator
+        return np.asarray(above / np.maximum(below, np.finfo(np.float64).tiny))
 
     @property
     def standard_error(self) -> float:
