@@ -4,7 +4,7 @@
     completions = engine.generate([Request(prompt_ids=ids, max_tokens=64) for ids in prompts])
 
 Requests join and leave between steps (continuous batching, Orca: Yu et al., OSDI 2022). A server uses `submit`,
-`step` and `cancel` from one thread; `infer.loop` is that thread.
+`step` and `cancel` from one thread; `infer.async_engine` is that thread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from liuyi.core.errors import ModelError
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_grammar
-from liuyi.infer.request import Completion, Grammar, Request, Update
+from liuyi.infer.request import Completion, Request, Update
 from liuyi.infer.runner import ModelRunner
 from liuyi.infer.sampler import Sampler
 from liuyi.infer.sampling import Scored, derive_seed, score, unpack_mask
@@ -61,9 +62,12 @@ class Engine:
         self._scheduler = Scheduler(max_slots, prefill_tokens)
         self._runner = ModelRunner(model, max_slots, self.max_tokens)
         self._sampler = Sampler(max_slots, vocab_size)
-        self._grammars: GrammarCompiler | None = None
         self._sequences: dict[int, Sequence] = {}
         self._submitted = 0
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer, self.model.config.vocab_size, sorted(self.stop_ids))
 
     @property
     def running(self) -> int:
@@ -104,26 +108,46 @@ class Engine:
                 self.cancel(id)
         return [done[id] for id in order]
 
-    def submit(self, request: Request) -> int:
-        """Take a request into the queue; its id, by which updates and `cancel` name it.
+    def submit(self, request: Request, id: int | None = None) -> int:
+        """Take a request into the queue; its id, by which updates and `cancel` name it (the next number by default).
 
-        Raises RequestError if it can never be answered: too long for the context, an unknown token, a bad grammar.
+        Raises RequestError as `check` does.
         """
-        self.check(request)
-        grammar = request.grammar or (schema_grammar(request.schema) if request.schema is not None else None)
-        id = self._submitted
+        matcher = self.check(request)
+        id = self._submitted if id is None else id
+        seed = request.seed if request.seed is not None else derive_seed(self.seed, self._submitted)
+        self._submitted += 1
         sequence = Sequence(
             id,
             request,
-            matcher=self.compile(grammar) if grammar is not None else None,
-            seed=request.seed if request.seed is not None else derive_seed(self.seed, id),
+            matcher=matcher,
+            seed=seed,
             limit=min(len(request.prompt_ids) + request.max_tokens, self.max_tokens),
             stop_ids=(frozenset() if request.ignore_eos else self.stop_ids) | frozenset(request.stop_token_ids),
         )
-        self._submitted += 1
         self._sequences[id] = sequence
         self._scheduler.add(sequence)
         return id
+
+    def check(self, request: Request) -> Matcher | None:
+        """The matcher of the request's grammar, if it has one. May be called from any thread.
+
+        Raises RequestError if the request can never be answered: its prompt leaves no room in the context or names
+        a token that there is not, or its grammar is not valid. Compiled grammars are kept.
+        """
+        vocab_size = self.model.config.vocab_size
+        if len(request.prompt_ids) >= self.max_tokens:
+            raise RequestError(
+                f"the prompt has {len(request.prompt_ids)} tokens, and the context holds {self.max_tokens} "
+                "with at least one for the answer",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        for name, ids in (("prompt", request.prompt_ids), ("logit_bias", request.logit_bias)):
+            if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+                raise RequestError(f"token ids are between 0 and {vocab_size - 1}", param=name)
+        grammar = request.grammar or (schema_grammar(request.schema) if request.schema is not None else None)
+        return self._grammars.compile(grammar) if grammar is not None else None
 
     def cancel(self, id: int) -> bool:
         """Drop a request at once, whether it waits or runs; whether there was one."""
@@ -214,29 +238,6 @@ class Engine:
                 tokens += new
                 tops += [turn.sequence.request.top_logprobs] * len(new)
         return iter(score(logits[rows], tokens, tops) if rows else [])
-
-    def check(self, request: Request) -> None:
-        """Raises RequestError if the prompt leaves no room in the context, or names a token that there is not."""
-        vocab_size = self.model.config.vocab_size
-        if len(request.prompt_ids) >= self.max_tokens:
-            raise RequestError(
-                f"the prompt has {len(request.prompt_ids)} tokens, and the context holds {self.max_tokens} "
-                "with at least one for the answer",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        for name, ids in (("prompt", request.prompt_ids), ("logit_bias", request.logit_bias)):
-            if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-                raise RequestError(f"token ids are between 0 and {vocab_size - 1}", param=name)
-
-    def compile(self, grammar: Grammar) -> Matcher:
-        """A matcher at the beginning of the grammar; compiled grammars are kept. May be called from any thread.
-
-        Raises RequestError if the grammar is not valid.
-        """
-        if self._grammars is None:
-            self._grammars = GrammarCompiler(self.tokenizer, self.model.config.vocab_size, sorted(self.stop_ids))
-        return self._grammars.compile(grammar)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ A backend is small. An application that answers at once may be written as:
     class Desk:
         info = BackendInfo(app_digest=digest)
 
-        async def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        async def chat(self, request: ChatRequest) -> Deltas:
             return self._answer(request)
 
-        async def _answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        async def _answer(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
             text, detail = await asyncio.to_thread(self.cascade.answer, request.messages)
             yield Delta(text=text, finish_reason="stop", detail=detail)
 
@@ -17,8 +17,7 @@ A backend is small. An application that answers at once may be written as:
 
         async def close(self) -> None: ...
 
-`chat` refuses before any work is done, by raising `RequestError` (400) or `Overloaded` (429). Closing the
-iterator (`aclose`) before its end means that the client has gone: the work stops and its resources are free.
+`chat` refuses before any work is done, by raising `RequestError` (400) or `Overloaded` (429).
 """
 
 from __future__ import annotations
@@ -114,6 +113,17 @@ class Load:
     slots: int = 0
 
 
+class Deltas(Protocol):
+    """The deltas of a request as they come; an async generator is one."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def __anext__(self) -> Delta: ...
+
+    async def aclose(self) -> None:
+        """The client has gone: stop the work and free what it holds."""
+
+
 class ChatBackend(Protocol):
     """Continues conversations."""
 
@@ -121,7 +131,7 @@ class ChatBackend(Protocol):
     def info(self) -> BackendInfo:
         """Where its answers come from."""
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+    async def chat(self, request: ChatRequest) -> Deltas:
         """Admit the request and give its deltas, interleaved when there are several answers.
 
         Raises RequestError, Overloaded, EngineError.
@@ -138,5 +148,5 @@ class ChatBackend(Protocol):
 class TextBackend(Protocol):
     """A backend that also continues plain text, for `/v1/completions`."""
 
-    async def complete(self, request: TextRequest) -> AsyncIterator[Delta]:
+    async def complete(self, request: TextRequest) -> Deltas:
         """As `chat`, for each prompt."""
