@@ -155,14 +155,17 @@ def test_bootstrap_of_a_ratio_agrees_with_scipy() -> None:
     assert ours.mean == pytest.approx(bits.sum() / size.sum())
 
 
-def test_non_inferiority_of_real_scores_is_the_tost_of_statsmodels() -> None:
+def test_non_inferiority_of_real_scores_agrees_with_the_tost_of_statsmodels() -> None:
     rng = np.random.default_rng(8)
     before = rng.normal(size=60)
-    after = before + rng.normal(0.02, 0.2, size=60)
+    after = before + rng.normal(0.04, 0.2, size=60)
     _, (_, p_lower, _), (_, p_upper, _) = ttost_paired(after, before, -0.1, 0.1)
     ours = stats.tost(before, after, clusters=None, margin=0.1, metric="score", kind="real")
-    assert (ours.p_lower, ours.p_upper) == pytest.approx((p_lower, p_upper))
-    assert ours.p_value == pytest.approx(max(p_lower, p_upper))
+    assert (ours.p_lower, ours.p_upper) == pytest.approx((p_lower, p_upper), abs=0.008)
+    assert ours.p_value == ours.p_upper > 0.01
+    few = stats.tost(before[:6], after[:6], clusters=None, margin=0.1, metric="score", kind="real")
+    _, (_, p_lower, _), (_, p_upper, _) = ttost_paired(after[:6], before[:6], -0.1, 0.1)
+    assert (few.p_lower, few.p_upper) == pytest.approx((p_lower, p_upper)), "with few clusters it is Student's t"
 
 
 @pytest.mark.parametrize("kind", ["binary", "real"])
@@ -173,6 +176,8 @@ def test_no_worse_than_a_margin_means_the_interval_lies_within_it(kind: str, bet
     for margin in np.linspace(0.01, 0.3, 25):
         before = (rng.random(120) < 0.6) * 1.0
         after = np.where(rng.random(120) < 0.15, 1 - before, before)
+        if kind == "real":
+            after += rng.normal(0, 0.1, size=120)
         found = stats.compare(
             before, after, clusters=np.arange(120) // 3, metric="m", kind=kind, better=better, margin=margin
         )

@@ -9,7 +9,7 @@
 | what could be seen at all? | `mcnemar_power`, `mcnemar_detectable`, `detectable` |
 """
 
-from liuyi.evaluate.stats.bootstrap import bootstrap_interval, student_interval
+from liuyi.evaluate.stats.bootstrap import bootstrap_interval, bootstrap_tail, student_interval
 from liuyi.evaluate.stats.clusters import ClusterSums, cluster_sums, effective_items, labels
 from liuyi.evaluate.stats.compare import Interval, compare, estimate
 from liuyi.evaluate.stats.equivalence import Equivalence, tost
@@ -24,6 +24,7 @@ __all__ = [
     "Interval",
     "adjust",
     "bootstrap_interval",
+    "bootstrap_tail",
     "clopper_pearson",
     "cluster_sums",
     "compare",

@@ -13,7 +13,7 @@ How the parts are chosen, by the data's shape alone and never by the result:
 | right/wrong, clusters | McNemar exact on clusters (sign flips) | Tango score on effective items |
 | real or ratio | sign flips of cluster sums | BCa bootstrap of clusters |
 | right/wrong with a margin | Tango score at the margin | the same score |
-| real or ratio with a margin | cluster-robust t at the margin | the same t |
+| real or ratio with a margin | the BCa bootstrap's tail at the margin | BCa bootstrap of clusters |
 
 An interval never claims more than its exact test: where that test does not reject at 1 − level, it reaches zero.
 """
@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from liuyi.core.effect import Comparison
 from liuyi.core.errors import DataError
-from liuyi.evaluate.stats.bootstrap import RESAMPLES, bootstrap_interval, student_interval, student_quantile
+from liuyi.evaluate.stats.bootstrap import RESAMPLES, bootstrap_interval, bootstrap_tail, student_quantile
 from liuyi.evaluate.stats.clusters import ClusterSums, Floats, cluster_sums, column, effective_items, labels
 from liuyi.evaluate.stats.paired import flip_sums, flip_whole_sums, smallest_p
 from liuyi.evaluate.stats.power import detectable, mcnemar_detectable
@@ -181,15 +181,13 @@ def _compare_binary(
 def _compare_real(
     sums: ClusterSums, sign: float, margin: float | None, level: float, resamples: int, seed: int
 ) -> _Part:
-    error = sums.standard_error
+    low, high = bootstrap_interval(sums, level, resamples=resamples, seed=seed)
     if margin is None:
-        low, high = bootstrap_interval(sums, level, resamples=resamples, seed=seed)
-        seen = detectable(error, sums.count, alpha=1 - level)
+        seen = detectable(sums.standard_error, sums.count, alpha=1 - level)
         return _Part(low, high, flip_sums(sums.numerator, seed=seed), "sign flips of clusters", seen)
-    low, high = student_interval(sums, level)
-    excess = sign * sums.estimate + margin
-    statistic = float("-inf") if sums.count < 2 else (excess / error if error > 0 else float("inf") * np.sign(excess))
-    return _Part(low, high, _upper_tail(statistic, sums.count - 1), "t of clusters", None)
+    upright = ClusterSums(sign * sums.numerator, sums.denominator, sums.items)
+    p_value = bootstrap_tail(upright, -margin, resamples=resamples, seed=seed)
+    return _Part(low, high, p_value, "bootstrap of clusters", None)
 
 
 def _upper_tail(statistic: float, freedom: int | None) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+from numpy.typing import NDArray
 
 from liuyi.evaluate.stats.paired import smallest_p
 
@@ -13,23 +16,32 @@ def mcnemar_power(items: float, changed: float, difference: float, *, alpha: flo
     `items` (effective) items, of which a share `changed` ≥ |difference| changes. Unconditional: summed over how many
     items happen to change.
     """
-    from scipy.special import bdtr, bdtrc, bdtrik, gammaln, xlog1py, xlogy
+    from scipy.special import bdtr, bdtrc, gammaln, xlog1py, xlogy
 
     count = round(items)
     if count < 1:
         return 0.0
     changed = min(1.0, max(changed, abs(difference)))
     numbers = np.arange(count + 1)
-    log_chance = gammaln(count + 1) - gammaln(numbers + 1) - gammaln(count - numbers + 1)
-    chance = np.exp(log_chance + xlogy(numbers, changed) + xlog1py(count - numbers, -changed))
-    critical = np.floor(bdtrik(alpha / 2, numbers, 0.5))
-    critical = np.where(np.isfinite(critical), critical, -1)
-    critical -= bdtr(np.maximum(critical, 0), numbers, 0.5) > alpha / 2
-    gained = (1 + abs(difference) / changed) / 2 if changed else 0.5
+    ways = gammaln(count + 1) - gammaln(numbers + 1) - gammaln(count - numbers + 1)
+    chance = np.exp(ways + xlogy(numbers, changed) + xlog1py(count - numbers, -changed))
+    critical = _critical(count, alpha)
     usable = critical >= 0
-    low = np.where(usable, bdtr(np.maximum(critical, 0), numbers, gained), 0.0)
-    high = np.where(usable, bdtrc(np.maximum(numbers - critical - 1, 0), numbers, gained), 0.0)
-    return float((chance * (low + high)).sum())
+    gained = (1 + abs(difference) / changed) / 2 if changed else 0.5
+    low = bdtr(critical[usable], numbers[usable], gained)
+    high = bdtrc(numbers[usable] - critical[usable] - 1, numbers[usable], gained)
+    return float((chance[usable] * (low + high)).sum())
+
+
+@lru_cache(maxsize=64)
+def _critical(count: int, alpha: float) -> NDArray[np.int64]:
+    """For each number of changed items, the most losses that still reject; −1 where none does."""
+    from scipy.special import bdtr, bdtrik
+
+    numbers = np.arange(count + 1)
+    most = np.floor(np.nan_to_num(bdtrik(alpha / 2, numbers, 0.5), nan=-1)).astype(np.int64)
+    over = np.asarray(bdtr(np.maximum(most, 0), numbers, 0.5) > alpha / 2)
+    return np.asarray(most - over)
 
 
 def mcnemar_detectable(items: float, changed: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
@@ -40,7 +52,7 @@ def mcnemar_detectable(items: float, changed: float, *, alpha: float = 0.05, pow
     if mcnemar_power(items, changed, 1.0, alpha=alpha) < power:
         return None
     low, high = 0.0, 1.0
-    for _ in range(30):
+    for _ in range(20):
         middle = (low + high) / 2
         if mcnemar_power(items, changed, middle, alpha=alpha) < power:
             low = middle
