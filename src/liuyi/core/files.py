@@ -18,29 +18,26 @@ def scan(folder: Path) -> tuple[FileEntry, ...]:
 
     Raises ArtifactError for what an artifact cannot hold: links, devices, names that are not UTF-8, no file at all.
     """
-    entries = [
-        FileEntry(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
-        for name in file_names(folder)
-    ]
+    entries = []
+    for name in file_names(folder):
+        path = folder / name
+        if not is_safe(name):
+            raise ArtifactError(f"the name {name!r} is not UTF-8", where=str(folder))
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactError("an artifact holds files and folders only", where=str(path))
+        entries.append(FileEntry(path=name, bytes=path.stat().st_size, sha256=sha256_file(path)))
     if not entries:
         raise ArtifactError("an artifact needs at least one file", where=str(folder))
     return tuple(entries)
 
 
 def file_names(folder: Path) -> list[str]:
-    """The relative POSIX names of all files below `folder` but the manifest, sorted."""
+    """The relative POSIX names of everything below `folder` but folders and the manifest, sorted."""
     names = []
     for parent, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            path = Path(parent) / name
-            relative = path.relative_to(folder).as_posix()
-            if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                raise ArtifactError("an artifact holds files and folders only", where=str(path))
-            if not is_safe(relative):
-                raise ArtifactError(f"the name {relative!r} is not UTF-8", where=str(folder))
-            if name in files and relative != MANIFEST:
-                names.append(relative)
-    return sorted(names)
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        names += [(Path(parent) / name).relative_to(folder).as_posix() for name in [*files, *links]]
+    return sorted(name for name in names if name != MANIFEST)
 
 
 def digest_of(entries: Iterable[FileEntry]) -> str:
