@@ -12,7 +12,8 @@
             out.metrics["documents"] = 10
 
 Modules that define steps are named by entry points of the group `liuyi.steps`, so a plugin's step is no
-different from ours. They import heavy libraries inside the functions: loading the registry must be quick.
+different from ours. They import heavy libraries inside the functions: loading the registry must be quick. What the
+steps of a module import in common, such as torch, it may name in a tuple `PRELOAD`: a run then imports it once for all.
 """
 
 from __future__ import annotations

@@ -1,0 +1,179 @@
+"""Small steps for tests of the runner; the fixture `toys` makes a plugin of this file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from liuyi.core.errors import DataError
+from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+
+PRELOAD = ("colorsys",)
+
+
+class NumberParams(Params):
+    value: int
+    file: SourcePath | None = None
+
+
+@step("toy.number", version=1, inputs={}, outputs={"number": Output("corpus")})
+def number(ctx: Context, params: NumberParams) -> None:
+    """Write one number."""
+    with ctx.output("number") as out:
+        (out.path / "number.txt").write_text(str(params.value))
+        out.metrics["value"] = params.value
+
+
+class SumParams(Params):
+    pass
+
+
+@step("toy.sum", version=1, inputs={"numbers": Input("corpus", many=True)}, outputs={"number": Output("corpus")})
+def add_up(ctx: Context, params: SumParams) -> None:
+    """Add numbers up."""
+    total = sum(int(each.file("number.txt").read_text()) for each in ctx.inputs("numbers"))
+    ctx.log(f"the sum is {total}")
+    with ctx.output("number") as out:
+        (out.path / "number.txt").write_text(str(total))
+        out.metrics["value"] = total
+
+
+class ChainParams(Params):
+    links: int = 20
+    pause_s: float = 0.05
+    diary: Path | None = None
+    """A file that gets one line for each start and each link."""
+
+
+@step(
+    "toy.chain", version=1, inputs={"number": Input("corpus", optional=True)}, outputs={"model": Output("checkpoint")}
+)
+def chain(ctx: Context, params: ChainParams) -> None:
+    """Hash a value again and again, with a checkpoint after each time, as a training does."""
+    checkpoint = ctx.workdir / "state.json"
+    state = {"link": 0, "value": str(ctx.seed)}
+    if checkpoint.exists():
+        state = json.loads(checkpoint.read_text())
+    _note(params.diary, f"start {os.getpid()} {os.getppid()} at {state['link']}")
+    while state["link"] < params.links:
+        time.sleep(params.pause_s)
+        state = {"link": state["link"] + 1, "value": hashlib.sha256(state["value"].encode()).hexdigest()}
+        beside = checkpoint.with_suffix(".new")
+        beside.write_text(json.dumps(state))
+        beside.rename(checkpoint)
+        _note(params.diary, f"link {state['link']}")
+        ctx.metric("loss", 1 / state["link"], index=state["link"])
+        ctx.progress(state["link"], params.links, "links", loss=1 / state["link"])
+    with ctx.output("model") as out:
+        (out.path / "value.txt").write_text(state["value"])
+
+
+def _note(diary: Path | None, line: str) -> None:
+    if diary is not None:
+        with diary.open("a") as file:
+            file.write(line + "\n")
+
+
+class FailParams(Params):
+    how: Literal[
+        "people", "error", "memory", "disk", "killed", "crash", "exit", "missing", "twice", "unknown", "nan", "empty"
+    ]
+
+
+@step("toy.fail", version=1, inputs={}, outputs={"number": Output("corpus")})
+def fail(ctx: Context, params: FailParams) -> None:
+    """Fail in a chosen way."""
+    print("about to fail")
+    print("this goes to the log too", file=sys.stderr)
+    match params.how:
+        case "people":
+            raise DataError("the table has no rows", where="table.csv:1", hint="give it some")
+        case "error":
+            raise ZeroDivisionError("division by zero")
+        case "memory":
+            raise MemoryError
+        case "disk":
+            raise OSError(28, "No space left on device", "/somewhere")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "crash":
+            os.abort()
+        case "exit":
+            sys.exit("enough")
+        case "twice":
+            for _ in range(2):
+                with ctx.output("number") as out:
+                    (out.path / "number.txt").write_text("1")
+        case "unknown":
+            with ctx.output("numbre") as out:
+                pass
+        case "nan":
+            with ctx.output("number") as out:
+                (out.path / "number.txt").write_text("1")
+                out.metrics["value"] = float("nan")
+        case "empty":
+            with ctx.output("number"):
+                pass
+
+
+class StubbornParams(Params):
+    ready: Path
+
+
+@step("toy.stubborn", version=1, inputs={}, outputs={"number": Output("corpus")})
+def stubborn(ctx: Context, params: StubbornParams) -> None:
+    """Do not listen when told to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    params.ready.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+class FactsParams(Params):
+    pass
+
+
+@step(
+    "toy.facts",
+    version=1,
+    inputs={},
+    outputs={"facts": Output("report")},
+    fingerprint=lambda _: os.environ.get("TOY_FACTS", ""),
+)
+def facts(ctx: Context, params: FactsParams) -> None:
+    """Tell about this process."""
+    import random
+
+    import numpy as np
+
+    told = {
+        "cwd": str(Path.cwd()),
+        "seed": ctx.seed,
+        "random": random.random(),
+        "numpy": float(np.random.random()),
+        "preloaded": "colorsys" in sys.modules,
+        "hash": hash("a"),
+        "stdin": sys.stdin.read(),
+        "run": ctx.run_id,
+        "name": ctx.name,
+    }
+    with ctx.output("facts") as out:
+        (out.path / "facts.json").write_text(json.dumps(told))
+
+
+class GateParams(Params):
+    decision: Literal["promoted", "held"] = "held"
+
+
+@step("toy.gate", version=1, inputs={}, outputs={"verdict": Output("verdict")})
+def gate(ctx: Context, params: GateParams) -> None:
+    """Decide something."""
+    comparison = {"metric": "exact match", "delta": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.01, "p_adjusted": 0.02}
+    verdict = {"stage": "fine-tuning", "decision": params.decision, "comparisons": [comparison], "rule": "better"}
+    with ctx.output("verdict") as out:
+        (out.path / "verdict.json").write_text(json.dumps(verdict))
