@@ -1,0 +1,1 @@
+"""The art of data: sources, cleaning, deduplication, selection, chats, tokens."""

@@ -1,0 +1,55 @@
+"""What the lines of a document are: prose, code, tables, lists. Shares are of characters: short lines weigh little."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+
+from liuyi.data.clean.batch import Batch, Floats, Pieces, ratio
+
+ATTRIBUTES = (
+    "code_lines",
+    "table_lines",
+    "bullet_lines",
+    "ellipsis_lines",
+    "terminal_lines",
+    "short_lines",
+    "link_lines",
+)
+
+_CODE = (
+    r"^(?:>>>|\.\.\. |\$ |In \[\d+\]|def |class |import |from [\w.]+ import |return |#include|@\w|\}|\{)"
+    r"|^[\w.\[\]]+ ?(?:=|\+=|->) ?\S|^[\w.]+\([^)]*\)?$|[;{]$"
+)
+_TABLE = r"^[|+\-=~^*_#.:\s]{3,}$|\|.*\||^(?:[-+]?[\d.,eE%]+[\s|,;]+){2,}|(?:\S+\s{3,}){3,}"
+_BULLET = r"^(?:[-*+•●·▪◦※◆■★]|\d{1,3}[.)、]|[（(][\d一二三四五六七八九十]{1,3}[)）])\s*\S"
+_ELLIPSIS = r"(?:\.\.\.|…|……)$"
+_TERMINAL = r"[.!?。！？…;；:：][\"'”’)）」』]*$"
+_LINK = r"^\W*(?:https?://|www\.)\S+\W*$|^\[[^\]]*\]\([^)]*\)$"
+_SHORT_CHARS = 10
+
+
+def layout(batch: Batch) -> dict[str, Floats]:
+    """The share of characters in lines of code, of tables or rules, of lists, of bare links, in lines cut off by `…`,
+    and of lines (by number) that end like sentences or are shorter than 10 characters."""
+    lines = batch.lines
+    count = batch.per_document(lines)
+    chars = batch.per_document(lines, lines.chars)
+
+    def share(pattern: str) -> Floats:
+        return ratio(batch.per_document(lines, lines.chars * _matches(lines, pattern)), chars)
+
+    return {
+        "code_lines": share(_CODE),
+        "table_lines": share(_TABLE),
+        "bullet_lines": share(_BULLET),
+        "ellipsis_lines": share(_ELLIPSIS),
+        "terminal_lines": ratio(batch.per_document(lines, _matches(lines, _TERMINAL)), count),
+        "short_lines": ratio(batch.per_document(lines, lines.chars < _SHORT_CHARS), count),
+        "link_lines": share(_LINK),
+    }
+
+
+def _matches(lines: Pieces, pattern: str) -> np.ndarray:
+    found = pc.match_substring_regex(lines.distinct, pattern).to_numpy(zero_copy_only=False)
+    return np.asarray(found, bool)[lines.codes]

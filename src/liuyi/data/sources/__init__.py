@@ -1,0 +1,1 @@
+"""Where documents come from. A source reads; it judges nothing."""
