@@ -73,7 +73,7 @@ def answer_schema(grammars: Iterable[Grammar], facility: Facility) -> dict[str, 
             always[template.intent] = always.get(template.intent, set(slots)) & set(slots)
     alternatives = [
         _object(intent, {slot: _union(found) for slot, found in sorted(slots.items())}, sorted(always[intent]))
-        for intent, slots in sorted({**dict.fromkeys(always, {}), **values}.items())
+        for intent, slots in sorted({intent: values[intent] for intent in always}.items())
     ]
     alternatives.insert(0, _object(HAND_OFF, {}, []))
     return {
@@ -122,8 +122,7 @@ def _union(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     if numeric:
         first = numeric[0]
         merged.append(
-            first
-            | {"minimum": min(s["minimum"] for s in numeric), "maximum": max(s["maximum"] for s in numeric)}
+            first | {"minimum": min(s["minimum"] for s in numeric), "maximum": max(s["maximum"] for s in numeric)}
         )
     texts = [schema for schema in others if schema["type"] == "string"]
     merged += texts[:1]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 
 from liuyi.core.errors import DataError
-from liuyi.data.desk.answers import answer_schema
+from liuyi.data.desk.answers import answer_schema, hand_off
 from liuyi.data.desk.compound import Compound, join_requests, share_words
 from liuyi.data.desk.expand import Expander, Sentence
 from liuyi.data.desk.facility import LANGUAGES, Facility, Language
@@ -21,6 +20,7 @@ from liuyi.data.desk.split import Part, split_families
 from liuyi.data.desk.style import dress
 from liuyi.data.desk.templates import Grammar, Template, load_grammar
 from liuyi.data.desk.typos import mistype
+from liuyi.data.pool import available_cores, map_ordered
 
 _PATIENCE = 8
 
@@ -42,6 +42,7 @@ class Plan:
     practice_share: float = 0.08
     typo_rows: float = 0.08
     outside_rows: float = 0.06
+    compound_rows: float = 0.03
     number_words: float = 0.08
 
 
@@ -61,8 +62,8 @@ class Desk:
     """Everything that `build_desk` makes."""
 
     facility: Facility
-    grammars: dict[Language, Grammar]
     parts: dict[str, Part]
+    """Where each template family went, by cluster id."""
     schema: dict[str, Any]
     rules: dict[str, Any]
     """The training templates of each language, in hassil's form."""
@@ -74,21 +75,39 @@ class Desk:
 
 def build_desk(facility: Facility, plan: Plan, seed: int) -> Desk:
     """Expand, check, split and write out the desk task. The same arguments give the same rows."""
-    grammars = {language: load_grammar(language, facility) for language in LANGUAGES}
-    templates = [template for grammar in grammars.values() for template in grammar.templates]
-    shares: dict[Part, float] = {"test": plan.test_share, "dev": plan.dev_share, "practice": plan.practice_share}
-    parts = split_families(templates, shares, seed)
     rows: dict[str, list[Row]] = defaultdict(list)
-    dropped: Counter[tuple[str, str]] = Counter()
+    parts: dict[str, Part] = {}
+    dropped: dict[tuple[str, str], int] = {}
     rules: dict[str, Any] = {}
-    for language, grammar in grammars.items():
-        known = [template for template in grammar.templates if parts[template.cluster] == "train"]
-        rules[language] = grammar.hassil(known)
-        writer = _Writer(grammar, facility, plan, parts, Recogniser(rules[language]), seed)
-        for name, found in writer.write().items():
+    jobs = [(language, facility, plan, seed) for language in LANGUAGES]
+    for job, writer in zip(jobs, map_ordered(_write, jobs, min(len(jobs), available_cores())), strict=True):
+        for name, found in writer.rows.items():
             rows[name] += found
-        dropped.update({(language, reason): count for reason, count in writer.dropped.items()})
-    return Desk(facility, grammars, parts, answer_schema(grammars.values(), facility), rules, dict(rows), dict(dropped))
+        parts |= writer.parts
+        rules[job[0]] = writer.rules
+        dropped |= {(job[0], reason): count for reason, count in writer.dropped.items()}
+    schema = answer_schema([load_grammar(language, facility) for language in LANGUAGES], facility)
+    return Desk(facility, parts, schema, rules, dict(rows), dropped)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One language's share of the desk."""
+
+    parts: dict[str, Part]
+    rules: dict[str, Any]
+    rows: dict[str, list[Row]]
+    dropped: dict[str, int]
+
+
+def _write(job: tuple[Language, Facility, Plan, int]) -> _Written:
+    language, facility, plan, seed = job
+    grammar = load_grammar(language, facility)
+    shares: dict[Part, float] = {"test": plan.test_share, "dev": plan.dev_share, "practice": plan.practice_share}
+    parts = split_families(grammar.templates, shares, seed)
+    rules = grammar.hassil(template for template in grammar.templates if parts[template.cluster] == "train")
+    writer = _Writer(grammar, facility, plan, parts, Recogniser(rules), seed)
+    return _Written(parts, rules, writer.write(), dict(writer.dropped))
 
 
 class _Writer:
@@ -107,19 +126,21 @@ class _Writer:
 
     def write(self) -> dict[str, list[Row]]:
         """Held-out sets first: a sentence that is in one of them cannot come again in training."""
-        plan, half = self._plan, lambda count: max(1, round(count / len(LANGUAGES)))
+        plan, half = self._plan, _half
         test = self._sentences("test", half(plan.test_items))
         dev = self._sentences("dev", half(plan.dev_items))
         familiar = self._sentences("train", half(plan.familiar_items), "familiar")
+        fifth = half(plan.dev_items) // 5
         sets = {
             "test": [self._held_out_row(sentence, "test") for sentence in test],
             "familiar": [self._row(sentence, "familiar", "familiar") for sentence in familiar],
             "typos": self._typos(test, half(plan.typo_items), "typos"),
             "outside": self._outside("test", half(plan.outside_items)),
-            "compound": self._compounds(test + familiar, half(plan.compound_items)),
+            "compound": self._compounds(test + familiar, half(plan.compound_items), "compound"),
             "dev": [self._held_out_row(sentence, "dev") for sentence in dev]
-            + self._typos(dev, half(plan.dev_items) // 5, "dev")
-            + self._outside("dev", half(plan.dev_items) // 5),
+            + [self._row(sentence, "familiar", "dev") for sentence in self._sentences("train", fifth, "dev")]
+            + self._typos(dev, fifth, "dev")
+            + self._outside("dev", fifth),
         }
         return sets | {
             "practice": self._training("practice", half(plan.practice_rows)),
@@ -129,12 +150,16 @@ class _Writer:
     def _training(self, part: Part, count: int) -> list[Row]:
         plan = self._plan
         outside = self._outside("train", round(count * plan.outside_rows), part)
-        sentences = self._sentences(part, count - len(outside), fill=True)
+        several = round(count * plan.compound_rows)
+        sentences = self._sentences(part, count - len(outside) - several, fill=True)
         rows = [self._row(sentence, "request", part) for sentence in sentences]
         rng = random.Random(f"rows/{self._seed}/{part}/{self._language}")
         for number, sentence in enumerate(sentences):
             if rng.random() < plan.typo_rows and (spoilt := self._spoil(sentence, rng)):
                 rows[number] = Row(spoilt, sentence.answer, self._language, sentence.template.cluster, "typo")
+        # Several requests at once are not one of the desk's answers: the application takes them apart first.
+        compounds = self._compounds(sentences, several, part) if several else []
+        rows += [replace(row, answer=hand_off()) for row in compounds]
         rows += outside
         rng.shuffle(rows)
         return rows
@@ -233,8 +258,8 @@ class _Writer:
                 rows.append(self._row(sentence, "outside", f"outside/{part}"))
         return rows
 
-    def _compounds(self, sentences: list[Sentence], count: int) -> list[Row]:
-        rng = random.Random(f"compound/{self._seed}/{self._language}")
+    def _compounds(self, sentences: list[Sentence], count: int, salt: str) -> list[Row]:
+        rng = random.Random(f"compound/{self._seed}/{salt}/{self._language}")
         whole = [sentence for sentence in sentences if not sentence.free_text]
         rows: list[Row] = []
         for number in cycle(range(3)):
@@ -250,6 +275,11 @@ class _Writer:
                 kind = "shared" if made.shared else "joined"
                 rows.append(Row(made.text, made.reference, self._language, f"compound.{number}.{key}", kind))
         return rows
+
+
+def _half(count: int) -> int:
+    """A language's share of a count."""
+    return max(1, round(count / len(LANGUAGES)))
 
 
 def _key(text: str) -> str:

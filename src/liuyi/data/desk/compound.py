@@ -53,7 +53,8 @@ def _names(facility: Facility, language: Language, rng: random.Random, keys: Seq
 def _two_rooms(facility: Facility, language: Language, rng: random.Random, act: str, intent: str) -> Compound:
     (first, one), (second, two) = _names(facility, language, rng, rng.sample(sorted(facility.areas), 2))
     if language == "en":
-        text = rng.choice((f"turn {act} the {one} and {two} lights", f"turn {act} the lights in the {one} and the {two}"))
+        shapes = (f"turn {act} the {one} and {two} lights", f"turn {act} the lights in the {one} and the {two}")
+        text = rng.choice(shapes)
     else:
         verb = "打开" if act == "on" else "关闭"
         text = rng.choice((f"{verb}{one}和{two}的灯", f"把{one}和{two}的灯{verb}"))
@@ -62,9 +63,8 @@ def _two_rooms(facility: Facility, language: Language, rng: random.Random, act: 
 
 
 def _two_devices(facility: Facility, language: Language, rng: random.Random, act: str, intent: str) -> Compound:
-    switched = sorted(
-        key for key, device in facility.devices.items() if device.domain in ("light", "switch", "fan") and not device.guarded
-    )
+    domains = ("light", "switch", "fan")
+    switched = sorted(k for k, device in facility.devices.items() if device.domain in domains and not device.guarded)
     (first, one), (second, two) = _names(facility, language, rng, rng.sample(switched, 2))
     if language == "en":
         text = rng.choice((f"turn {act} the {one} and the {two}", f"switch {act} the {one} and {two}"))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from liuyi.core.errors import DataError
@@ -65,8 +66,8 @@ class Expander:
         text = _tidy(text, self._grammar.language)
         if not _natural(text, self._grammar.language):
             return None
-        if template.language == "en" and "area" in template.slots and {"all"} == walk.rules_used & {"all", "here"}:
-            return None  # "turn off all fans": of this room, or of the house? The source says the room, people the house.
+        if _all_of_where(template, walk):
+            return None
         return Sentence(text, answer(template.intent, walk.slots), template, walk.free_text)
 
     def _walk(self, node: Expression, template: Template, walk: _Walk) -> str:
@@ -108,7 +109,7 @@ class Expander:
         phrases = self._facility.phrases.get(name, Phrases()).of(template.language)
         if not phrases:
             raise DataError(
-                f"the template '{template.text}' takes free text '{name}', and the facility has none in {template.language}",
+                f"'{template.text}' takes free text '{name}', and the facility has none in {template.language}",
                 where=f"phrases.{name}.{template.language}",
                 hint="list a few phrases there",
             )
@@ -129,6 +130,12 @@ class Expander:
         if in_words and whole is not None and whole <= 100 and "multiplier" not in bounds:
             return _in_words(whole, self._grammar.language), value
         return f"{number:g}", value
+
+
+def _all_of_where(template: Template, walk: _Walk) -> bool:
+    """Whether it says "all fans" and not where: the source means this room's, many people mean the whole house's."""
+    this_room = template.language == "en" and "area" in template.slots
+    return this_room and "all" in walk.rules_used and "here" not in walk.rules_used
 
 
 @cache
@@ -153,7 +160,7 @@ def _natural(text: str, language: str) -> bool:
     if language == "zh":
         return not _ODD_ZH.search(text)
     words = text.split()
-    for first, second in zip(words, words[1:], strict=False):
+    for first, second in pairwise(words):
         if first == second or {first, second} <= {"the", "my", "our"} or {first, second} <= _LIGHT_WORDS:
             return False
         if first in ("1", "one") and second in ("hours", "minutes", "seconds"):

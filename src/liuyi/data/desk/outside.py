@@ -46,9 +46,7 @@ def outside_requests(
 
 
 def _topics(part: OutsidePart, language: Language) -> list[Template]:
-    return [
-        Template(language, "outside", text, "topic", {}, ()) for text in _source()["topics"][part][language]
-    ]
+    return [Template(language, "outside", text, "topic", {}, ()) for text in _source()["topics"][part][language]]
 
 
 def _strangers(part: OutsidePart, grammar: Grammar) -> Grammar:

@@ -1,20 +1,25 @@
 """From a sentence back to its answer, by hassil and a set of templates.
 
-hassil tries every template on every sentence. Here an index over the words that each template cannot do without picks
-the few that can match, and only those are tried: the same results in a fraction of the time.
+hassil tries every template on every sentence. Here only those are tried that can match at all: the sentence holds the
+words that the template cannot do without, and a room, a floor, a device of the right domain or a number where it needs
+one. The results are the same in a fraction of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from liuyi.data.desk.answers import answer
 
 if TYPE_CHECKING:
-    from hassil.intents import Intent, IntentData
+    from hassil.expression import Expression
+    from hassil.intents import Intent, IntentData, Intents
     from hassil.recognize import RecognizeResult
+
+
+_BREAKS = str.maketrans("-_", "  ")
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,15 @@ class Recogniser:
         self._cjk_whitespace = CJK_WHITESPACE
         self._intents = Intents.from_dict(dict(grammar))
         self._blocks: list[tuple[Intent, IntentData]] = []
-        self._clauses: list[tuple[frozenset[str], ...]] = []
+        self._clauses: list[frozenset[frozenset[str]]] = []
+        names = _Surfaces(grammar)
         for intent in self._intents.intents.values():
             for block in intent.data:
                 (sentence,) = block.sentences
+                words = sentence.get_required_clauses(self._intents.expansion_rules)
+                lists = _needed_lists(sentence.expression, self._intents)
                 self._blocks.append((intent, block))
-                self._clauses.append(tuple(sentence.get_required_clauses(self._intents.expansion_rules)))
+                self._clauses.append(words | names.clauses(lists, block.requires_context.get("domain", ())))
         self._fragments = sorted({fragment for clauses in self._clauses for clause in clauses for fragment in clause})
 
     def readings(self, text: str) -> list[RecognizeResult]:
@@ -96,13 +104,64 @@ class Recogniser:
 
     def _candidates(self, text: str) -> list[int]:
         plain = self._normalise(text).text.casefold()
-        haystack = f"{plain}\n{self._cjk_whitespace.sub('', plain)}"
+        # hassil takes "living-room" for "living room".
+        haystack = "\n".join((plain, plain.translate(_BREAKS), self._cjk_whitespace.sub("", plain)))
         present = {fragment for fragment in self._fragments if fragment in haystack}
         return [
             number
             for number, clauses in enumerate(self._clauses)
             if all(not clause.isdisjoint(present) for clause in clauses)
         ]
+
+
+class _Surfaces:
+    """What must stand in a sentence for a slot list to match in it, as clauses: one of these fragments."""
+
+    def __init__(self, grammar: Mapping[str, Any]) -> None:
+        from hassil.numbers import get_rbnf_engine
+
+        self._lists = grammar["lists"]
+        engine = get_rbnf_engine(grammar["language"])
+        words = {word for number in range(101) for word in _spoken(engine, number)}
+        if grammar.get("settings", {}).get("ignore_whitespace"):
+            words = {char for word in words for char in word}
+        self._numbers = frozenset("0123456789") | words
+
+    def clauses(self, lists: Iterable[str], domains: Collection[str]) -> frozenset[frozenset[str]]:
+        return frozenset(filter(None, (self._clause(name, domains) for name in lists)))
+
+    def _clause(self, name: str, domains: Collection[str]) -> frozenset[str]:
+        found = self._lists.get(name, {})
+        if "range" in found:
+            return self._numbers
+        if name not in ("area", "floor", "name"):
+            return frozenset()
+        return frozenset(
+            value["in"].casefold()
+            for value in found["values"]
+            if name != "name" or not domains or value["context"]["domain"] in domains
+        )
+
+
+def _spoken(engine: Any, number: int) -> Iterator[str]:
+    for text in engine.format_number(number).text_by_ruleset.values():
+        yield from text.casefold().replace("-", " ").split()
+
+
+def _needed_lists(node: Expression, intents: Intents) -> frozenset[str]:
+    """The slot lists without which the expression cannot match."""
+    from hassil.expression import Alternative, Group, ListReference, RuleReference
+
+    match node:
+        case ListReference():
+            return frozenset({node.list_name})
+        case RuleReference():
+            return _needed_lists(intents.expansion_rules[node.rule_name].expression, intents)
+        case Alternative():
+            return frozenset.intersection(*(_needed_lists(item, intents) for item in node.items))
+        case Group():
+            return frozenset().union(*(_needed_lists(item, intents) for item in node.items))
+    return frozenset()
 
 
 def _rank(result: RecognizeResult) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from liuyi.data.desk.facility import Facility, Language
 
 PACKAGE = "home-assistant-intents"
 LICENCE = "CC-BY-4.0"
-ATTRIBUTION = "Sentence templates: home-assistant-intents, © The Home Assistant Authors, CC BY 4.0, expanded and changed"
+ATTRIBUTION = "Sentence templates: home-assistant-intents by The Home Assistant Authors, CC BY 4.0; expanded, changed"
 HERE = "here"
 QUESTIONS = ("any", "all", "which", "how_many")
 _DATA_NAME: dict[Language, str] = {"en": "en", "zh": "zh-CN"}
