@@ -94,6 +94,11 @@ class AsyncEngine:
         """Requests admitted that have no slot yet."""
         return max(0, self._admitted - self.engine.running)
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered."""
+        return self._thread.is_alive() and not self._closing
+
     def start(self) -> None:
         """Begin to work, for the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
@@ -123,6 +128,8 @@ class AsyncEngine:
         Raises Overloaded before anything is made if the queue is full, RequestError if a request cannot be answered,
         EngineError if the engine has stopped.
         """
+        if not self.alive:
+            raise EngineError("the engine does not run")
         self._admit(count)
         try:
             requests = await asyncio.to_thread(self._made, make)

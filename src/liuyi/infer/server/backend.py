@@ -5,6 +5,8 @@ A backend is small. An application that answers at once may be written as:
     class Desk:
         info = BackendInfo(app_digest=digest)
 
+        async def start(self) -> None: ...
+
         async def chat(self, request: ChatRequest) -> Deltas:
             return self._answer(request)
 
@@ -111,6 +113,8 @@ class Load:
     running: int = 0
     waiting: int = 0
     slots: int = 0
+    alive: bool = True
+    """False when it cannot answer any more."""
 
 
 class Deltas(Protocol):
@@ -130,6 +134,9 @@ class ChatBackend(Protocol):
     @property
     def info(self) -> BackendInfo:
         """Where its answers come from."""
+
+    async def start(self) -> None:
+        """Get ready, in the event loop that runs now; called once, before anything is asked."""
 
     async def chat(self, request: ChatRequest) -> Deltas:
         """Admit the request and give its deltas, interleaved when there are several answers.

@@ -1,0 +1,50 @@
+"""The record of answers: which model and application gave each, written beside the serving, never in its way."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger("liuyi.server")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What lineage keeps of one answer; neither prompt nor text."""
+
+    id: str
+    model_digest: str
+    app_digest: str | None
+    request_digest: str
+    """SHA-256 of the request's canonical JSON."""
+    detail: Mapping[str, Any]
+
+
+class AnswerLog:
+    """Hands answers to `record` in a thread of its own; a record that fails is logged and does no other harm."""
+
+    def __init__(self, record: Callable[[Answer], None]) -> None:
+        self._record = record
+        self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="liuyi-answers", daemon=True)
+        self._thread.start()
+
+    def add(self, answer: Answer) -> None:
+        """Record an answer soon."""
+        self._answers.put(answer)
+
+    def close(self) -> None:
+        """Wait until all answers are recorded."""
+        self._answers.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (answer := self._answers.get()) is not None:
+            try:
+                self._record(answer)
+            except Exception:
+                logger.exception("the answer %s could not be recorded", answer.id)

@@ -1,0 +1,106 @@
+"""Every error in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from liuyi.core.errors import LiuyiError, ModelError, OutOfMemory, did_you_mean
+from liuyi.infer.errors import EngineError, Overloaded, RequestError
+
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "overloaded", 503: "unavailable"}
+
+
+class UnknownModel(RequestError):
+    """The request names a model that this server has not."""
+
+    def __init__(self, model: str, known: Sequence[str]) -> None:
+        message = f"the model '{model[:200]}' does not exist; {did_you_mean(model[:200], known)}"
+        super().__init__(message, param="model", code="model_not_found")
+
+
+def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body of an error response."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    code = code or _CODES.get(status)
+    return {"error": {"message": _clean(message), "type": kind, "param": param and _clean(param), "code": code}}
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An error response."""
+    return JSONResponse(error_body(status, message, param=param, code=code), status, headers=headers)
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body for an error that was met while answering."""
+    if isinstance(error, UnknownModel):
+        return 404, error_body(404, error.message, param=error.param, code=error.code)
+    if isinstance(error, RequestError):
+        message = f"{error.message}; {error.hint}" if error.hint else error.message
+        return 400, error_body(400, message, param=error.param, code=error.code)
+    if isinstance(error, Overloaded):
+        return 429, error_body(429, error.message)
+    if isinstance(error, EngineError | OutOfMemory):
+        return 503, error_body(503, error.message)
+    if isinstance(error, ModelError):
+        return 400, error_body(400, str(error), param="messages")
+    if isinstance(error, LiuyiError):
+        return 500, error_body(500, str(error))
+    return 500, error_body(500, "the server met an error that it did not expect; its log says more")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app in OpenAI's shape."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        status, body = describe(error)
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+        return JSONResponse(body, status, headers=headers)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        message, param = _first_problem(error.errors())
+        return error_response(400, message, param=param)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return error_response(404, f"there is no {request.method} {request.url.path[:200]}")
+        return error_response(error.status_code, str(error.detail), headers=error.headers)
+
+    app.add_exception_handler(LiuyiError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, known)
+
+
+def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """Message and field of the first thing that is wrong with a body; what the client sent is not repeated."""
+    problem = problems[0]
+    if problem["type"] == "json_invalid":
+        detail = str(problem.get("ctx", {}).get("error", "")) or "it cannot be parsed"
+        return f"the body is not valid JSON: {detail}", None
+    place = [str(part) for part in problem["loc"] if part != "body"]
+    param = ".".join(place)[:200] or None
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "this parameter is not known"
+    return (f"{param}: {message}" if param else message), param
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can carry: what a client sent may hold halves of surrogate pairs."""
+    return text.encode("utf-8", errors="replace").decode()

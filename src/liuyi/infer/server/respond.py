@@ -1,0 +1,96 @@
+"""Answers on the wire: whole, or as server-sent events; either way a client that hangs up ends the work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from liuyi.infer.server.backend import Delta, Deltas
+from liuyi.infer.server.errors import describe
+from liuyi.infer.server.format import Answering, ChatFormat, TextFormat, event
+
+logger = logging.getLogger("liuyi.server")
+T = TypeVar("T")
+
+
+async def whole(
+    deltas: Deltas, answering: Answering, form: ChatFormat | TextFormat, asked_logprobs: bool
+) -> dict[str, Any]:
+    """The response object, once every answer is there."""
+    answers: dict[int, list[Delta]] = {}
+    async with aclosing(deltas):
+        async for delta in deltas:
+            answers.setdefault(delta.index, []).append(delta)
+    choices = [form.choice(index, answers[index], asked_logprobs) for index in sorted(answers)]
+    return answering.object(form.kind, choices, usage=answering.usage)
+
+
+class EventStream(Response):
+    """The deltas as server-sent events, ended by `[DONE]`."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, deltas: Deltas, answering: Answering, form: ChatFormat | TextFormat, choices: int, with_usage: bool
+    ) -> None:
+        self._deltas = deltas
+        self._answering = answering
+        self._form = form
+        self._choices = choices
+        self._with_usage = with_usage
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await unless_gone(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._deltas):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for chunk in self._chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        kind, more = self._form.chunk_kind, {"usage": None} if self._with_usage else {}
+        for index in range(self._choices):
+            opening = self._form.opening(index)
+            if opening is not None:
+                yield event(self._answering.object(kind, [opening], **more))
+        try:
+            async for delta in self._deltas:
+                if delta.text or delta.tokens or delta.finish_reason:
+                    yield event(self._answering.object(kind, [self._form.piece(delta)], **more))
+        except Exception as error:
+            status, body = describe(error)
+            if status == 500:
+                logger.exception("an answer broke off")
+            yield event(body)
+            return
+        if self._with_usage:
+            yield event(self._answering.object(kind, [], usage=self._answering.usage))
+        yield event("[DONE]")
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None if the client hangs up before; the work is cancelled then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,163 @@
+"""Each sampling method against its formula, and draws against the distribution they come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from liuyi.infer.sampling import (
+    derive_seed,
+    draw,
+    gumbel_noise,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    noise_keys,
+    penalise,
+    score,
+    unpack_mask,
+)
+
+rows_of_logits = st.lists(
+    st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=1, max_size=4
+).map(torch.tensor)
+
+
+def keys(count: int, seed: int = 0) -> np.ndarray:
+    return noise_keys(np.full(count, seed, dtype=np.uint64), np.arange(count, dtype=np.uint64))
+
+
+def kept(logits: torch.Tensor) -> list[set[int]]:
+    return [set(row.isfinite().nonzero().flatten().tolist()) for row in logits]
+
+
+class TestPenalties:
+    def test_follow_the_formulas(self) -> None:
+        logits = torch.tensor([[2.0, -2.0, 1.0, 3.0]])
+        prompt = torch.tensor([[True, False, False, False]])
+        counts = torch.tensor([[0.0, 2.0, 1.0, 0.0]])
+        one = torch.ones(1)
+        result = penalise(logits, prompt, counts, repetition=2 * one, presence=0.5 * one, frequency=0.25 * one)
+        # Token 0 is in the prompt only, 1 came twice, 2 once, 3 never.
+        expected = [2.0 / 2, -2.0 * 2 - 0.5 - 2 * 0.25, 1.0 / 2 - 0.5 - 0.25, 3.0]
+        assert result[0].tolist() == pytest.approx(expected)
+
+    def test_repetition_is_that_of_transformers(self) -> None:
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        torch.manual_seed(0)
+        logits, seen = torch.randn(3, 50) * 4, torch.randint(0, 50, (3, 12))
+        prompt = torch.zeros(3, 50, dtype=torch.bool).scatter_(1, seen, True)
+        ours = penalise(
+            logits, prompt, torch.zeros(3, 50), torch.full((3,), 1.3), torch.zeros(3), torch.zeros(3)
+        )
+        theirs = RepetitionPenaltyLogitsProcessor(1.3)(seen, logits.clone())
+        torch.testing.assert_close(ours, theirs)
+
+
+class TestFilters:
+    @given(rows_of_logits, st.integers(0, 6))
+    @settings(deadline=None, max_examples=60)
+    def test_top_k_keeps_the_k_largest(self, logits: torch.Tensor, k: int) -> None:
+        result = kept(keep_top_k(logits, torch.full((len(logits),), k)))
+        for row, ids in zip(logits.tolist(), result, strict=True):
+            threshold = sorted(row, reverse=True)[k - 1] if 0 < k < 5 else -float("inf")
+            assert ids == {token for token, value in enumerate(row) if value >= threshold}
+
+    def test_top_k_takes_another_k_for_each_row(self) -> None:
+        logits = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+        assert kept(keep_top_k(logits, torch.tensor([1, 0, 2]))) == [{2}, {0, 1, 2}, {1, 2}]
+
+    @given(rows_of_logits, st.floats(0.01, 1.0))
+    @settings(deadline=None, max_examples=60)
+    def test_top_p_keeps_the_smallest_set_that_reaches_p(self, logits: torch.Tensor, p: float) -> None:
+        result = kept(keep_top_p(logits, torch.full((len(logits),), p)))
+        for row, ids in zip(logits.double(), result, strict=True):
+            probabilities = row.softmax(0)
+            inside = float(probabilities[list(ids)].sum())
+            assert inside >= p - 1e-5
+            least = float(probabilities[list(ids)].min())
+            without = float(probabilities[probabilities > least].sum())
+            assert p == 1.0 or without < p + 1e-5
+            assert ids == set((probabilities >= least - 1e-12).nonzero().flatten().tolist()) or p == 1.0
+
+    def test_top_p_is_that_of_transformers_in_large_vocabularies(self) -> None:
+        from transformers import TopPLogitsWarper
+
+        torch.manual_seed(1)
+        # The first row is peaked, the second so flat that the mass is far beyond the head that is looked at first.
+        logits = torch.randn(2, 3000) * torch.tensor([[6.0], [0.1]])
+        for p in (0.3, 0.9, 0.999):
+            ours = keep_top_p(logits, torch.full((2,), p)).isfinite()
+            theirs = TopPLogitsWarper(p)(None, logits.clone()).isfinite()
+            assert (ours != theirs).sum() <= 1
+
+    @given(rows_of_logits, st.floats(0.001, 1.0))
+    @settings(deadline=None, max_examples=60)
+    def test_min_p_keeps_what_is_probable_enough(self, logits: torch.Tensor, p: float) -> None:
+        result = kept(keep_min_p(logits, torch.full((len(logits),), p)))
+        for row, ids in zip(logits.double(), result, strict=True):
+            ratio = (row - row.max()).exp()
+            surely = set((ratio > p * (1 + 1e-5)).nonzero().flatten().tolist())
+            perhaps = set((ratio > p * (1 - 1e-5)).nonzero().flatten().tolist())
+            assert surely <= ids <= perhaps | {int(row.argmax())}
+
+
+class TestDraws:
+    def test_noise_is_standard_gumbel(self) -> None:
+        noise = gumbel_noise(keys(400), 500).flatten().numpy()
+        assert np.isfinite(noise).all()
+        assert stats.kstest(noise[::7], stats.gumbel_r.cdf).pvalue > 0.01
+
+    def test_noise_of_different_seeds_positions_and_tokens_is_unrelated(self) -> None:
+        by_position = gumbel_noise(keys(3000), 2).numpy()
+        by_seed = gumbel_noise(noise_keys(np.arange(3000, dtype=np.uint64), np.zeros(3000, dtype=np.uint64)), 2).numpy()
+        assert abs(stats.spearmanr(by_position[1:, 0], by_position[:-1, 0]).statistic) < 0.06
+        assert abs(stats.spearmanr(by_position[:, 0], by_position[:, 1]).statistic) < 0.06
+        assert abs(stats.spearmanr(by_seed[1:, 0], by_seed[:-1, 0]).statistic) < 0.06
+        assert abs(stats.spearmanr(by_seed[:, 0], by_position[:, 0]).statistic) < 0.06
+
+    def test_draws_follow_the_distribution(self) -> None:
+        probabilities = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
+        drawn = draw(probabilities.log().repeat(20_000, 1), keys(20_000, seed=5))
+        counts = torch.bincount(drawn, minlength=5).numpy()
+        assert stats.chisquare(counts, probabilities.numpy() * 20_000).pvalue > 0.01
+
+    def test_a_row_does_not_depend_on_its_neighbours(self) -> None:
+        logits, chosen = torch.randn(40, 300), keys(40)
+        together = draw(logits, chosen)
+        assert together.tolist() == [int(draw(logits[row : row + 1], chosen[row : row + 1])) for row in range(40)]
+
+    def test_forbidden_tokens_are_never_drawn(self) -> None:
+        logits = torch.zeros(500, 4)
+        logits[:, 2] = -float("inf")
+        assert set(draw(logits, keys(500)).tolist()) == {0, 1, 3}
+
+    def test_derived_seeds_differ(self) -> None:
+        assert len({derive_seed(seed, number) for seed in (-1, 0, 1, 2**63) for number in range(100)}) == 400
+
+
+class TestScores:
+    def test_are_log_softmax(self) -> None:
+        torch.manual_seed(2)
+        logits = torch.randn(3, 20) * 5
+        expected = logits.double().log_softmax(-1)
+        scores = score(logits, [4, 0, 19], [0, 3, 20])
+        for row, (token, top) in enumerate(((4, 0), (0, 3), (19, 20))):
+            logprob, best = scores[row]
+            assert logprob == pytest.approx(float(expected[row, token]), abs=1e-5)
+            order = expected[row].argsort(descending=True)[:top].tolist()
+            assert [id for id, _ in best] == order
+            assert [value for _, value in best] == pytest.approx(expected[row, order].tolist(), abs=1e-5)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=100))
+def test_masks_unpack_bit_by_bit(allowed: list[bool]) -> None:
+    words = np.zeros((1, (len(allowed) + 31) // 32), dtype=np.uint32)
+    for token, value in enumerate(allowed):
+        words[0, token // 32] |= np.uint32(value << (token % 32))
+    assert unpack_mask(words.view(np.int32), len(allowed))[0].tolist() == allowed
