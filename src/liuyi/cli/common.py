@@ -14,6 +14,7 @@ Heavy modules are imported inside the functions that use them.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from liuyi.core.errors import LiuyiError
     from liuyi.core.home import Home
 
+PIPE_WIDTH = 120
 EXIT_ERROR = 1
 """The command met an error that a person can mend, or a run failed."""
 EXIT_UNEXPECTED = 70
@@ -63,10 +65,11 @@ def home(ctx: click.Context) -> Home:
 
 @cache
 def console() -> Console:
-    """Where results go: standard output."""
+    """Where results go: standard output; wide where it is no terminal, so that tables are not squeezed."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    made = Console(highlight=False)
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=PIPE_WIDTH)
 
 
 @cache
@@ -81,11 +84,12 @@ def print_error(error: LiuyiError) -> None:
     """Say what was wrong, where, and what would be right, on standard error."""
     from rich.text import Text
 
-    place = f"{error.where}: " if error.where else ""
     out = error_console()
-    out.print(Text.assemble(("error: ", "bold red"), place, error.message), soft_wrap=True)
-    if error.hint:
-        out.print(Text(f"  {error.hint}", style="dim"), soft_wrap=True)
+    for each in getattr(error, "problems", (error,)):
+        place = f"{each.where}: " if each.where else ""
+        out.print(Text.assemble(("error: ", "bold red"), place, each.message), soft_wrap=True)
+        if each.hint:
+            out.print(Text(f"  {each.hint}", style="dim"), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
