@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -79,8 +78,6 @@ class LoopConfig:
     steps: int
     clip_norm: float = 1.0
     """Largest gradient norm, of the gradient of the mean loss."""
-    compute_dtype: torch.dtype = torch.float32
-    """Anything but float32 computes under autocast; weights and optimiser stay in float32."""
     checkpoint_every_s: float = 20.0
     guard: GuardConfig = field(default_factory=GuardConfig)
 
@@ -168,7 +165,13 @@ class Trainer(Generic[M, B]):
             raise DataError(f"batch {index} has no token to learn from", hint="look at how its rows were made")
         grad_norm = self._clip(count)
         decision, reason = self.guard.judge(loss, grad_norm)
-        row: dict[str, Any] = {"step": self.step, "loss": loss, "lr": factor, "grad_norm": grad_norm, **metrics}
+        row: dict[str, Any] = {
+            "step": self.step,
+            "loss": loss,
+            "lr": factor * self.optimiser.config.lr,
+            "grad_norm": grad_norm,
+            **metrics,
+        }
         if decision == "step":
             self.optimiser.step(factor)
             self.tokens += count
@@ -191,10 +194,8 @@ class Trainer(Generic[M, B]):
         """Forward and backward of every micro-batch: mean loss, count and mean metrics of the global batch."""
         total, count = 0.0, 0
         sums: dict[str, float] = {}
-        reduced = self.config.compute_dtype != torch.float32
         for batch in self.batches(index):
-            with torch.autocast(self.device.type, self.config.compute_dtype) if reduced else nullcontext():
-                loss = self.objective(self.model, batch.to(self.device))
+            loss = self.objective(self.model, batch.to(self.device))
             if loss.count:
                 loss.total.backward()  # type: ignore[no-untyped-call]
             total += loss.total.item()

@@ -1,0 +1,127 @@
+"""Pretraining: from tokens to a checkpoint, from scratch or on from a model."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from liuyi.core.errors import ModelError
+from liuyi.core.step import Context
+from liuyi.model.checkpoint import load_model, save_model
+from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.pretrain.size import config_for_size, parse_size, recommended
+from liuyi.train.batches import ShuffledBatches
+from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.lm import CausalLM, choose_compute_dtype
+from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.schedule import make_schedule
+
+if TYPE_CHECKING:
+    from liuyi.pretrain.steps import TrainParams
+
+DEFAULT_SIZE = "5m"
+
+
+def pretrain(ctx: Context, params: TrainParams) -> None:
+    """Train as `params` say and publish the checkpoint.
+
+    Raises ModelError when tokens, tokenizer and model do not belong together.
+    """
+    stream = TokenStream(ctx.input("tokens").path)
+    tokenizer = Tokenizer.load(ctx.input("tokenizer").path)
+    model = starting_model(ctx, params, stream, tokenizer)
+    advice = recommended(model.config)
+    rows = TokenRows(stream, params.seq_len)
+    batch_rows = max(1, (params.batch_tokens or advice.batch_tokens) // params.seq_len)
+    budget = params.token_budget or params.epochs * len(stream)
+    steps = max(1, math.ceil(budget / (batch_rows * params.seq_len)))
+    trainer = Trainer(
+        model,
+        ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows),
+        CausalLM(choose_compute_dtype(params.compute_dtype, ctx.workdir)),
+        Optimiser(model, optimiser_config(params, advice.lr, advice.embed_lr)),
+        make_schedule(
+            params.schedule,
+            steps=steps,
+            warmup_steps=round(params.warmup * steps),
+            decay_steps=round(params.decay * steps),
+        ),
+        config=LoopConfig(steps, clip_norm=params.clip_norm, checkpoint_every_s=params.checkpoint_every_s),
+        workdir=ctx.workdir,
+        observer=ctx,
+    )
+    parameters = model.config.num_parameters
+    ctx.log(f"{parameters / 1e6:.1f}M parameters, {steps} steps of {batch_rows * params.seq_len} tokens")
+    result = trainer.run()
+    with ctx.output("checkpoint") as out:
+        extra = {
+            "stage": "pretraining",
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "epochs": result.tokens / len(stream),
+            "loss": result.loss,
+            "skipped": result.skipped,
+            "jumps": [jump.step for jump in result.jumps],
+            "seq_len": params.seq_len,
+            "seed": ctx.seed,
+        }
+        save_model(out.path, model, tokenizer, extra)
+        shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        out.metrics.update(loss=result.loss, tokens=result.tokens, steps=result.steps, parameters=parameters)
+
+
+def optimiser_config(params: TrainParams, lr: float, embed_lr: float) -> OptimiserConfig:
+    """Learning rates as given, else those that go with the size."""
+    if params.optimiser == "adamw":
+        lr, embed_lr = lr / 3, embed_lr / 3
+    return OptimiserConfig(
+        params.optimiser,
+        lr=params.lr or lr,
+        embed_lr=params.embed_lr or params.lr or embed_lr,
+        scalar_lr=params.embed_lr or params.lr or embed_lr,
+        weight_decay=params.weight_decay,
+    )
+
+
+def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, tokenizer: Tokenizer) -> Decoder:
+    """The model to go on from, or a fresh one."""
+    if tokenizer.vocab_size != stream.vocab_size:
+        raise ModelError(
+            f"the tokens were made with {stream.vocab_size} token ids, the tokenizer has {tokenizer.vocab_size}",
+            hint="give the step the tokenizer that made the tokens",
+        )
+    if ctx.has("model"):
+        if params.size or params.hidden_size or params.num_hidden_layers:
+            raise ModelError("the size of a model that goes on training is what it is", hint="leave the size out")
+        model = load_model(ctx.input("model").path)
+        if model.config.vocab_size < stream.vocab_size:
+            raise ModelError(
+                f"the model knows {model.config.vocab_size} token ids, the tokens use {stream.vocab_size}",
+                hint="make the tokens with the model's own tokenizer",
+            )
+        return model
+    config = config_for_size(
+        parse_size(params.size or DEFAULT_SIZE),
+        vocab_size=stream.vocab_size,
+        seq_len=params.seq_len,
+        eos_id=stream.eos_id,
+        pad_id=tokenizer.pad_id,
+    )
+    if params.hidden_size:
+        heads = max(1, params.hidden_size // config.head_dim)
+        config = replace(
+            config,
+            hidden_size=params.hidden_size,
+            intermediate_size=3 * params.hidden_size,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+        )
+    if params.num_hidden_layers:
+        config = replace(config, num_hidden_layers=params.num_hidden_layers)
+    model = Decoder(config)
+    init_weights(model, ctx.seed)
+    return model

@@ -1,0 +1,62 @@
+"""The language-modelling objective, shared by pretraining and fine-tuning, and the choice of its compute dtype."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from liuyi.model.decoder import Decoder
+from liuyi.model.loss import linear_cross_entropy
+from liuyi.train.batches import IGNORE, Batch
+from liuyi.train.loop import Loss
+
+ComputeDtype = Literal["auto", "fp32", "bf16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """Cross-entropy of every target in a packed batch; `compute_dtype` is that of the matrix products."""
+
+    compute_dtype: torch.dtype = torch.float32
+
+    def __call__(self, model: Decoder, batch: Batch) -> Loss:
+        hidden = model(
+            batch.tokens, positions=batch.positions, segments=batch.segments, compute_dtype=self.compute_dtype
+        )
+        total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.targets.flatten())
+        return Loss(total, int((batch.targets != IGNORE).sum()), {})
+
+
+def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, device: torch.device | None = None) -> torch.dtype:
+    """The dtype to compute in; `auto` times a matrix product in each, once per workdir, so that a resumed run agrees."""
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    device = device or torch.device("cpu")
+    path = workdir / "compute-dtype.json"
+    if path.exists():
+        return _DTYPES[json.loads(path.read_text(encoding="utf-8"))["dtype"]]
+    seconds = {name: _matmul_s(dtype, device) for name, dtype in _DTYPES.items()}
+    # bf16 costs conversions besides, so it has to win clearly.
+    name = "bf16" if seconds["bf16"] < 0.7 * seconds["fp32"] else "fp32"
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"dtype": name, "matmul_s": seconds}), encoding="utf-8")
+    temporary.rename(path)
+    return _DTYPES[name]
+
+
+def _matmul_s(dtype: torch.dtype, device: torch.device, size: int = 768) -> float:
+    """The fastest of a few square matrix products, in seconds."""
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return best
