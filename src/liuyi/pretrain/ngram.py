@@ -70,7 +70,7 @@ class KneserNey:
             rank = np.where(found, at, -1)
             context = np.concatenate([[-1], rank[:-1]])
             context[inside < k + 1] = -1
-        return np.log(probability[1:])
+        return np.asarray(np.log(probability[1:]))
 
     def _stream(self, tokens: NDArray[Any]) -> Ints:
         return np.concatenate([[self.eos_id], np.asarray(tokens, dtype=np.int64)])
@@ -114,7 +114,7 @@ def _tokens_since_eos(stream: Ints, eos_id: int) -> Ints:
     """How many tokens of context each place has: those since the last `<eos>` before it, with that one."""
     at = np.arange(len(stream), dtype=np.int64)
     last = np.maximum.accumulate(np.where(stream == eos_id, at, -1))
-    return at - np.concatenate([[0], last[:-1]])
+    return np.asarray(at - np.concatenate([[0], last[:-1]]))
 
 
 def _discount(keys: Ints, counts: Ints, contexts: Ints, num_contexts: int) -> _Order:

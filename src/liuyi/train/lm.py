@@ -34,7 +34,7 @@ class CausalLM:
 
 
 def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, device: torch.device | None = None) -> torch.dtype:
-    """The dtype to compute in; `auto` times a matrix product in each, once per workdir, so that a resumed run agrees."""
+    """The dtype to compute in; `auto` times a product in each, once per workdir, so that a resumed run agrees."""
     if wanted != "auto":
         return _DTYPES[wanted]
     device = device or torch.device("cpu")

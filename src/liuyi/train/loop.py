@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ M = TypeVar("M", bound=nn.Module)
 B = TypeVar("B", bound=MicroBatch)
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True)
+class Loss:
     """What an objective gives for one micro-batch."""
 
     total: Tensor

@@ -85,7 +85,7 @@ class Optimiser:
 
     def state(self) -> dict[str, Tensor]:
         """The state's own tensors (not copies), as `<parameter>:<entry>`."""
-        names = {parameter: name for name, parameter in self.parameters.items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
         return {
             f"{names[parameter]}:{entry}": value
             for optimiser in self.optimisers
@@ -169,4 +169,4 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    return torch.as_tensor(x)

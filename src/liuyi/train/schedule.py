@@ -13,7 +13,7 @@ ScheduleName = Literal["wsd", "cosine", "linear", "constant"]
 def make_schedule(
     name: ScheduleName, *, steps: int, warmup_steps: int = 0, decay_steps: int | None = None, floor: float = 0.0
 ) -> Schedule:
-    """The factor at steps `0 … steps - 1`: a linear warm-up, then the named shape, which would reach `floor` at `steps`.
+    """The factor at steps `0 … steps - 1`: a linear warm-up, then the named shape, which reaches `floor` at `steps`.
 
     `wsd` holds 1 and then falls linearly over the last `decay_steps` (warm-up–stable–decay, Hu et al. 2024,
     "MiniCPM"); left out, these are a fifth of all steps. `cosine` and `linear` fall from the end of the warm-up on.
