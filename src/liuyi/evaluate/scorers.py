@@ -15,24 +15,15 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from liuyi.core.digest import canonical_json
 from liuyi.core.errors import DataError, LiuyiError, did_you_mean
+from liuyi.evaluate.evaluation import Metric
 
 Item = Mapping[str, Any]
 """A row of the eval set's `items.parquet`, and its JSON Schema under `schema` (None if it has none)."""
 Score = Callable[[str, str, Item], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What one figure means: its name for people, whether it is right/wrong per item, its unit and direction."""
-
-    title: str
-    kind: Literal["binary", "real"] = "binary"
-    unit: str = "%"
-    better: Literal["higher", "lower"] = "higher"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 | question | function |
 |---|---|
-| did it change? | `compare` → `core.effect.Comparison` |
+| did it change? | `compare` → `core.effect.Comparison`; `is_proven`, `is_worse` |
 | is it no worse than a margin? the same within a margin? | `compare(margin=…)`, `tost` |
 | how sure is one figure? | `estimate`; `wilson`, `clopper_pearson`; `bootstrap_interval` |
 | several metrics at once | `holm`, `adjust` |
@@ -11,7 +11,7 @@
 
 from liuyi.evaluate.stats.bootstrap import bootstrap_interval, bootstrap_tail, student_interval
 from liuyi.evaluate.stats.clusters import ClusterSums, cluster_sums, effective_items, labels
-from liuyi.evaluate.stats.compare import Interval, compare, estimate
+from liuyi.evaluate.stats.compare import Interval, compare, estimate, is_proven, is_worse
 from liuyi.evaluate.stats.equivalence import Equivalence, tost
 from liuyi.evaluate.stats.multiple import adjust, holm
 from liuyi.evaluate.stats.paired import flip_sums, flip_whole_sums, mcnemar_exact, smallest_p
@@ -34,6 +34,8 @@ __all__ = [
     "flip_sums",
     "flip_whole_sums",
     "holm",
+    "is_proven",
+    "is_worse",
     "labels",
     "mcnemar_detectable",
     "mcnemar_exact",

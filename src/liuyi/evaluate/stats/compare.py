@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from liuyi.core.effect import Comparison
 from liuyi.core.errors import DataError
+from liuyi.evaluate.figures import extent
 from liuyi.evaluate.stats.bootstrap import RESAMPLES, bootstrap_interval, bootstrap_tail, student_quantile
 from liuyi.evaluate.stats.clusters import ClusterSums, Floats, cluster_sums, column, effective_items, labels
 from liuyi.evaluate.stats.paired import flip_sums, flip_whole_sums, smallest_p
@@ -122,11 +123,12 @@ def compare(
     else:
         part = _compare_real(sums, sign, margin, level, resamples, seed)
     low, high = part.low, part.high
+    unit = ("%" if kind == "binary" else "") if unit is None else unit
     if margin is None and part.p_value >= 1 - level:
         low, high = min(low, 0.0), max(high, 0.0)
     return Comparison(
         metric=metric,
-        unit=unit if unit is not None else ("%" if kind == "binary" else ""),
+        unit=unit,
         better=better,
         before_name=before_name,
         after_name=after_name,
@@ -137,12 +139,24 @@ def compare(
         high=high,
         level=level,
         p_value=part.p_value,
-        test=part.test if margin is None else f"no worse than {margin:g}: {part.test}",
+        test=part.test if margin is None else f"no worse than {extent(margin, unit)}: {part.test}",
         items=len(old),
         clusters=sums.count,
         minimum_detectable=part.detectable,
         subset=subset,
     )
+
+
+def is_proven(comparison: Comparison) -> bool:
+    """Whether a two-sided comparison found a difference: by its interval and by its test, adjusted if it was."""
+    p = comparison.p_adjusted if comparison.p_adjusted is not None else comparison.p_value
+    apart = comparison.low > 0 or comparison.high < 0
+    return apart and (p is None or p < 1 - comparison.level)
+
+
+def is_worse(comparison: Comparison) -> bool:
+    """Whether after is worse than before, proven or not."""
+    return comparison.delta < 0 if comparison.better == "higher" else comparison.delta > 0
 
 
 @dataclass(frozen=True)

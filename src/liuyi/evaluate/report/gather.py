@@ -1,0 +1,147 @@
+"""Gather effects from artifacts: their `effect.json`, and the training curves of checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from liuyi.core.artifact import Artifact
+from liuyi.core.effect import Comparison, Curves, Effect, Series, Stage
+from liuyi.core.errors import DataError
+from liuyi.evaluate.figures import number
+
+REPORT = "report.json"
+STAGES: tuple[Stage, ...] = get_args(Stage)
+TRAINING_LOG = "training.jsonl"
+_MOST_POINTS = 400
+_STAGE_OF_ROOM: dict[str, Stage] = {
+    "data": "data",
+    "pretrain": "pretraining",
+    "finetune": "fine-tuning",
+    "align": "alignment",
+    "infer": "inference",
+    "apply": "application",
+}
+_CURVES = {
+    "loss": "Loss",
+    "chosen_logprob": "Log-probability of chosen answers",
+    "rejected_logprob": "Log-probability of rejected answers",
+    "reward": "Reward",
+    "kl": "KL divergence from the reference",
+    "entropy": "Entropy",
+}
+
+
+class Section(BaseModel):
+    """One artifact's effect, and which artifact it is."""
+
+    model_config = ConfigDict(frozen=True)
+    effect: Effect
+    kind: str
+    digest: str
+    step: str = ""
+
+
+class Report(BaseModel):
+    """The effects in the order of the path."""
+
+    model_config = ConfigDict(frozen=True)
+    title: str
+    sections: tuple[Section, ...]
+
+    def stages(self) -> list[tuple[Stage, list[Section]]]:
+        """The sections of each stage, stages in the order in which they first come."""
+        order = list(dict.fromkeys(section.effect.stage for section in self.sections))
+        return [(stage, [s for s in self.sections if s.effect.stage == stage]) for stage in order]
+
+    def headline(self) -> str:
+        """How many stages were promoted, held and reverted, in words."""
+        decisions = [section.effect.decision for section in self.sections if section.effect.decision]
+        counted = [(word, decisions.count(word)) for word in ("promoted", "held", "reverted")]
+        said = ", ".join(f"{count} {word}" for word, count in counted if count)
+        judged = f"{len(decisions)} decision{'s' if len(decisions) != 1 else ''}: {said}" if decisions else ""
+        return judged or "No stage was judged."
+
+
+def main_comparisons(effect: Effect) -> list[Comparison]:
+    """The comparisons that stand for an effect in the summary: all items, the deciding metric, every baseline."""
+    whole = [comparison for comparison in effect.comparisons if not comparison.subset]
+    return [comparison for comparison in whole if comparison.metric == whole[0].metric] if whole else []
+
+
+def build_report(artifacts: Iterable[Artifact], title: str = "") -> Report:
+    """The report of these artifacts, each once; those that have nothing to show are left out."""
+    sections = []
+    for artifact in {artifact.digest: artifact for artifact in artifacts}.values():
+        effect = _effect(artifact)
+        if effect is not None:
+            step = artifact.manifest.step
+            sections.append(Section(effect=effect, kind=artifact.kind, digest=artifact.digest, step=step))
+    return Report(title=title or "Effect report", sections=tuple(sections))
+
+
+def read_report(folder: Path) -> Report:
+    """Read `report.json`. Raises DataError if it is not one."""
+    path = folder / REPORT
+    try:
+        return Report.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise DataError(f"this is not a report: {error}", where=str(path)) from error
+
+
+def _effect(artifact: Artifact) -> Effect | None:
+    try:
+        effect = Effect.load(artifact.path)
+    except ValidationError as error:
+        raise DataError(
+            f"its effect cannot be read: {error}", where=f"{artifact.kind} {artifact.digest[:12]}"
+        ) from error
+    curves = training_curves(artifact.path)
+    if not curves:
+        return effect
+    if effect is not None:
+        known = {block.title for block in effect.blocks}
+        return effect.model_copy(
+            update={"blocks": (*effect.blocks, *(curve for curve in curves if curve.title not in known))}
+        )
+    stage = _STAGE_OF_ROOM.get(artifact.manifest.step.partition(".")[0])
+    if stage is None:
+        return None
+    losses = curves[0].series[0]
+    summary = f"{number(losses.x[-1])} steps: {curves[0].title.lower()} {number(losses.y[0])} → {number(losses.y[-1])}."
+    return Effect(stage=stage, title="Training", summary=summary, blocks=tuple(curves))
+
+
+def training_curves(folder: Path) -> list[Curves]:
+    """The curves of `training.jsonl`: a line a training step; empty where there is none or it has no known figure."""
+    path = folder / TRAINING_LOG
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    curves = []
+    for name, title in _CURVES.items():
+        points = [
+            (float(row["step"]), float(row[name]))
+            for row in rows
+            if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+        ]
+        if len(points) > 1:
+            x, y = zip(*thinned(points), strict=True)
+            curves.append(
+                Curves(title=title, x_label="training step", y_label=name, series=(Series(name=name, x=x, y=y),))
+            )
+    return curves
+
+
+def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most 400 points: the mean of each stretch, so that noise is smoothed and no stretch is skipped."""
+    size = -(-len(points) // _MOST_POINTS)
+    if size == 1:
+        return points
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
