@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -39,27 +39,19 @@ class Batch:
     segments: Tensor
     positions: Tensor
 
-    @property
-    def rows(self) -> int:
-        return self.tokens.shape[0]
-
     def to(self, device: torch.device) -> Self:
         return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
-    def split(self, rows: int) -> list[Self]:
-        """Micro-batches of at most `rows` rows, in order."""
-        return [
-            type(self)(**{field.name: getattr(self, field.name)[at : at + rows] for field in fields(self)})
-            for at in range(0, self.rows, rows)
-        ]
+
+B_co = TypeVar("B_co", covariant=True)
 
 
-class Rows(Protocol):
-    """A numbered set of packed rows."""
+class Rows(Protocol[B_co]):
+    """A numbered set of packed rows, or of other things that make a batch."""
 
     def __len__(self) -> int: ...
 
-    def read(self, rows: Ints) -> Batch:
+    def read(self, rows: Ints) -> B_co:
         """The rows of these numbers, in this order."""
 
 
@@ -92,7 +84,7 @@ def _mix(value: Any) -> Any:
         return value ^ (value >> np.uint64(31))
 
 
-class ShuffledBatches:
+class ShuffledBatches(Generic[B_co]):
     """Global batch `index` of `batch_rows` rows, as this worker's micro-batches of at most `micro_rows` rows.
 
     The row at place `p` of the endless sequence is `permute(p mod rows)` under the key of epoch `p // rows`.
@@ -100,7 +92,7 @@ class ShuffledBatches:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows[B_co],
         *,
         batch_rows: int,
         seed: int,
@@ -130,8 +122,9 @@ class ShuffledBatches:
             numbers[epochs == epoch] = permute(places[epochs == epoch], len(self.rows), key)
         return numbers
 
-    def __call__(self, index: int) -> Sequence[Batch]:
-        return self.rows.read(self.row_numbers(index)).split(self.micro_rows)
+    def __call__(self, index: int) -> Sequence[B_co]:
+        numbers = self.row_numbers(index)
+        return [self.rows.read(numbers[at : at + self.micro_rows]) for at in range(0, len(numbers), self.micro_rows)]
 
 
 def starts_to_segments(starts: NDArray[np.bool_]) -> tuple[Ints, Ints]:

@@ -1,0 +1,82 @@
+"""Supervised fine-tuning: the same loop and objective as pretraining, on packed conversations."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from typing import TYPE_CHECKING
+
+from liuyi.core.step import Context
+from liuyi.finetune.chats import encode_chats, read_chats
+from liuyi.model.checkpoint import load_model, save_model
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.batches import ShuffledBatches
+from liuyi.train.lm import CausalLM, choose_compute_dtype
+from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.packing import PackedRows
+from liuyi.train.schedule import make_schedule
+
+if TYPE_CHECKING:
+    from liuyi.finetune.steps import SftParams
+
+NAMED = 20
+"""How many left-out conversations the log names one by one; `liuyi.json` names all."""
+
+
+def finetune(ctx: Context, params: SftParams) -> None:
+    """Fine-tune as `params` say and publish the checkpoint."""
+    folder = ctx.input("model").path
+    tokenizer = Tokenizer.load(folder)
+    table = read_chats(ctx.input("chats").file("chats.parquet"))
+    chats = encode_chats(
+        table, tokenizer, params.seq_len, lambda done: ctx.progress(done, len(table), "conversations read")
+    )
+    for id, reason in list(chats.left_out.items())[:NAMED]:
+        ctx.log(f"left out {id}: {reason}")
+    if chats.left_out:
+        ctx.log(f"left out {len(chats.left_out)} of {len(table)} conversations")
+    model = load_model(folder)
+    rows = PackedRows(chats.examples, params.seq_len, pad_id=tokenizer.pad_id or 0)
+    batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
+    steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
+    trainer = Trainer(
+        model,
+        ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows),
+        CausalLM(choose_compute_dtype(params.compute_dtype, ctx.workdir)),
+        Optimiser(
+            model,
+            OptimiserConfig(params.optimiser, lr=params.lr, embed_lr=params.embed_lr, weight_decay=params.weight_decay),
+        ),
+        make_schedule(params.schedule, steps=steps, warmup_steps=round(params.warmup * steps)),
+        config=LoopConfig(steps, clip_norm=params.clip_norm, checkpoint_every_s=params.checkpoint_every_s),
+        workdir=ctx.workdir,
+        observer=ctx,
+    )
+    filled = chats.tokens / (len(rows) * params.seq_len)
+    ctx.log(
+        f"{len(chats.examples)} conversations in {len(rows)} rows, {filled:.0%} full; "
+        f"{steps} steps of {batch_rows * params.seq_len} tokens"
+    )
+    result = trainer.run()
+    with ctx.output("checkpoint") as out:
+        extra = {
+            "stage": "fine-tuning",
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "loss": result.loss,
+            "skipped": result.skipped,
+            "jumps": [jump.step for jump in result.jumps],
+            "conversations": len(chats.examples),
+            "left_out": chats.left_out,
+            "seed": ctx.seed,
+        }
+        save_model(out.path, model, tokenizer, extra)
+        shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        out.metrics.update(
+            loss=result.loss,
+            tokens=result.tokens,
+            steps=result.steps,
+            conversations=len(chats.examples),
+            left_out=len(chats.left_out),
+        )
