@@ -116,8 +116,7 @@ def test_bits_per_byte(clusters: int, truth: float, skew: float) -> None:
 def test_power_at_the_detectable_difference_is_as_promised() -> None:
     rng = np.random.default_rng(22)
     smallest = stats.mcnemar_detectable(250, 0.2)
-    gain, loss = (0.2 + smallest) / 2, (0.2 - smallest) / 2
-    outcomes = rng.multinomial(250, [gain, loss, 1 - 0.2], size=4000)
+    outcomes = rng.multinomial(250, [0.1 + smallest, 0.1, 0.8 - smallest], size=4000)
     assert np.mean([stats.mcnemar_exact(g, lost) < 0.05 for g, lost, _ in outcomes]) == pytest.approx(0.8, abs=0.02)
     clusters, per, found = 30, 6, 0
     error = np.sqrt(0.3**2 / clusters + 1 / (clusters * per))

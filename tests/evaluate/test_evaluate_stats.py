@@ -203,7 +203,7 @@ def test_power_is_the_sum_over_every_outcome() -> None:
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     smallest = stats.mcnemar_detectable(300, 0.1)
     assert smallest is not None
-    assert stats.mcnemar_power(300, 0.1, smallest) == pytest.approx(0.8, abs=0.01)
+    assert stats.mcnemar_power(300, 0.1 + smallest, smallest) == pytest.approx(0.8, abs=0.01)
     assert stats.mcnemar_detectable(5, 0.1) is None, "five items cannot reach 5 % by any outcome"
     from statsmodels.stats.power import TTestPower
 

@@ -94,7 +94,7 @@ class Contest:
         parts = (("clean", clean), ("flagged", sorted(chosen)))
         return [self.compare(metric, subset=name, rows=rows) for name, rows in parts if rows] if chosen else []
 
-    def changed_samples(self, metric: str, count: int = 6) -> Samples | None:
+    def changed_samples(self, metric: str, count: int = 4) -> Samples | None:
         """Answers that became right and answers that became wrong, spread over the items; None without any."""
         if self.after.metric(metric).kind != "binary" or not any(self.after.texts("output")):
             return None

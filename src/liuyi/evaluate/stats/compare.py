@@ -179,9 +179,9 @@ def _compare_binary(
     if sums.count > 1:
         low, high = tango(gained, lost, worth, quantile=_quantile(level, sums, items))
     single = sums.count == items
-    changed = (float((difference != 0).sum()) * shrink + 1) / (worth + 2)
+    churn = (2 * min(gained, lost) + 1) / (worth + 2)
     able = smallest_p(sums.count) < 1 - level
-    seen = mcnemar_detectable(worth, changed, alpha=1 - level) if able else None
+    seen = mcnemar_detectable(worth, churn, alpha=1 - level) if able else None
     if margin is not None:
         if sign < 0:
             gained, lost = lost, gained

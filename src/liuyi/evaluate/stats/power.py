@@ -44,17 +44,22 @@ def _critical(count: int, alpha: float) -> NDArray[np.int64]:
     return np.asarray(most - over)
 
 
-def mcnemar_detectable(items: float, changed: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
+def mcnemar_detectable(items: float, churn: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """The smallest paired difference of shares that McNemar's exact test finds with `power`; None if there is none.
 
-    `changed` is the share of items that change when nothing is gained; a difference of more raises it.
+    `churn` is the share of items that change with nothing gained by it: as many turn right as turn wrong. What is
+    gained comes on top.
     """
-    if mcnemar_power(items, changed, 1.0, alpha=alpha) < power:
+
+    def seen(difference: float) -> float:
+        return mcnemar_power(items, churn + difference, difference, alpha=alpha)
+
+    if seen(1.0) < power:
         return None
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        if mcnemar_power(items, changed, middle, alpha=alpha) < power:
+        if seen(middle) < power:
             low = middle
         else:
             high = middle
