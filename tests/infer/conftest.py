@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
+from infer_support import LINES, VOCAB, LiveServer, live_server, tiny_model
 
 from liuyi.infer.engine import Engine
-from liuyi.infer.server.answers import Answer
-from liuyi.infer.server.app import create_app
-from liuyi.infer.server.backend import ChatBackend
 from liuyi.infer.server.model_backend import ModelBackend
-from liuyi.infer.server.run import bind, make_server, url_of
-from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 
-LINES = [
-    'turn on the kitchen lights {"intent":"HassTurnOn","slots":{"area":"kitchen","domain":"light"}}',
-    "打开厨房的灯，把卧室的温度调到二十度。",
-    "The quick brown fox jumps over the lazy dog, again and again.",
-    "def answer(question): return 42  # numbers 0123456789",
-]
-VOCAB = 384
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -36,68 +21,14 @@ def tokenizer() -> Tokenizer:
     return train_bpe(LINES * 4, VOCAB - 8)
 
 
-def tiny_model(seed: int = 1, **changes: Any) -> Decoder:
-    """A random decoder whose logits differ enough for its greedy output to be varied."""
-    shape: dict[str, Any] = {
-        "family": "llama",
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-    }
-    model = Decoder(DecoderConfig(**(shape | changes)))
-    init_weights(model, seed=seed, std=0.3)
-    return model.eval()
-
-
 @pytest.fixture(scope="session")
 def model() -> Decoder:
-    torch.manual_seed(0)
     return tiny_model()
 
 
 @pytest.fixture
 def engine(model: Decoder, tokenizer: Tokenizer) -> Engine:
     return Engine(model, tokenizer, max_slots=8)
-
-
-@dataclass
-class LiveServer:
-    """A uvicorn server in a thread, reached over loopback."""
-
-    url: str
-    backend: ChatBackend
-    answers: list[Answer] = field(default_factory=list)
-    stop: Callable[[], None] = lambda: None
-
-
-@contextlib.contextmanager
-def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[LiveServer]:
-    """Serve until the block ends."""
-    bound = bind("127.0.0.1", 0)
-    live = LiveServer(url_of(bound), next(iter(backends.values())))
-    app = create_app(backends, record=live.answers.append, **options)
-    listening = threading.Event()
-    server = make_server(app, drain_s=10, listening=listening.set)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
-    thread.start()
-
-    def stop() -> None:
-        server.should_exit = True
-
-    live.stop = stop
-    try:
-        assert listening.wait(20), "the server did not start"
-        yield live
-    finally:
-        stop()
-        thread.join(20)
-        bound.close()
-        assert not thread.is_alive(), "the server did not stop"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from infer_support import tiny_model
 from scipy import stats
 
 from liuyi.core.errors import ModelError
@@ -34,7 +34,7 @@ SCHEMA = {
 
 
 def prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
-    words = "turn on the kitchen lights 打开厨房的灯 the quick brown fox jumps".split()
+    words = ["turn", "on", "the", "kitchen", "lights", "打开厨房的灯", "quick", "brown", "fox", "jumps"]
     return [tokenizer.encode(" ".join(itertools.islice(itertools.cycle(words), 1 + 3 * at))) for at in range(count)]
 
 
@@ -76,7 +76,9 @@ def test_greedy_output_is_that_of_the_plain_forward_pass(tokenizer: Tokenizer, f
     model = tiny_model(seed=4, family=family, qk_norm=family == "qwen3")
     engine = Engine(model, tokenizer, max_slots=3, prefill_tokens=7)
     asked = prompts(tokenizer, 7)
-    for prompt, answer in zip(asked, engine.generate([Request(prompt_ids=p, max_tokens=16) for p in asked]), strict=True):
+    for prompt, answer in zip(
+        asked, engine.generate([Request(prompt_ids=p, max_tokens=16) for p in asked]), strict=True
+    ):
         assert list(answer.token_ids) == greedy(model, prompt, 16, engine.stop_ids)
         assert answer.prompt_tokens == len(prompt)
 
@@ -85,7 +87,9 @@ def test_a_request_gives_the_same_tokens_alone_and_in_any_company(model: Decoder
     requests = varied(tokenizer)
     alone = [Engine(model, tokenizer, max_slots=1).generate([request])[0] for request in requests]
     for slots, prefill, order in ((10, 512, 1), (4, 5, 1), (3, 64, -1)):
-        together = Engine(model, tokenizer, max_slots=slots, prefill_tokens=prefill).generate(requests[::order])[::order]
+        together = Engine(model, tokenizer, max_slots=slots, prefill_tokens=prefill).generate(requests[::order])[
+            ::order
+        ]
         assert together == alone
     assert len({answer.token_ids for answer in alone}) == len(alone)
 
@@ -192,7 +196,9 @@ class TestEnds:
 
     def test_before_a_stop_string(self, engine: Engine, tokenizer: Tokenizer) -> None:
         letters = {tokenizer.encode(letter)[0]: 60.0 for letter in "abc"}
-        free = engine.generate([Request(prompt_ids=[30], max_tokens=40, logit_bias=letters, temperature=1.0, seed=1)])[0]
+        free = engine.generate([Request(prompt_ids=[30], max_tokens=40, logit_bias=letters, temperature=1.0, seed=1)])[
+            0
+        ]
         stop = free.text[9:12]
         cut = engine.generate(
             [Request(prompt_ids=[30], max_tokens=40, logit_bias=letters, temperature=1.0, seed=1, stop=[stop])]

@@ -22,9 +22,9 @@ from liuyi.infer.sampling import (
     unpack_mask,
 )
 
-rows_of_logits = st.lists(
-    st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=1, max_size=4
-).map(torch.tensor)
+rows_of_logits = st.lists(st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=1, max_size=4).map(
+    torch.tensor
+)
 
 
 def keys(count: int, seed: int = 0) -> np.ndarray:
@@ -52,9 +52,7 @@ class TestPenalties:
         torch.manual_seed(0)
         logits, seen = torch.randn(3, 50) * 4, torch.randint(0, 50, (3, 12))
         prompt = torch.zeros(3, 50, dtype=torch.bool).scatter_(1, seen, True)
-        ours = penalise(
-            logits, prompt, torch.zeros(3, 50), torch.full((3,), 1.3), torch.zeros(3), torch.zeros(3)
-        )
+        ours = penalise(logits, prompt, torch.zeros(3, 50), torch.full((3,), 1.3), torch.zeros(3), torch.zeros(3))
         theirs = RepetitionPenaltyLogitsProcessor(1.3)(seen, logits.clone())
         torch.testing.assert_close(ours, theirs)
 

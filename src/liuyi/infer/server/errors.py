@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.core.errors import LiuyiError, ModelError, OutOfMemory, did_you_mean
 from liuyi.infer.errors import EngineError, Overloaded, RequestError
+
+logger = logging.getLogger("liuyi.server")
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "overloaded", 503: "unavailable"}
@@ -84,7 +88,31 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(LiuyiError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, known)
+    app.add_middleware(_Unforeseen)
+
+
+class _Unforeseen:
+    """Answers an exception that nobody foresaw, so that it costs one response and not the connection."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            if scope["type"] != "http" or started:
+                raise
+            logger.exception("a request failed")
+            status, body = describe(error)
+            await JSONResponse(body, status)(scope, receive, send)
 
 
 def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
