@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,11 +118,8 @@ def read_documents(folder: Path, columns: Iterable[str] = COLUMNS) -> pa.Table:
     return pq.read_table(path, columns=wanted)
 
 
-def iterate_documents(folder: Path) -> Iterator[Document]:
-    """The documents of a corpus one by one, never all in memory."""
+def count_documents(folder: Path) -> int:
+    """How many documents a corpus holds."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(folder / DOCUMENTS) as file:
-        for batch in file.iter_batches(_ROWS_PER_GROUP, columns=list(COLUMNS)):
-            for row in batch.to_pylist():
-                yield Document(**row)
+    return int(pq.read_metadata(folder / DOCUMENTS).num_rows)

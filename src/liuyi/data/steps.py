@@ -2,9 +2,264 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 from pydantic import Field
 
-from liuyi.core.step import Context, Output, Params, SourcePath, step
+from liuyi.core.errors import DataError
+from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+from liuyi.data.select.thresholds import Thresholds
+
+
+class PythonDocsParams(Params):
+    max_mb: float = Field(30.0, gt=0, description="megabytes of text in all")
+    max_mb_per_source: float = Field(6.0, gt=0, description="megabytes of text from one distribution")
+    include: tuple[str, ...] = Field((), description="only these distributions; `python` is the standard library")
+    exclude: tuple[str, ...] = Field((), description="all but these distributions")
+
+
+def _installed(params: PythonDocsParams) -> str:
+    from liuyi.data.sources.distributions import versions
+
+    return " ".join(versions())
+
+
+@step(
+    "data.python_docs",
+    version=1,
+    inputs={},
+    outputs={"corpus": Output("corpus", "one document a module, readme or text file; rejected.parquet beside them")},
+    fingerprint=_installed,
+)
+def python_docs(ctx: Context, params: PythonDocsParams) -> None:
+    """Documentation of the Python packages on this machine: docstrings, readmes, text files. Nothing is imported."""
+    from liuyi.data.corpus import write_documents, write_rejected
+    from liuyi.data.sources.distributions import chosen
+    from liuyi.data.sources.python_docs import read_distributions
+
+    documents, rejected = read_distributions(
+        chosen(params.include, params.exclude),
+        max_bytes=int(params.max_mb * 1e6),
+        max_bytes_per_source=int(params.max_mb_per_source * 1e6),
+        on_progress=lambda done, total: ctx.progress(done / 1e6, total / 1e6, "MB of source"),
+    )
+    with ctx.output("corpus") as out:
+        count, size = write_documents(out.path, documents)
+        out.metrics.update(documents=count, bytes=size, rejected=write_rejected(out.path, rejected))
+        out.licences.update(document.license for document in documents)
+    sources = len({document.source for document in documents})
+    ctx.log(f"{count:,} documents, {size / 1e6:.1f} MB from {sources} distributions; {len(rejected)} files unreadable")
+
+
+class FilesParams(Params):
+    path: SourcePath = Field(description="a folder, or one file: txt, md, rst, html, jsonl, csv, tsv, parquet")
+    text_field: str = Field("text", description="the field of a row that holds its text")
+    license: str = Field("unknown", description="the licence of what does not state its own")
+    cluster: Literal["document", "file", "folder"] = Field(
+        "document", description="what is held out together, unless a row has a `cluster` of its own"
+    )
+
+
+@step(
+    "data.files",
+    version=1,
+    inputs={},
+    outputs={"corpus": Output("corpus", "rejected.parquet beside it names each file and row that was not read")},
+)
+def files(ctx: Context, params: FilesParams) -> None:
+    """Documents from a folder of your own."""
+    from liuyi.data.corpus import Document, Rejected, write_documents, write_rejected
+    from liuyi.data.sources.files import Reading, find_files, read_file
+
+    paths = find_files(params.path)
+    reading = Reading(params.text_field, params.license, params.cluster)
+    rejected: list[Rejected] = []
+
+    def documents() -> Iterator[Document]:
+        for number, path in enumerate(paths, 1):
+            for found in read_file(path, params.path, reading):
+                if isinstance(found, Rejected):
+                    rejected.append(found)
+                else:
+                    out.licences.add(found.license)
+                    yield found
+            ctx.progress(number, len(paths), "files")
+
+    with ctx.output("corpus") as out:
+        count, size = write_documents(out.path, documents())
+        out.metrics.update(documents=count, bytes=size, rejected=write_rejected(out.path, rejected))
+        if not count:
+            raise DataError("no document could be read", where=str(params.path), hint=str(rejected[0]))
+    ctx.log(f"{count:,} documents, {size / 1e6:.1f} MB; {len(rejected):,} files or rows rejected, see rejected.parquet")
+
+
+class ChatsParams(Params):
+    path: SourcePath = Field(description="JSONL or JSON: messages, prompt/completion, alpaca or sharegpt")
+    license: str = Field("unknown", description="the licence of the conversations")
+    heldout_fraction: float = Field(0.1, ge=0, lt=1, description="part of the conversations held out, by their prompts")
+
+
+@step(
+    "data.chats_file",
+    version=1,
+    inputs={},
+    outputs={
+        "train": Output("chats", "rejected.parquet beside it names each row that was wrong"),
+        "heldout": Output("evalset", "the last answer of each conversation held out, scored by exact match"),
+    },
+)
+def chats_file(ctx: Context, params: ChatsParams) -> None:
+    """Conversations from a file of your own; the format is found out row by row."""
+    from liuyi.data.chat_tables import write_chats, write_evalset
+    from liuyi.data.chats import read_chats, split
+    from liuyi.data.corpus import write_rejected
+
+    chats, rejected = read_chats(params.path, license=params.license)
+    if not chats:
+        first = rejected[0] if rejected else None
+        raise DataError(
+            "no row is a conversation to learn from",
+            where=str(params.path),
+            hint=f"line {first.line}: {first.reason}" if first else "the file is empty",
+        )
+    train, heldout = split(chats, params.heldout_fraction, ctx.seed)
+    with ctx.output("train") as out:
+        write_chats(out.path, train)
+        out.metrics.update(rows=len(train), rejected=write_rejected(out.path, rejected))
+        out.licences.add(params.license)
+    with ctx.output("heldout") as out:
+        write_evalset(out.path, params.path.stem, heldout)
+        out.metrics.update(items=len(heldout))
+        out.licences.add(params.license)
+    ctx.log(f"{len(train):,} conversations, {len(heldout):,} held out; {len(rejected):,} rows rejected")
+
+
+class CleanParams(Params):
+    jaccard: float = Field(
+        0.8, gt=0.3, le=1, description="near duplicates share at least this part of their word 5-grams"
+    )
+
+
+@step(
+    "data.clean",
+    version=1,
+    inputs={"corpus": Input("corpus")},
+    outputs={"corpus": Output("corpus", "the same documents with attributes.parquet beside them")},
+)
+def clean(ctx: Context, params: CleanParams) -> None:
+    """Measure every document: language, quality, repetition, personal data, duplicates. Nothing is dropped here."""
+    import shutil
+
+    from liuyi.data.clean.run import attributes
+    from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS, count_documents, write_table
+
+    source = ctx.input("corpus")
+    total = count_documents(source.path)
+    table = attributes(
+        source.path, jaccard=params.jaccard, on_progress=lambda done: ctx.progress(done, total, "documents")
+    )
+    with ctx.output("corpus") as out:
+        shutil.copyfile(source.file(DOCUMENTS), out.path / DOCUMENTS)
+        write_table(table, out.path / ATTRIBUTES)
+        kinds = table["duplicate_kind"].to_pylist()
+        out.metrics.update(documents=total, exact=kinds.count("exact"), near=kinds.count("near"))
+        out.licences.update(source.manifest.licences)
+    ctx.log(f"{total:,} documents measured; {kinds.count('exact'):,} exact and {kinds.count('near'):,} near duplicates")
+
+
+class SelectParams(Thresholds):
+    heldout_fraction: float = Field(0.05, ge=0, lt=1, description="part of the bytes held out, in whole clusters")
+    mask_pii: bool = Field(True, description="put placeholders such as [EMAIL] in the place of personal data")
+
+
+@step(
+    "data.select",
+    version=1,
+    inputs={"corpus": Input("corpus", "with attributes, as data.clean gives it")},
+    outputs={
+        "train": Output("corpus", "dropped.parquet beside it says what was dropped and why"),
+        "heldout": Output("corpus", "clusters of which nothing is in train"),
+    },
+)
+def select(ctx: Context, params: SelectParams) -> None:
+    """Decide by thresholds what is kept, and hold out whole clusters."""
+    from liuyi.data.corpus import DOCUMENTS, DROPPED, write_table
+    from liuyi.data.select.effect import effect
+    from liuyi.data.select.run import select
+
+    chosen = select(ctx.input("corpus").path, params, heldout_fraction=params.heldout_fraction)
+    kept = {"train": chosen.train(masked=params.mask_pii), "heldout": chosen.heldout(masked=params.mask_pii)}
+    shown = effect(chosen, masked=params.mask_pii)
+    for name, table in kept.items():
+        with ctx.output(name) as out:
+            write_table(table, out.path / DOCUMENTS)
+            out.metrics.update(documents=table.num_rows, clusters=len(table["cluster"].unique()))
+            out.licences.update(table["license"].unique().to_pylist())
+            if name == "train":
+                write_table(chosen.dropped(), out.path / DROPPED)
+                shown.save(out.path)
+    ctx.log(shown.summary)
+
+
+class TokenizerParams(Params):
+    vocab_size: int = Field(4096, ge=260, description="tokens; a small text gives fewer")
+    sample_mb: float = Field(8.0, gt=0, description="megabytes to train on, shared evenly among the inputs")
+
+
+@step(
+    "data.tokenizer",
+    version=1,
+    inputs={"texts": Input(("corpus", "chats"), "corpora and conversations to learn the tokens from", many=True)},
+    outputs={"tokenizer": Output("tokenizer")},
+)
+def tokenizer(ctx: Context, params: TokenizerParams) -> None:
+    """Train a byte-level BPE tokenizer and measure it on text that it has not seen."""
+    from liuyi.data.vocabulary import effect, train_tokenizer
+
+    made, measured = train_tokenizer(
+        ctx.inputs("texts"),
+        vocab_size=params.vocab_size,
+        sample_bytes=int(params.sample_mb * 1e6),
+        on_progress=lambda done, total: ctx.progress(done, total),
+    )
+    with ctx.output("tokenizer") as out:
+        made.save(out.path)
+        shown = effect(made, measured)
+        shown.save(out.path)
+        out.metrics["vocab_size"] = made.vocab_size
+        out.metrics.update({f"bytes_per_token_{one.language}": one.bytes_per_token for one in measured})
+        out.licences.update(*(artifact.manifest.licences for artifact in ctx.inputs("texts")))
+    ctx.log(shown.summary)
+
+
+class TokensParams(Params):
+    max_tokens: int | None = Field(None, ge=1, description="take a sample of documents that fits; all when left out")
+
+
+@step(
+    "data.tokens",
+    version=1,
+    inputs={"corpus": Input("corpus"), "tokenizer": Input("tokenizer")},
+    outputs={"tokens": Output("tokens", "documents in an order shuffled by a hash of their ids")},
+)
+def tokens(ctx: Context, params: TokensParams) -> None:
+    """Encode documents as one memory-mapped stream of tokens."""
+    from liuyi.data.tokens import write_tokens
+    from liuyi.model.tokenizer import Tokenizer
+
+    source = ctx.input("corpus")
+    with ctx.output("tokens") as out:
+        about = write_tokens(
+            out.path,
+            source.path,
+            Tokenizer.load(ctx.input("tokenizer").path),
+            max_tokens=params.max_tokens,
+            on_progress=lambda done, total: ctx.progress(done / 1e6, total / 1e6, "MB"),
+        )
+        out.metrics.update(tokens=about.tokens, documents=about.documents, bytes=about.bytes)
+        out.licences.update(source.manifest.licences)
+    ctx.log(f"{about.tokens:,} tokens of {about.documents:,} documents, {about.bytes / about.tokens:.2f} bytes a token")
 
 
 class DeskParams(Params):

@@ -15,38 +15,45 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DAMAGE = 0.05
-_UNPAIRED = re.compile("[\ud800-\udfff]")
+"""Foreign characters that may be damaged in a text that is still UTF-8."""
 _COMMON_HAN = frozenset(
     "的一是不了在人有我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后"
 )
+_COMMON_SHARE = 0.05
+_UNPAIRED = re.compile("[\ud800-\udfff]")
 
 
 def decode(data: bytes) -> str:
-    """The text of a file: by its byte-order mark, else UTF-8, GB 18030 if that reads as Chinese, else Windows-1252.
+    """The text of a file, in the encoding that `encoding_of` finds.
 
-    UTF-8 with a few damaged bytes stays UTF-8, each of them as U+FFFD.
+    Raises DataError where the bytes are not text.
+    """
+    encoding = encoding_of(data)
+    return data.decode(encoding, "replace" if encoding == "utf-8" else "strict")
+
+
+def encoding_of(data: bytes, *, final: bool = True) -> str:
+    """By the byte-order mark, else UTF-8, GB 18030 if that reads as Chinese, UTF-8 with damaged bytes, or Windows-1252.
+
+    `final=False` says that `data` is the beginning of a file and may end inside a character.
     Raises DataError where the bytes are not text.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            return _strict(data, encoding)
+            _decoded(data, encoding, final)
+            return encoding
     if b"\x00" in data:
         raise DataError("binary, not text (it holds NUL bytes)")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        wrong = error
-    try:
-        text = data.decode("gb18030")
-    except UnicodeDecodeError:
-        text = ""
-    if _reads_as_chinese(text):
-        return text
-    mended = data.decode(errors="replace")
-    foreign = sum(letter > "\x7f" for letter in mended)
-    if mended.count("\ufffd") <= _DAMAGE * foreign:
-        return mended
-    return _strict(data, "cp1252", because=f"not UTF-8 (byte {wrong.start}: {wrong.reason})")
+    if _decodes(data, "utf-8", final):
+        return "utf-8"
+    if _decodes(data, "gb18030", final) and _reads_as_chinese(_decoded(data, "gb18030", final)):
+        return "gb18030"
+    mended = data.decode("utf-8", "replace")
+    if mended.count("\ufffd") <= _DAMAGE * sum(letter > "\x7f" for letter in mended):
+        return "utf-8"
+    if not _decodes(data, "cp1252", final):
+        raise DataError("neither UTF-8, GB 18030 nor Windows-1252")
+    return "cp1252"
 
 
 def mend(text: str) -> str:
@@ -56,13 +63,21 @@ def mend(text: str) -> str:
     return _UNPAIRED.sub("\ufffd", text.replace("\x00", ""))
 
 
-def _strict(data: bytes, encoding: str, because: str = "") -> str:
+def _decoded(data: bytes, encoding: str, final: bool) -> str:
     try:
-        return data.decode(encoding)
+        return codecs.getincrementaldecoder(encoding)().decode(data, final)
     except UnicodeError as error:
-        raise DataError(because or f"not {encoding}: {error}") from None
+        raise DataError(f"not {encoding}: {error}") from None
+
+
+def _decodes(data: bytes, encoding: str, final: bool) -> bool:
+    try:
+        _decoded(data, encoding, final)
+    except DataError:
+        return False
+    return True
 
 
 def _reads_as_chinese(text: str) -> bool:
     han = [letter for letter in text[:100_000] if "\u4e00" <= letter <= "\u9fff"]
-    return len(han) >= 4 and sum(letter in _COMMON_HAN for letter in han) >= 0.05 * len(han)
+    return len(han) >= 4 and sum(letter in _COMMON_HAN for letter in han) >= _COMMON_SHARE * len(han)

@@ -100,6 +100,6 @@ def _runs(batch: Batch) -> Floats:
     begins[1:] = np.diff(same) != 1
     starts = same[begins]
     lengths = np.diff(np.append(np.flatnonzero(begins), len(same))) + 1
-    counted = np.isin(classes[starts], [Class.LETTER, Class.HAN, Class.WIDE_PUNCTUATION, Class.OTHER])
+    counted = np.isin(classes[starts], [Class.LETTER, Class.HAN, Class.WIDE_PUNCTUATION])
     long = (lengths >= _SHORTEST_RUN) & counted
     return ratio(np.bincount(owner[starts[long]], lengths[long], minlength=batch.size), batch.visible)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
+from liuyi.core.errors import DataError, did_you_mean
 from liuyi.data import licences
 
 STANDARD_LIBRARY = "python"
@@ -54,18 +55,48 @@ class Distribution:
         return f"pkg:{kind}/{self.name}@{self.version}#{path}"
 
 
+def chosen(include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Distribution]:
+    """The standard library and what is installed, by name: only those of `include` if any are named, none of `exclude`.
+
+    Raises DataError with the nearest name for one that is not there.
+    """
+    found = _by_name()
+    known = {STANDARD_LIBRARY, *found}
+    for name in (*include, *exclude):
+        if canonical(name) not in known:
+            raise DataError(f"no distribution '{name}' is installed", hint=did_you_mean(name, known))
+    wanted = (set(map(canonical, include)) or known) - set(map(canonical, exclude))
+    library = [standard_library()] if STANDARD_LIBRARY in wanted else []
+    return library + [_read(name, distribution) for name, distribution in found.items() if name in wanted]
+
+
+def versions() -> list[str]:
+    """`name==version` of the interpreter and of everything installed, in the order of names."""
+    python = f"{STANDARD_LIBRARY}=={platform.python_version()}"
+    return [python, *(f"{name}=={distribution.version}" for name, distribution in _by_name().items())]
+
+
 def installed(search: Sequence[str] | None = None) -> Iterator[Distribution]:
     """The distributions found on `search` (default `sys.path`), in the order of their names.
 
     Where one name is found twice, the first on the path counts, as for the interpreter.
     """
+    for name, distribution in _by_name(search).items():
+        yield _read(name, distribution)
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as PEP 503 normalises it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _by_name(search: Sequence[str] | None = None) -> dict[str, metadata.Distribution]:
     found: dict[str, metadata.Distribution] = {}
     for distribution in metadata.distributions(path=list(sys.path if search is None else search)):
         name = distribution.metadata["Name"]
         if name:
-            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
-    for name, distribution in sorted(found.items()):
-        yield _read(name, distribution)
+            found.setdefault(canonical(name), distribution)
+    return dict(sorted(found.items()))
 
 
 def standard_library(folder: Path | None = None) -> Distribution:

@@ -15,6 +15,7 @@ from pathlib import Path
 from liuyi.core.errors import DataError
 from liuyi.data.corpus import Document, Rejected, document_id
 from liuyi.data.pool import map_ordered
+from liuyi.data.shares import fair_shares
 from liuyi.data.sources.distributions import Distribution, SourceFile
 from liuyi.data.sources.docstrings import Unreadable, documented_bytes, literal_texts, module_text
 from liuyi.data.text import decode, mend
@@ -34,26 +35,19 @@ class _Task:
     files: tuple[SourceFile, ...]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far reading has come, in bytes of Python and text files."""
-
-    done_bytes: int
-    total_bytes: int
-
-
 def read_distributions(
     distributions: Sequence[Distribution],
     *,
     max_bytes: int,
     max_bytes_per_source: int,
     workers: int | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Document], list[Rejected]]:
     """The documents of `distributions`, and the files among those chosen that could not be read.
 
     At most `max_bytes` of text together and `max_bytes_per_source` from one distribution, in the order
-    (distribution, path). The bounds are met to within one document.
+    (distribution, path). The bounds are met to within one document a
+    distribution. `on_progress` hears (bytes of files read, bytes of files in all).
     """
     sizes = _scan(distributions, workers)
     shares = fair_shares([sum(size) for size in sizes], max_bytes, max_bytes_per_source)
@@ -66,24 +60,9 @@ def read_distributions(
         documents += found
         rejected += failed
         done += sum(file.bytes for file in task.files)
-        on_progress(Progress(done, total))
+        on_progress(done, total)
     documents = list(_within(documents, max_bytes, max_bytes_per_source))
     return sorted(documents, key=lambda one: (one.source, one.url)), sorted(rejected, key=lambda one: one.file)
-
-
-def fair_shares(wanted: Sequence[int], total: int, largest: int) -> list[int]:
-    """Divide `total` so that nobody gets more than they want or than `largest`, and what is left over is shared evenly.
-
-    >>> fair_shares([10, 100, 1000], 300, 10_000)
-    [10, 100, 190]
-    """
-    shares = [0] * len(wanted)
-    left = total
-    order = sorted(range(len(wanted)), key=lambda index: (wanted[index], index))
-    for position, index in enumerate(order):
-        shares[index] = min(wanted[index], largest, left // (len(order) - position))
-        left -= shares[index]
-    return shares
 
 
 def _scan(distributions: Sequence[Distribution], workers: int | None) -> list[list[int]]:

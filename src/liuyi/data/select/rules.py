@@ -1,0 +1,133 @@
+"""The rules: each a reason to drop a document, from its attributes and a threshold. The first that holds is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from liuyi.data.select.thresholds import Thresholds
+
+Mask = NDArray[np.bool_]
+KEPT = ""
+
+
+class Attributes:
+    """The columns of `attributes.parquet` and the documents' licences, as arrays [documents]."""
+
+    def __init__(self, table: pa.Table, licences: pa.ChunkedArray) -> None:
+        self._table = table
+        self.licences = licences
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._table[name].to_numpy()  # type: ignore[no-any-return]
+
+    def among(self, name: str, values: tuple[str, ...]) -> Mask:
+        """Whether the attribute is one of `values`."""
+        return _among(self._table[name], values)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A reason, and whether it holds for each document."""
+
+    reason: str
+    holds: Callable[[Attributes, Thresholds], Mask]
+
+
+def reasons(attributes: Attributes, thresholds: Thresholds) -> NDArray[np.object_]:
+    """[documents] the first reason to drop each document; empty where it is kept."""
+    chosen = np.full(len(attributes["words"]), KEPT, dtype=object)
+    for rule in RULES:
+        chosen[(chosen == KEPT) & rule.holds(attributes, thresholds)] = rule.reason
+    return chosen
+
+
+def _among(column: pa.ChunkedArray, values: tuple[str, ...]) -> Mask:
+    return np.asarray(pc.is_in(column, value_set=pa.array(values, column.type)).to_numpy(), bool)
+
+
+def _chinese(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    return np.asarray(attributes["han_ratio"] >= thresholds.min_han_ratio)
+
+
+def _above(name: str, threshold: str) -> Callable[[Attributes, Thresholds], Mask]:
+    return lambda attributes, thresholds: attributes[name] > getattr(thresholds, threshold)
+
+
+def _wrong_language(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    if not thresholds.languages:
+        return np.zeros(len(attributes["words"]), bool)
+    sure = attributes["lang_score"] >= max(thresholds.min_language_score, 1e-6)
+    return sure & ~attributes.among("lang", thresholds.languages)
+
+
+def _wrong_licence(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    if not thresholds.licenses:
+        return np.zeros(len(attributes["words"]), bool)
+    return ~_among(attributes.licences, thresholds.licenses)
+
+
+def _near_duplicate(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    similar = attributes["duplicate_similarity"] >= thresholds.min_similarity
+    return thresholds.drop_duplicates & similar & attributes.among("duplicate_kind", ("near",))
+
+
+def _odd_words(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    mean = attributes["mean_word_chars"]
+    odd = (mean < thresholds.min_mean_word_chars) | (mean > thresholds.max_mean_word_chars)
+    return odd & ~_chinese(attributes, thresholds)
+
+
+def _no_sentences(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    return attributes.among("lang", ("en",)) & (attributes["stop_words"] < thresholds.min_stop_words)
+
+
+def _top_ngram(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    top = np.maximum.reduce([attributes["top_2gram"], attributes["top_3gram"], attributes["top_4gram"]])
+    return np.asarray(top > thresholds.max_top_ngram)
+
+
+def _chinese_keywords(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    marks = attributes["zh_punctuation"]
+    odd = (marks < thresholds.min_zh_punctuation) | (marks > thresholds.max_zh_punctuation)
+    few = attributes["zh_function_chars"] < thresholds.min_zh_function_chars
+    return _chinese(attributes, thresholds) & (odd | few)
+
+
+def _chinese_boilerplate(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    return _chinese(attributes, thresholds) & (attributes["zh_boilerplate"] > thresholds.max_zh_boilerplate)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("exact duplicate", lambda a, t: t.drop_duplicates & a.among("duplicate_kind", ("exact",))),
+    Rule("near duplicate", _near_duplicate),
+    Rule("licence not allowed", _wrong_licence),
+    Rule("other language", _wrong_language),
+    Rule("wrongly decoded", _above("broken_ratio", "max_broken_ratio")),
+    Rule("licence text", _above("licence_ratio", "max_licence_ratio")),
+    Rule("written by a program", lambda a, t: t.drop_generated & a["is_generated"]),
+    Rule("placeholder text", lambda a, t: t.drop_placeholder & a["is_placeholder"]),
+    Rule("too short", lambda a, t: a["words"] < t.min_words),
+    Rule("code", _above("code_lines", "max_code_lines")),
+    Rule("tables", _above("table_lines", "max_table_lines")),
+    Rule("lists", _above("bullet_lines", "max_bullet_lines")),
+    Rule("links", _above("link_lines", "max_link_lines")),
+    Rule("cut-off lines", _above("ellipsis_lines", "max_ellipsis_lines")),
+    Rule("short lines", _above("short_lines", "max_short_lines")),
+    Rule("numbers", _above("digit_ratio", "max_digit_ratio")),
+    Rule("symbols", lambda a, t: (a["symbol_ratio"] > t.max_symbol_ratio) | (a["alpha_ratio"] < t.min_alpha_ratio)),
+    Rule("odd words", _odd_words),
+    Rule("no sentences", _no_sentences),
+    Rule("one character over and over", _above("run_ratio", "max_run_ratio")),
+    Rule("repeated lines", _above("repeated_lines", "max_repeated_lines")),
+    Rule("repeated paragraphs", _above("repeated_paragraphs", "max_repeated_paragraphs")),
+    Rule("repeated phrases", lambda a, t: _top_ngram(a, t) | (a["repeated_10grams"] > t.max_repeated_ngrams)),
+    Rule("Chinese advertisement or navigation", _chinese_boilerplate),
+    Rule("Chinese keywords, not sentences", _chinese_keywords),
+)
