@@ -6,6 +6,8 @@ from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, step
 
+PRELOAD = ("torch",)
+
 
 class SampleParams(Params):
     prompts: int = Field(400, ge=1, description="prompts to answer, drawn over all clusters")

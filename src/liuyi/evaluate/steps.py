@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from liuyi.evaluate.evaluation import Evaluation
 
 
+PRELOAD = ("torch", "scipy.stats")
+
+
 class GenerateParams(Params):
     label: str = Field("", description="what reports call this model, such as `SFT`; empty: its step's artifact")
     constrained: bool = Field(False, description="force answers to follow the eval set's JSON Schema")

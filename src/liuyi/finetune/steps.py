@@ -8,6 +8,8 @@ from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, step
 
+PRELOAD = ("torch",)
+
 
 class SftParams(Params):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")

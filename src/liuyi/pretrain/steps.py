@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from liuyi.core.step import Context, Input, Output, Params, step
+from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+
+PRELOAD = ("torch",)
 
 
 class TrainParams(Params):
@@ -45,3 +47,44 @@ def train(ctx: Context, params: TrainParams) -> None:
     from liuyi.pretrain.train import pretrain
 
     pretrain(ctx, params)
+
+
+class EvaluateParams(Params):
+    window: int = Field(256, ge=8, description="tokens of context; best the `seq_len` of the training")
+    max_tokens: int = Field(150_000, ge=1, description="held-out documents are drawn until so many tokens are reached")
+    label: str = Field("pretrained", description="what the model is called in reports")
+
+
+@step(
+    "pretrain.evaluate",
+    version=1,
+    inputs={
+        "model": Input("checkpoint"),
+        "tokens": Input("tokens", "held-out documents"),
+        "corpus": Input("corpus", "their texts, for xz"),
+        "train_tokens": Input("tokens", "what the model was trained on, for the baselines"),
+    },
+    outputs={"evaluation": Output("evaluation", "bits of each document under the model and under each baseline")},
+)
+def evaluate(ctx: Context, params: EvaluateParams) -> None:
+    """Measure bits per byte on held-out documents, beside an untrained model, unigram, 5-gram and xz."""
+    from liuyi.pretrain.evaluate import evaluate_bits
+
+    evaluate_bits(ctx, params)
+
+
+class ImportParams(Params):
+    folder: SourcePath = Field(description="a model folder in Hugging Face's layout, with safetensors and tokenizer")
+
+
+@step("pretrain.import_hf", version=1, inputs={}, outputs={"checkpoint": Output("checkpoint")})
+def import_hf(ctx: Context, params: ImportParams) -> None:
+    """Take a model folder in Hugging Face's layout as the checkpoint to go on from."""
+    from liuyi.model.checkpoint import load_model, save_model
+    from liuyi.model.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(params.folder)
+    model = load_model(params.folder)
+    with ctx.output("checkpoint") as out:
+        save_model(out.path, model, tokenizer, {"stage": "imported", "name": params.folder.resolve().name})
+        out.metrics["parameters"] = model.config.num_parameters
