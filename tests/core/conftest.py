@@ -1,4 +1,4 @@
-"""Homes, stores and ledgers for the tests of the spine; ledgers on SQLite and, where a server is given, PostgreSQL."""
+"""Ledgers for the tests of the spine, on SQLite and, where a server is given, on PostgreSQL; and a small disk."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from liuyi.core.home import Home
 from liuyi.core.ledger import Ledger
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    monkeypatch.delenv("LIUYI_STORE_URL", raising=False)
-    monkeypatch.delenv("LIUYI_LEDGER_URL", raising=False)
-    return Home(tmp_path / "home")
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Keep": {
         "export": "Pack an artifact and its ancestry into one file.",
         "import": "Unpack such a file into this home.",
+        "pin": "Keep an artifact whatever happens, or list what is kept.",
         "gc": "Delete what no run and no pin needs.",
     },
 }

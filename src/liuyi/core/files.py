@@ -45,11 +45,16 @@ def digest_of(entries: Iterable[FileEntry]) -> str:
     return files_digest({entry.path: entry.sha256 for entry in entries})
 
 
-def problems(folder: Path, manifest: Manifest, *, read: bool = True) -> list[str]:
-    """What is wrong with the files of an artifact, each as `file: what`; without `read`, only what a listing shows."""
+def problems(folder: Path, manifest: Manifest, *, read: bool = True, only: str = "") -> list[str]:
+    """What is wrong with the files of an artifact, each as `file: what`.
+
+    Without `read`, what a listing shows; with `only`, what is wrong with that one file.
+    """
     found = []
     expected = {entry.path: entry for entry in manifest.files}
     for name, entry in sorted(expected.items()):
+        if only and name != only:
+            continue
         path = folder / name
         if not path.is_file() or path.is_symlink():
             found.append(f"{name}: missing")
@@ -57,7 +62,7 @@ def problems(folder: Path, manifest: Manifest, *, read: bool = True) -> list[str
             found.append(f"{name}: has {size} bytes instead of {entry.bytes}")
         elif read and sha256_file(path) != entry.sha256:
             found.append(f"{name}: its bytes have changed")
-    if read:
+    if read and not only:
         found += [f"{name}: not in the manifest" for name in file_names(folder) if name not in expected]
     return found
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from liuyi.core.artifact import MANIFEST, Artifact, InputRef, Kind, Manifest
 from liuyi.core.disk import full_disk_is_told
-from liuyi.core.errors import ArtifactError
+from liuyi.core.errors import ArtifactError, did_you_mean
 from liuyi.core.files import digest_of, problems, scan
 from liuyi.core.folder_store import FolderStore
 from liuyi.core.object_store import ObjectStore
@@ -28,6 +28,10 @@ from liuyi.core.secrets import hide_secrets
 from liuyi.core.step import Staging
 
 _SHORTEST_PREFIX = 6
+
+
+class AmbiguousDigest(ArtifactError):
+    """Several artifacts have a digest that begins so."""
 
 
 class Store:
@@ -113,7 +117,7 @@ class Store:
             raise ArtifactError(f"there is no artifact '{ref}'", where=self.url)
         if len(found) > 1:
             names = "\n  ".join(self._describe(digest) for digest in found[:9])
-            raise ArtifactError(f"'{ref}' is the beginning of {len(found)} artifacts", hint=names)
+            raise AmbiguousDigest(f"'{ref}' is the beginning of {len(found)} artifacts", hint=names)
         return found[0]
 
     def open(self, ref: str, verify: bool = True) -> Artifact:
@@ -127,6 +131,22 @@ class Store:
         manifest = self._local.manifest(digest)
         self._demand_sound(manifest, self._local.problems(digest, read=verify) if not self._remote else [])
         return Artifact(manifest, self._local.folder(digest))
+
+    def open_file(self, ref: str, name: str) -> Path:
+        """One file of an artifact, on this machine; its bytes alone are compared with its digest.
+
+        Raises ArtifactError if the artifact or the file is unknown or damaged.
+        """
+        digest = self.resolve(ref)
+        if self._remote and (not self._local.has(digest) or self._local.problems(digest, read=False)):
+            self._fetch(digest)
+        manifest = self._local.manifest(digest)
+        known = [entry.path for entry in manifest.files]
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ArtifactError(f"{manifest.kind} {digest[:12]} has no file '{name}'", where=self.url, hint=hint)
+        self._demand_sound(manifest, problems(self._local.folder(digest), manifest, only=name))
+        return self._local.folder(digest) / name
 
     def verify(self, digest: str) -> list[str]:
         """What is wrong with an artifact where it is kept, each as `file: what`; empty if it is sound."""
