@@ -1,0 +1,159 @@
+"""Whatever body arrives, the answer is a completion or an error that says what was wrong; never a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from infer_support import LiveServer, live_server
+
+from liuyi.infer.engine import Engine
+from liuyi.infer.server.model_backend import ModelBackend
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["", "\ud800", "<|im_end|>", "user", "tiny", "text", "object", "string", "#/a"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["user", "assistant", "system", "developer", "tool"]),
+            "content": st.text(max_size=30)
+            | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text()})),
+        }
+    ),
+    max_size=4,
+)
+schemas = st.recursive(
+    st.sampled_from(
+        [{}, {"type": "string"}, {"type": "integer"}, {"const": "厨"}, {"enum": []}, {"type": ["null", "x"]}]
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["object", "array", "string", "number"]),
+            "properties": st.dictionaries(st.text(max_size=4), inner, max_size=3),
+            "items": inner,
+            "anyOf": st.lists(inner, max_size=3),
+            "required": st.lists(st.text(max_size=4), max_size=2),
+            "additionalProperties": inner | st.booleans(),
+            "pattern": st.sampled_from(["a+", "(", "^厨$", "\\d{1,3}"]),
+            "minLength": st.integers(-1, 5),
+            "maxItems": st.integers(0, 3),
+            "$ref": st.sampled_from(["#", "#/properties/a", "http://example.com"]),
+        },
+    ),
+    max_leaves=6,
+)
+fields: dict[str, Any] = {
+    "model": st.just("tiny"),
+    "messages": messages,
+    "prompt": st.text(max_size=20)
+    | st.lists(st.integers(-1, 500), max_size=5)
+    | st.lists(st.text(max_size=9), max_size=3),
+    "max_tokens": st.integers(0, 6),
+    "max_completion_tokens": st.integers(1, 6),
+    "temperature": st.floats(-1, 3),
+    "top_p": st.floats(0, 1),
+    "top_k": st.integers(-2, 1000),
+    "min_p": st.floats(0, 1),
+    "repetition_penalty": st.floats(0, 3),
+    "presence_penalty": st.floats(-3, 3),
+    "frequency_penalty": st.floats(-3, 3),
+    "logit_bias": st.dictionaries(st.integers(-1, 400).map(str), st.floats(-101, 101), max_size=4),
+    "seed": st.integers(-(2**64), 2**64),
+    "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
+    "n": st.integers(0, 3),
+    "stream": st.booleans(),
+    "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
+    "logprobs": st.booleans() | st.integers(0, 25),
+    "top_logprobs": st.integers(0, 25),
+    "response_format": st.one_of(
+        st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "regex", "regex": "[ab]{1,3}"}]),
+        schemas.map(lambda schema: {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}),
+    ),
+}
+GOOD = {"model": "tiny", "max_tokens": 3}
+good_bodies = {
+    "chat/completions": GOOD | {"messages": [{"role": "user", "content": "打开"}]},
+    "completions": GOOD | {"prompt": "turn on"},
+}
+changes = st.lists(st.sampled_from(sorted(fields)), max_size=3, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: fields[name] for name in names})
+)
+wild = st.dictionaries(st.sampled_from([*fields, "tools", "surprise"]), json_values, max_size=6)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(model: Decoder, tokenizer: Tokenizer) -> Iterator[LiveServer]:
+    with live_server({"tiny": ModelBackend(Engine(model, tokenizer, max_slots=4))}) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def http(fuzzed: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{fuzzed.url}/v1", timeout=30, headers={"content-type": "application/json"}) as client:
+        yield client
+
+
+fuzz = settings(
+    max_examples=120,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@fuzz
+@given(path=st.sampled_from(sorted(good_bodies)), changed=changes | wild)
+def test_no_request_is_a_failure(http: httpx.Client, path: str, changed: dict[str, Any]) -> None:
+    check(http.post(path, content=json.dumps(good_bodies[path] | changed).encode()))
+
+
+@fuzz
+@given(body=json_values)
+def test_no_json_is_a_failure(http: httpx.Client, body: Any) -> None:
+    check(http.post("chat/completions", content=json.dumps(body).encode()))
+
+
+def check(response: httpx.Response) -> None:
+    event("status", response.status_code)
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
+    elif response.headers["content-type"].startswith("text/event-stream"):
+        assert response.text.endswith("data: [DONE]\n\n") or '"invalid_request_error"' in response.text
+    else:
+        assert response.json()["choices"]
+
+
+@fuzz
+@given(content=st.binary(max_size=60))
+def test_no_bytes_are_a_failure(http: httpx.Client, content: bytes) -> None:
+    assert http.post("chat/completions", content=content).status_code == 400
+
+
+def test_nothing_is_left_behind(fuzzed: LiveServer) -> None:
+    async def idle() -> None:
+        for _ in range(300):
+            load = fuzzed.backend.load()
+            if not load.running and not load.waiting:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"still busy: {fuzzed.backend.load()}")
+
+    asyncio.run(idle())
+    assert fuzzed.backend.load().alive
