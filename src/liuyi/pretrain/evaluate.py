@@ -203,7 +203,7 @@ def evaluate_bits(ctx: Context, params: EvaluateParams) -> None:
             heldout,
             documents,
             window=params.window,
-            on_progress=lambda done, total, name=name: ctx.progress(done, total, f"rows under the {name} model"),  # type: ignore[misc]
+            on_progress=lambda done, total, name=name: ctx.progress(done, total, f"rows, {SUBJECTS[name]}"),  # type: ignore[misc]
         )
     ctx.log("counting n-grams")
     bits |= baseline_bits(train, heldout, documents)
