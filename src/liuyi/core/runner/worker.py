@@ -235,7 +235,8 @@ class Worker:
         path = self._home.store.open(digest).file("verdict.json")
         verdict = json.loads(path.read_text(encoding="utf-8"))
         for comparison in verdict["comparisons"]:
-            figures = {name: comparison[name] for name in ("metric", "delta", "low", "high")}
+            subset = comparison.get("subset")
+            figures = {name: float(comparison[name]) for name in ("delta", "low", "high")}
             p_value = comparison["p_adjusted"] if comparison["p_adjusted"] is not None else comparison["p_value"]
             self._ledger.add_verdict(
                 self._run.id,
@@ -243,6 +244,7 @@ class Worker:
                 digest,
                 verdict["stage"],
                 verdict["decision"],
+                metric=f"{comparison['metric']} ({subset})" if subset else comparison["metric"],
                 p_value=p_value,
                 **figures,
             )
@@ -268,6 +270,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     home, run_id = Home(Path(sys.argv[1])), sys.argv[2]
+    os.environ["LIUYI_HOME"] = str(home.path)
     return Worker(home, run_id).run()
 
 
