@@ -1,38 +1,23 @@
-"""Causal attention: a plain reference, and the implementation that the decoder uses, chosen in `attention`."""
+"""Causal attention over rows that hold one document or several.
+
+`attention_reference` is the formula. `attention` is what the decoder uses: PyTorch's fused kernel where every token
+sees all before it, and `tiled_attention` on the CPU where documents are packed or the window slides, since the fused
+kernel would compute what the mask then hides.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-class CausalMask:
-    """Which keys each query sees: itself and what lies before it, in its own segment and within a window.
-
-    Built once for a batch and shared by all layers. `segments` [batch, seq] numbers the documents packed into each
-    row; None means that each row is one document.
-    """
-
-    def __init__(self, seq: int, segments: Tensor | None = None, device: torch.device | None = None) -> None:
-        self.seq = seq
-        self.segments = segments
-        self.device = segments.device if segments is not None else device
-        self._visible: dict[int | None, Tensor] = {}
-
-    def visible(self, window: int | None = None) -> Tensor:
-        """True where query i sees key j: [batch or 1, seq, seq]."""
-        if window not in self._visible:
-            at = torch.arange(self.seq, device=self.device)
-            distance = at[:, None] - at
-            sees = distance >= 0
-            if window is not None:
-                sees &= distance < window
-            sees = sees[None]
-            if self.segments is not None:
-                sees = sees & (self.segments[:, :, None] == self.segments[:, None, :])
-            self._visible[window] = sees
-        return self._visible[window]
+TILE_QUERIES = 64
+TILE_SCORES = 1 << 18
+"""Scores of a tile, about: 1 MiB in float32, so that they stay in a core's cache from one operation to the next."""
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -44,11 +29,158 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Ten
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return scores.masked_fill(~visible[:, None], float("-inf")).softmax(dim=-1) @ v
+    mixed: Tensor = scores.masked_fill(~visible[:, None], -math.inf).softmax(dim=-1) @ v
+    return mixed
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | None = None) -> Tensor:
-    """Causal self-attention; shapes as in `attention_reference` with as many queries as keys."""
-    visible = mask.visible(window)[:, None]
-    mixed: Tensor = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+    """Causal self-attention under a mask; shapes as in `attention_reference`, with as many queries as keys."""
+    mixed: Tensor
+    if mask.starts is None and (window is None or window >= mask.seq):
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    elif q.device.type == "cpu":
+        mixed = tiled_attention(q, k, v, mask, window)
+    else:
+        visible = mask.visible(window)[:, None]
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
     return mixed
+
+
+class CausalMask:
+    """Which keys each query sees: itself and what lies before it, in its own segment and within a window.
+
+    Made once for a batch and shared by all layers. `segments` [batch, seq] numbers the documents packed into each
+    row, neighbours differently; None means that each row is one document.
+    """
+
+    def __init__(self, batch: int, seq: int, segments: Tensor | None, device: torch.device) -> None:
+        self.batch = batch
+        self.seq = seq
+        self.starts = None if segments is None else segment_starts(segments)
+        self.device = device
+        self._visible: dict[int | None, Tensor] = {}
+        self._tiles: dict[tuple[int | None, int], list[Tile]] = {}
+
+    def visible(self, window: int | None = None) -> Tensor:
+        """True where query i sees key j: [batch or 1, seq, seq]."""
+        if window not in self._visible:
+            every = slice(0, self.seq)
+            self._visible[window] = self._sees(slice(0, self.batch), every, every, window)
+        return self._visible[window]
+
+    def tiles(self, window: int | None, heads: int) -> list[Tile]:
+        """The pieces of queries × keys that hold something visible, each small enough to stay in cache."""
+        key = (window, heads)
+        if key not in self._tiles:
+            self._tiles[key] = list(self._tile(window, heads))
+        return self._tiles[key]
+
+    def _tile(self, window: int | None, heads: int) -> Any:
+        per_tile = max(1, TILE_SCORES // (heads * min(TILE_QUERIES, self.seq) * min(self.seq, window or self.seq)))
+        for first in range(0, self.batch, per_tile):
+            rows = slice(first, min(first + per_tile, self.batch))
+            for begin in range(0, self.seq, TILE_QUERIES):
+                end = min(begin + TILE_QUERIES, self.seq)
+                # Starts grow along a row, so the tile's first query reaches back furthest.
+                low = 0 if self.starts is None else int(self.starts[rows, begin].min())
+                low = low if window is None else max(low, begin - window + 1)
+                queries, keys = slice(begin, end), slice(low, end)
+                hidden = ~self._sees(rows, queries, keys, window)
+                bias = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -math.inf)
+                yield Tile(rows, queries, keys, bias)
+
+    def _sees(self, rows: slice, queries: slice, keys: slice, window: int | None) -> Tensor:
+        at = torch.arange(self.seq, device=self.device)
+        distance = at[queries, None] - at[keys]
+        sees = (distance >= 0)[None] if window is None else ((distance >= 0) & (distance < window))[None]
+        return sees if self.starts is None else sees & (at[keys] >= self.starts[rows, queries, None])
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some queries of some rows, and the keys they may see; `bias` is 0 where they do and −∞ where not."""
+
+    rows: slice
+    queries: slice
+    keys: slice
+    bias: Tensor
+    """[rows or 1, queries, keys]"""
+
+
+def tiled_attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | None = None) -> Tensor:
+    """`attention_reference` tile by tile, with its own gradient; scores are made again for it and never kept.
+
+    The heads of a group are stacked as rows of one matrix product with the keys they share.
+    """
+    batch, heads, seq, head_dim = q.shape
+    kv_heads = k.shape[1]
+    # [batch, kv_heads, seq · group, head_dim], each token's heads side by side, so that tiles of tokens are slices.
+    q = (q * head_dim**-0.5).view(batch, kv_heads, -1, seq, head_dim).transpose(2, 3).flatten(2, 3)
+    mixed: Tensor = _TiledAttention.apply(q, k, v, mask.tiles(window, heads))  # type: ignore[no-untyped-call]
+    return mixed.view(batch, kv_heads, seq, -1, head_dim).transpose(2, 3).flatten(1, 2)
+
+
+class _TiledAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        ctx.save_for_backward(q, k, v)
+        ctx.tiles = tiles
+        mixed = torch.empty_like(q)
+        scratch = _scratch(q, k, tiles)
+        for tile in tiles:
+            tile_q, tile_k, tile_v, tile_mixed = _cut(tile, q, k, v, mixed)
+            torch.bmm(_probabilities(tile, tile_q, tile_k, scratch), tile_v, out=tile_mixed)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        scratch, other_scratch = _scratch(q, k, ctx.tiles), _scratch(q, k, ctx.tiles)
+        for tile in ctx.tiles:
+            tile_q, tile_k, tile_v, tile_grad = _cut(tile, q, k, v, grad)
+            to_q, to_k, to_v, _ = _cut(tile, grad_q, grad_k, grad_v, grad)
+            p = _probabilities(tile, tile_q, tile_k, scratch)
+            to_v.baddbmm_(p.transpose(1, 2), tile_grad)
+            grad_p = torch.bmm(tile_grad, tile_v.transpose(1, 2), out=other_scratch[: p.numel()].view(p.shape))
+            grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p)
+            torch.bmm(grad_scores, tile_k, out=to_q)
+            to_k.baddbmm_(grad_scores.transpose(1, 2), tile_q)
+        return grad_q, grad_k, grad_v, None
+
+
+def _probabilities(tile: Tile, q: Tensor, k: Tensor, scratch: Tensor) -> Tensor:
+    """softmax(q·kᵀ + bias) in the scratch memory: [rows · kv_heads, queries · group, keys]."""
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    scores = torch.bmm(q, k.transpose(1, 2), out=scratch[: math.prod(shape)].view(shape))
+    rows, queries, keys = tile.rows.stop - tile.rows.start, tile.bias.shape[1], tile.bias.shape[2]
+    scores.view(rows, -1, queries, q.shape[1] // queries, keys).add_(tile.bias[:, None, :, None])
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _cut(tile: Tile, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A tile's part of each, [rows · kv_heads, …, head_dim], as views."""
+    group = q.shape[2] // k.shape[2]
+    queries = slice(tile.queries.start * group, tile.queries.stop * group)
+    return (
+        q[tile.rows].flatten(0, 1)[:, queries],
+        k[tile.rows].flatten(0, 1)[:, tile.keys],
+        v[tile.rows].flatten(0, 1)[:, tile.keys],
+        mixed[tile.rows].flatten(0, 1)[:, queries],
+    )
+
+
+def _scratch(q: Tensor, k: Tensor, tiles: list[Tile]) -> Tensor:
+    heads = k.shape[1] * q.shape[2] // k.shape[2]
+    most = max((t.rows.stop - t.rows.start) * t.bias.shape[1] * t.bias.shape[2] for t in tiles)
+    return q.new_empty(most * heads)
+
+
+def segment_starts(segments: Tensor) -> Tensor:
+    """Where the segment of each token begins, [batch, seq], for segment numbers [batch, seq]."""
+    at = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return torch.where(begins, at, 0).cummax(dim=1).values

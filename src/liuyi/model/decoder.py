@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from liuyi.model.attention import CausalMask, attention
+from liuyi.model.attention import CausalMask, attention, segment_starts
 from liuyi.model.cache import KVCache
 from liuyi.model.config import DecoderConfig
-from liuyi.model.rope import Rope, rotate
+from liuyi.model.fused import rms_norm, rotate
+from liuyi.model.rope import Rope
 
 
 class Linear(nn.Module):
@@ -34,7 +35,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (arXiv 1910.07467), taken in float32; the result has the dtype asked for."""
+    """Root-mean-square norm, taken in the dtype of x; the result has the dtype asked for."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -42,9 +43,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * scale).to(dtype) * self.weight.to(dtype)
+        return rms_norm(x, self.weight, self.eps).to(dtype)
 
 
 class Attention(nn.Module):
@@ -151,7 +150,7 @@ class Decoder(nn.Module):
         x = self.model.embed_tokens(tokens)
         dtype = compute_dtype or x.dtype
         rope = self.rope(positions)
-        mask = CausalMask(tokens.shape[1], segments, tokens.device)
+        mask = CausalMask(tokens.shape[0], tokens.shape[1], segments, tokens.device)
         for block in self.model.layers:
             x = block(x, dtype, rope, mask, cache)
         return torch.as_tensor(self.model.norm(x, dtype))
@@ -177,10 +176,7 @@ class Decoder(nn.Module):
 
 def segment_positions(segments: Tensor) -> Tensor:
     """Positions that restart with each segment, [batch, seq], for segment numbers [batch, seq]."""
-    at = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    starts = torch.ones_like(segments, dtype=torch.bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return at - torch.where(starts, at, 0).cummax(dim=1).values
+    return torch.arange(segments.shape[1], device=segments.device) - segment_starts(segments)
 
 
 def init_weights(model: Decoder, seed: int, std: float = 0.02) -> None:

@@ -25,26 +25,26 @@ class Rope(nn.Module):
         self.scale = _yarn_attention_factor(config) if config.rope_type == "yarn" else 1.0
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, both [rows, seq, head_dim / 2] in float32, for positions [rows, seq].
+        """Cosines and sines, both [rows, seq, 1, head_dim / 2] in float32, for positions [rows, seq].
 
-        With dynamic scaling the base depends on the length reached, taken for each row by itself so that a row's
-        result does not depend on its neighbours.
+        With dynamic scaling the base depends on the length that a sequence reaches, taken for each by itself, so that
+        its result does not depend on its neighbours in the batch or in the row.
         """
         frequencies = self.frequencies
-        if self.config.rope_type == "dynamic":
-            reached = positions.amax(dim=-1) + 1
-            if int(reached.max()) > self.config.max_position_embeddings:
-                frequencies = torch.stack([rope_frequencies(self.config, int(length)) for length in reached])[:, None]
-                frequencies = frequencies.to(positions.device)
+        if self.config.rope_type == "dynamic" and int(positions.max()) >= self.config.max_position_embeddings:
+            frequencies = self._stretched(positions)
         angles = positions[..., None].float() * frequencies
+        angles = angles[:, :, None]
         return angles.cos().mul_(self.scale), angles.sin().mul_(self.scale)
 
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the halves of each head of x [batch, seq, heads, head_dim] by cos, sin [rows, seq, head_dim / 2]."""
-    cos, sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def _stretched(self, positions: Tensor) -> Tensor:
+        """Frequencies [rows, seq, head_dim / 2] for the length of each token's sequence; position 0 begins one."""
+        sequence = (positions == 0).cumsum(dim=1)
+        longest = positions.new_zeros(positions.shape[0], positions.shape[1] + 1)
+        lengths = longest.scatter_reduce(1, sequence, positions + 1, "amax").gather(1, sequence)
+        different, which = torch.unique(lengths, return_inverse=True)
+        table = torch.stack([rope_frequencies(self.config, int(length)) for length in different])
+        return table.to(positions.device)[which]
 
 
 def rope_frequencies(config: DecoderConfig, length: int = 0) -> Tensor:
