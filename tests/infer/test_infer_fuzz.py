@@ -149,11 +149,11 @@ def test_no_bytes_are_a_failure(http: httpx.Client, content: bytes) -> None:
 def test_nothing_is_left_behind(fuzzed: LiveServer) -> None:
     async def idle() -> None:
         for _ in range(300):
-            load = fuzzed.backend.load()
+            load = fuzzed.backend.busy()
             if not load.running and not load.waiting:
                 return
             await asyncio.sleep(0.01)
-        raise AssertionError(f"still busy: {fuzzed.backend.load()}")
+        raise AssertionError(f"still busy: {fuzzed.backend.busy()}")
 
     asyncio.run(idle())
-    assert fuzzed.backend.load().alive
+    assert fuzzed.backend.busy().alive

@@ -331,7 +331,7 @@ class TestHangUp:
             sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             eventually(lambda: engine.running == 8 and engine.waiting == 4, "the request did not start")
         eventually(lambda: not engine.has_work, "the slots were not freed")
-        assert live.backend.load().waiting == 0
+        assert live.backend.busy().waiting == 0
         metrics = httpx.get(f"{live.url}/metrics").text
         assert 'liuyi_requests_total{model="tiny",status="499"}' in metrics
 
@@ -356,7 +356,7 @@ class TestLoad:
         with ThreadPoolExecutor(50) as pool:
             texts = list(pool.map(ask, range(50)))
         assert all(len({texts[at] for at in range(kind, 50, 5)}) == 1 for kind in range(5))
-        assert live.backend.load() == Load(0, 0, 8)
+        assert live.backend.busy() == Load(0, 0, 8)
 
     def test_a_full_queue_refuses_with_retry_after(self, model: Decoder, tokenizer: Tokenizer) -> None:
         backend = ModelBackend(Engine(model, tokenizer, max_slots=1), max_queue=1)
@@ -416,7 +416,7 @@ class Application:
 
     async def close(self) -> None: ...
 
-    def load(self) -> Load:
+    def busy(self) -> Load:
         return Load()
 
     async def chat(self, request: ChatRequest) -> Deltas:

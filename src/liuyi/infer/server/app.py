@@ -82,7 +82,7 @@ def create_app(
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether all backends can answer."""
-        stopped = [name for name, backend in models.items() if not backend.load().alive]
+        stopped = [name for name, backend in models.items() if not backend.busy().alive]
         return JSONResponse({"status": "error" if stopped else "ok", "stopped": stopped}, 503 if stopped else 200)
 
     @app.get("/metrics")

@@ -14,7 +14,7 @@ A backend is small. An application that answers at once may be written as:
             text, detail = await asyncio.to_thread(self.cascade.answer, request.messages)
             yield Delta(text=text, finish_reason="stop", detail=detail)
 
-        def load(self) -> Load:
+        def busy(self) -> Load:
             return Load()
 
         async def close(self) -> None: ...
@@ -144,7 +144,7 @@ class ChatBackend(Protocol):
         Raises RequestError, Overloaded, EngineError.
         """
 
-    def load(self) -> Load:
+    def busy(self) -> Load:
         """How busy it is now."""
 
     async def close(self) -> None:

@@ -35,7 +35,7 @@ class Observer:
     def render(self, models: Mapping[str, ChatBackend]) -> str:
         """All figures as Prometheus text."""
         for name, backend in models.items():
-            load = backend.load()
+            load = backend.busy()
             self.running.set(load.running, name)
             self.waiting.set(load.waiting, name)
             self.slots.set(load.slots, name)

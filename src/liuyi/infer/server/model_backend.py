@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from liuyi.infer.async_engine import AsyncEngine, Stream
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
@@ -23,6 +25,9 @@ from liuyi.infer.server.backend import (
     TokenLogprob,
 )
 from liuyi.model.chat import encode_chat
+from liuyi.model.checkpoint import load_model
+from liuyi.model.config import DecoderConfig
+from liuyi.model.tokenizer import Tokenizer
 
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -40,6 +45,26 @@ class ModelBackend:
         self._defaults = {"temperature": 1.0, **(defaults or {})}
         self._longest_piece = max(map(len, engine.tokenizer.all_token_bytes))
 
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        digest: str = "",
+        max_slots: int | None = None,
+        max_tokens: int | None = None,
+        max_queue: int = 256,
+    ) -> ModelBackend:
+        """A backend over a model folder; as many slots as fit into a quarter of the free memory, up to 64, by default.
+
+        Raises ModelError if the folder cannot be read.
+        """
+        model, tokenizer = load_model(folder), Tokenizer.load(folder)
+        context = min(max_tokens or model.config.max_position_embeddings, model.config.max_position_embeddings)
+        slots = max_slots or slots_that_fit(model.config, context)
+        engine = Engine(model, tokenizer, max_slots=slots, max_tokens=context)
+        return cls(engine, digest=digest, max_queue=max_queue, defaults=sampling_defaults(folder))
+
     async def start(self) -> None:
         """Start the engine's thread."""
         self._async.start()
@@ -48,7 +73,7 @@ class ModelBackend:
         """Stop the engine's thread."""
         await self._async.close()
 
-    def load(self) -> Load:
+    def busy(self) -> Load:
         """How busy the engine is."""
         engine = self._async
         return Load(engine.running, engine.waiting, self.engine.max_slots, engine.alive)
@@ -145,6 +170,13 @@ class _Answers:
     def _bytes(self, token: int) -> bytes:
         pieces = self._engine.tokenizer.all_token_bytes
         return pieces[token] if token < len(pieces) else b""
+
+
+def slots_that_fit(config: DecoderConfig, max_tokens: int, most: int = 64, share: float = 0.25) -> int:
+    """How many slots of `max_tokens` tokens fit into a share of the memory that is free now; at least one."""
+    token_bytes = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    free = psutil.virtual_memory().available
+    return max(1, min(most, int(free * share / (token_bytes * max_tokens))))
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:
