@@ -36,8 +36,9 @@ def files_digest(files: Mapping[str, str]) -> str:
 
 
 def sha256_tree(path: Path) -> str:
-    """Digest of the content of a file, or of a folder: names and bytes of all files below it."""
+    """Digest of the content of a file, or of a folder: names and bytes of all files below it but hidden ones."""
     if not path.is_dir():
         return sha256_file(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return files_digest({file.relative_to(path).as_posix(): sha256_file(file) for file in files})
+    names = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
+    shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    return files_digest({name: sha256_file(path / name) for name in shown})
