@@ -1,0 +1,72 @@
+"""The second rung: the tuned model, many requests at once, with what its tokens say about how sure it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from liuyi.infer.engine import Engine
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """One answer and the natural log-probability of each of its tokens, the one that ends it included."""
+
+    text: str
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+    finished: bool
+    """Whether it came to an end by itself."""
+
+
+class Answerer(Protocol):
+    """Whatever answers requests with log-probabilities."""
+
+    def answer(
+        self, requests: Sequence[str], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ModelAnswer]:
+        """One answer for each request, in order."""
+
+
+class ModelRung:
+    """Answers by the engine, greedily, within the JSON Schema if one is given."""
+
+    def __init__(self, engine: Engine, *, schema: Mapping[str, Any] | None, max_tokens: int) -> None:
+        self._engine, self._schema, self._max_tokens = engine, schema, max_tokens
+
+    @classmethod
+    def load(cls, folder: Path, *, schema: Mapping[str, Any] | None, max_tokens: int, max_slots: int = 64) -> ModelRung:
+        """Over the checkpoint in `folder`. Raises ModelError if it cannot be read."""
+        from liuyi.infer.engine import Engine
+        from liuyi.model.checkpoint import load_model
+        from liuyi.model.tokenizer import Tokenizer
+
+        engine = Engine(load_model(folder), Tokenizer.load(folder), max_slots=max_slots)
+        return cls(engine, schema=schema, max_tokens=max_tokens)
+
+    def answer(
+        self, requests: Sequence[str], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ModelAnswer]:
+        """One answer for each request, in order. Raises RequestError if one does not fit the model's context."""
+        from liuyi.infer.request import Request
+        from liuyi.model.chat import encode_chat
+
+        asked = []
+        for text in requests:
+            ids, _ = encode_chat(
+                self._engine.tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True
+            )
+            asked.append(Request(prompt_ids=ids, max_tokens=self._max_tokens, schema=self._schema, logprobs=True))
+        return [
+            ModelAnswer(done.text, done.logprobs, done.prompt_tokens, done.finish_reason == "stop")
+            for done in self._engine.generate(asked, on_progress)
+        ]
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """A JSON Schema from a file."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
