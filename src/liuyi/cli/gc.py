@@ -51,6 +51,8 @@ def _runs_to_forget(place: Home, forget: tuple[str, ...], keep_runs: int | None)
 
 
 def _print(found: Garbage, runs: list[str], dry_run: bool) -> None:
+    from rich.text import Text
+
     out = console()
     would = "would be " if dry_run else ""
     if runs:
@@ -58,7 +60,7 @@ def _print(found: Garbage, runs: list[str], dry_run: bool) -> None:
     if found.artifacts or found.folders:
         listing = table("what", "", "size", right=("size",))
         for item in (*found.artifacts, *found.folders):
-            listing.add_row(item.kind, _name(item), size_text(item.bytes))
+            listing.add_row(item.kind, Text(_name(item)), size_text(item.bytes))
         out.print(listing)
     out.print(f"{size_text(found.bytes)} {would}removed, {found.kept} artifacts kept ({size_text(found.kept_bytes)})")
     if found.unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,18 +73,16 @@ def _print_manifest(manifest: Manifest, path: Path) -> None:
     out.print(
         Text.assemble((f"{manifest.kind} {short(manifest.digest)}", "bold"), f"  {size_text(manifest.size_bytes)}")
     )
-    facts = table("", "")
-    facts.show_header = False
-    facts.add_row("digest", manifest.digest)
-    facts.add_row(
-        "made by", f"{manifest.step or 'elsewhere'}{f', output {manifest.output}' if manifest.output else ''}"
-    )
-    facts.add_row("made", manifest.created)
-    facts.add_row("licences", Text(", ".join(manifest.licences) or "none is stated"))
-    for source in manifest.inputs:
-        facts.add_row(f"from {source.name}", short(source.digest))
-    facts.add_row("folder", Text(str(path)))
-    out.print(facts)
+    output = f", output {manifest.output}" if manifest.output else ""
+    facts = [
+        ("digest", manifest.digest),
+        ("made by", f"{manifest.step or 'elsewhere'}{output}"),
+        ("made", manifest.created),
+        ("licences", ", ".join(manifest.licences) or "none is stated"),
+        *((f"from {source.name}", short(source.digest)) for source in manifest.inputs),
+        ("folder", str(path)),
+    ]
+    _print_pairs(facts)
     for title, values in (("parameter", manifest.params), ("metric", manifest.metrics)):
         if values:
             listing = table(title, "value")
@@ -105,15 +104,9 @@ def _print_files(manifest: Manifest, counts: dict[str, int]) -> None:
 
 
 def _print_rows(name: str, rows: list[dict[str, Any]], count: int) -> None:
-    from rich.text import Text
-
     for number, row in enumerate(rows, 1):
-        console().print(f"\n{name}, row {number} of {count:,}", style="dim")
-        listing = table("", "")
-        listing.show_header = False
-        for column, value in row.items():
-            listing.add_row(Text(column), Text(_cell(value)))
-        console().print(listing)
+        console().print(f"\n{name}, row {number} of {count:,}", style="dim", markup=False)
+        _print_pairs([(column, _cell(value)) for column, value in row.items()])
 
 
 def _show_values(title: str, values: dict[str, Any], as_json: bool) -> None:
@@ -123,10 +116,16 @@ def _show_values(title: str, values: dict[str, Any], as_json: bool) -> None:
         print_json(values)
         return
     console().print(Text(title, style="bold"))
+    _print_pairs([(name, _cell(value, limit=4000)) for name, value in values.items()])
+
+
+def _print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    from rich.text import Text
+
     listing = table("", "")
     listing.show_header = False
-    for name, value in values.items():
-        listing.add_row(Text(name), Text(_cell(value, limit=4000)))
+    for name, value in pairs:
+        listing.add_row(Text(name), Text(value))
     console().print(listing)
 
 
