@@ -14,10 +14,8 @@ import math
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from liuyi.core.digest import canonical_json
 from liuyi.core.errors import DataError, LiuyiError, did_you_mean
 from liuyi.evaluate.evaluation import Metric
 
@@ -39,6 +37,8 @@ class Scorer:
 
 
 _scorers: dict[str, Scorer] = {}
+_validators: dict[int, tuple[Mapping[str, Any], Any]] = {}
+_KEPT_VALIDATORS = 16
 
 
 def scorer(name: str, **metrics: Metric) -> Callable[[Score], Score]:
@@ -127,19 +127,24 @@ def parse_json(text: str) -> tuple[Any, bool]:
 
 def follows_schema(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a parsed value follows a JSON Schema (draft 2020-12). Raises DataError if that is no schema."""
-    return bool(_validator(canonical_json(schema)).is_valid(value))
+    return bool(_validator(schema).is_valid(value))
 
 
-@lru_cache(maxsize=16)
-def _validator(schema: str) -> Any:
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """The validator of a schema; those of the last schemas are kept, each with its schema so that ids stay true."""
+    if id(schema) in _validators:
+        return _validators[id(schema)][1]
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
     try:
-        Draft202012Validator.check_schema(json.loads(schema))
+        Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise DataError(f"this is not a JSON Schema: {error.message}", where="schema.json") from error
-    return Draft202012Validator(json.loads(schema))
+    while len(_validators) >= _KEPT_VALIDATORS:
+        del _validators[next(iter(_validators))]
+    _validators[id(schema)] = (schema, Draft202012Validator(schema))
+    return _validators[id(schema)][1]
 
 
 def _refuse(constant: str) -> Any:

@@ -92,7 +92,8 @@ _CONTEST_INPUTS = {
 
 class CompareParams(ContestParams):
     baselines: tuple[str, ...] = Field((), description="columns of `before` that the metric's column is compared with")
-    names: dict[str, str] = Field(default_factory=dict, description="what reports call a metric or a column")
+    name: str = Field("", description="what reports call the metric; empty: as the evaluation says")
+    names: dict[str, str] = Field(default_factory=dict, description="what reports call a column or a further metric")
     per: str = Field("", description="column of denominators, such as `bytes`: the metric is a ratio of sums")
     unit: str | None = Field(None, description="unit of the metric, `%` for shares; empty: as the evaluation says")
     better: Literal["higher", "lower"] | None = Field(None, description="which way is better, if the evaluation errs")
@@ -128,19 +129,30 @@ def compare_step(ctx: Context, params: CompareParams) -> None:
         per=params.per,
         unit=params.unit,
         better=params.better,
-        title=params.names.get(metric, ""),
+        title=params.name,
     )
     after = replace(after, metrics={**after.metrics, metric: said})
     contest = Contest.of(before, after, level=params.level, seed=ctx.seed)
-    compared = [
-        contest.compare(metric, against=column, before_name=params.names.get(column, column))
-        for column in params.baselines or [metric]
-    ]
+    if params.baselines:
+        columns = {**{name: known.title for name, known in before.metrics.items()}, **params.names}
+        compared = [
+            contest.compare(
+                metric,
+                against=column,
+                before_name=columns.get(column, column),
+                after_name=columns.get(metric, said.title),
+                title=params.name or said.unit,
+            )
+            for column in params.baselines
+        ]
+    else:
+        compared = [contest.compare(metric)]
     decision, whole = decide_all(compared)
     shown = [*whole, *(contest.compare(name, title=params.names.get(name, "")) for name in params.also)]
     hits = _contamination(ctx, params, contest.after)
     parts = [] if params.baselines else contest.subsets(metric, params.subsets) + contest.split(metric, list(hits))
-    rule = f"{said.title} proven better{' than every baseline' if len(compared) > 1 else ''} (p < {1 - params.level:g})"
+    than = " than every baseline" if len(compared) > 1 else ""
+    rule = f"{compared[0].metric} proven better{than} (p < {1 - params.level:g})"
     reasons = () if decision == "promoted" else tuple(filter(None, map(blind_spot, whole)))
     ruling = Ruling(decision, rule, (*shown, *adjust(parts)), reasons)
     with ctx.output("verdict") as out:

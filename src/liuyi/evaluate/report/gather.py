@@ -40,7 +40,7 @@ _CURVES = {
 class Section(BaseModel):
     """One artifact's effect, and which artifact it is."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
     effect: Effect
     kind: str
     digest: str
@@ -50,7 +50,7 @@ class Section(BaseModel):
 class Report(BaseModel):
     """The effects in the order of the path."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
     title: str
     sections: tuple[Section, ...]
 
