@@ -10,7 +10,7 @@ followed by "yes" or "no" in the same conversation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
 from liuyi.apply.app import AppConfig, Knowledge
 from liuyi.apply.cascade import Cascade, Outcome
@@ -20,7 +20,7 @@ from liuyi.core.artifact import Artifact
 from liuyi.core.errors import ArtifactError
 from liuyi.infer.errors import Overloaded, RequestError
 from liuyi.infer.grammar import ANY_JSON_OBJECT
-from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Load
+from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load
 
 _MAX_CHARACTERS = 2000
 
@@ -61,7 +61,10 @@ class AppBackend:
         """Where its answers come from."""
         return self._info
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+    async def start(self) -> None:
+        """Nothing is to be done: everything was loaded with the application."""
+
+    async def chat(self, request: ChatRequest) -> Deltas:
         """The reply to the last user message.
 
         Raises RequestError for a request that is none, Overloaded if too many wait.
@@ -111,7 +114,7 @@ class AppBackend:
         finally:
             self._waiting -= 1
 
-    def load(self) -> Load:
+    def busy(self) -> Load:
         """How busy it is now."""
         running = int(self._turn.locked())
         return Load(running=running, waiting=max(0, self._waiting - running), slots=1)

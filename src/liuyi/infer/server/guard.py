@@ -25,12 +25,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def require_keys_beyond_loopback(host: str, keys: Sequence[str]) -> None:
-    """Raises LiuyiError if `host` can be reached from other machines and nobody would be asked for a key."""
+def require_keys_beyond_loopback(host: str, keys: Sequence[str], variable: str) -> None:
+    """Raises LiuyiError if `host` can be reached from other machines and nobody would be asked for a key.
+
+    `variable` is the environment variable that holds the keys.
+    """
     if not keys and not is_loopback(host):
         raise LiuyiError(
             f"listening on {host} lets other machines in, and no API key is set",
-            hint="set $LIUYI_API_KEYS (several keys separated by commas), or listen on 127.0.0.1",
+            hint=f"set ${variable} (several keys separated by commas), or listen on 127.0.0.1",
         )
 
 

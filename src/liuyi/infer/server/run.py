@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 
@@ -65,7 +66,16 @@ def url_of(bound: socket.socket) -> str:
 
 
 def serve(server: Server, bound: socket.socket) -> None:
-    """Serve until told to stop. Raises LiuyiError if the app could not start."""
-    server.run(sockets=[bound])
+    """Serve until SIGTERM or SIGINT, and return once everything begun has been finished.
+
+    Raises LiuyiError if the app could not start.
+    """
+    # uvicorn raises the signal again after the drain; by then it has done its work.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run(sockets=[bound])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if not server.started:
         raise LiuyiError("the server could not start; its log says why")

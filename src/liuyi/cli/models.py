@@ -1,0 +1,91 @@
+"""Which model or application a command means, and how it is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from liuyi.core.errors import ArtifactError, LiuyiError
+
+if TYPE_CHECKING:
+    from liuyi.core.artifact import Artifact
+    from liuyi.core.home import Home
+    from liuyi.infer.server.backend import ChatBackend
+
+SERVED = ("app", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What will answer: an artifact, or a folder of Hugging Face files."""
+
+    name: str
+    folder: Path
+    artifact: Artifact | None = None
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        if self.artifact is None:
+            return f"model in {self.folder}"
+        return f"{self.artifact.kind} {self.artifact.digest[:12]}"
+
+
+def choose(home: Home, ref: str | None) -> Chosen:
+    """The model or application that `ref` names; without it the newest application, else checkpoint, of the last run.
+
+    `ref` is the beginning of a digest, run/step.output, or a folder with a config.json.
+    Raises LiuyiError, saying what would be right, if it names none.
+    """
+    from liuyi.core.refs import resolve_artifact
+
+    if ref is not None and (Path(ref) / "config.json").is_file():
+        folder = Path(ref).resolve()
+        return Chosen(folder.name, folder)
+    if ref is not None and Path(ref).is_dir():
+        raise LiuyiError("the folder holds no model", where=ref, hint="a model folder has a config.json")
+    digest = resolve_artifact(home, ref) if ref is not None else newest(home)
+    kind = home.store.manifest(digest).kind
+    if kind not in SERVED:
+        raise ArtifactError(f"{digest[:12]} is a {kind}, which cannot answer", hint="name a checkpoint or an app")
+    artifact = home.store.open(digest)
+    return Chosen(_name(home, artifact), artifact.path, artifact)
+
+
+def newest(home: Home) -> str:
+    """Digest of the newest application of the latest run that made something to serve, else of its newest checkpoint.
+
+    Raises LiuyiError if no run did.
+    """
+    kinds = home.ledger.artifacts()
+    for run in home.ledger.runs(limit=None):
+        made = {execution.key: execution.outputs.values() for execution in home.ledger.executions_of(run.id)}
+        outputs = [digest for step in reversed(home.ledger.steps(run.id)) for digest in made.get(step.key, ())]
+        for kind in SERVED:
+            for digest in outputs:
+                if kinds.get(digest) == kind:
+                    return digest
+    raise LiuyiError("no run has made a model yet", hint="start one with: liuyi run quickstart")
+
+
+def open_backend(
+    chosen: Chosen, home: Home, *, slots: int | None = None, max_tokens: int | None = None, max_queue: int = 256
+) -> ChatBackend:
+    """Whatever was chosen, ready to be started."""
+    if chosen.artifact is not None and chosen.artifact.kind == "app":
+        from liuyi.apply.app import AppConfig
+        from liuyi.apply.backend import open_app
+
+        model = home.store.open(AppConfig.load(chosen.folder).model)
+        return open_app(chosen.artifact, model, max_waiting=max_queue)
+    from liuyi.infer.server.model_backend import ModelBackend
+
+    digest = chosen.artifact.digest if chosen.artifact is not None else ""
+    return ModelBackend.load(chosen.folder, digest=digest, max_slots=slots, max_tokens=max_tokens, max_queue=max_queue)
+
+
+def _name(home: Home, artifact: Artifact) -> str:
+    """The name of the step that made it in the latest run, else its kind with the beginning of its digest."""
+    steps = home.ledger.steps_with_key(artifact.manifest.step_key)
+    return steps[-1].name if steps else f"{artifact.kind}-{artifact.digest[:8]}"

@@ -1,0 +1,87 @@
+"""`liuyi serve`: a model or an application behind the OpenAI API."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from liuyi.cli.common import console, home
+
+if TYPE_CHECKING:
+    from liuyi.infer.server.answers import Answer
+
+KEYS = "LIUYI_API_KEYS"
+
+
+@click.command()
+@click.argument("ref", required=False)
+@click.option("--name", help="The model's name in the API [default: the name of the step that made it].")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--slots", type=click.IntRange(1), help="Requests decoded at once [default: what memory allows, up to 64]."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(2), help="Tokens of prompt and answer [default: the model's context]."
+)
+@click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
+@click.option(
+    "--api-key-env",
+    default=KEYS,
+    show_default=True,
+    metavar="NAME",
+    help="The environment variable that holds the API keys, separated by commas.",
+)
+@click.option("--drain-s", type=click.IntRange(0), default=30, show_default=True, help="Patience on SIGTERM, seconds.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    ref: str | None,
+    name: str | None,
+    host: str,
+    port: int,
+    slots: int | None,
+    max_tokens: int | None,
+    max_queue: int,
+    api_key_env: str,
+    drain_s: int,
+) -> None:
+    """Serve REF through the OpenAI API: chat completions, completions and models.
+
+    REF is the beginning of a digest, an output of a run's step (last/sft.checkpoint), or a folder with a model;
+    without it, the newest application of the last run, else its newest checkpoint. Every answer is entered in the
+    ledger, so that 'liuyi lineage ID' walks from it to the model and the data.
+    """
+    from liuyi.cli.models import choose, open_backend
+    from liuyi.infer.server.guard import is_loopback, require_keys_beyond_loopback
+
+    keys = [key.strip() for key in os.environ.get(api_key_env, "").split(",") if key.strip()]
+    require_keys_beyond_loopback(host, keys, api_key_env)
+    place = home(ctx)
+    chosen = choose(place, ref)
+    name = name or chosen.name
+
+    from liuyi.infer.server.app import create_app
+    from liuyi.infer.server.run import bind, make_server, serve, url_of
+
+    bound = bind(host, port)
+    try:
+        backend = open_backend(chosen, place, slots=slots, max_tokens=max_tokens, max_queue=max_queue)
+
+        def record(answer: Answer) -> None:
+            place.ledger.add_answer(
+                answer.id, answer.model_digest, answer.app_digest, answer.request_digest, dict(answer.detail)
+            )
+
+        def listening() -> None:
+            out = console()
+            asked = "with an API key" if keys else "without an API key, on this machine only"
+            out.print(f"[bold]{name}[/] ({chosen.description}) at [bold]{url_of(bound)}/v1[/] {asked}", soft_wrap=True)
+            out.print(f"  liuyi chat --url {url_of(bound)}    or any OpenAI client; Ctrl-C stops", style="dim")
+
+        app = create_app({name: backend}, record=record, keys=keys, local_only=is_loopback(host) and not keys)
+        serve(make_server(app, drain_s=drain_s, listening=listening), bound)
+    finally:
+        bound.close()
