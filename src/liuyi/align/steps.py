@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, step
@@ -57,3 +59,39 @@ def sample(ctx: Context, params: SampleParams) -> None:
         sample_effect(prompts, rollouts, pairs, figures).save(out.path)
         out.metrics.update(figures)
         out.licences.update(prompt.license for prompt in prompts)
+
+
+class DpoParams(Params):
+    beta: float = Field(0.1, gt=0, description="how dearly a departure from the start model is paid")
+    nll_weight: float = Field(0.2, ge=0, description="weight of the chosen answers' own likelihood")
+    epochs: float = Field(1.0, gt=0, description="passes over the pairs, unless `max_steps` is given")
+    max_steps: int | None = Field(None, ge=1)
+    batch_pairs: int = Field(32, ge=1, description="pairs in a step's global batch")
+    micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
+    seq_len: int = Field(256, ge=8, description="tokens in a packed row; a pair with a longer answer is left out")
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
+    warmup: float = Field(0.1, ge=0, lt=1, description="part of all steps")
+    clip_norm: float = Field(1.0, gt=0)
+    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    watch: bool = Field(True, description="stop and go back when the model collapses")
+    watch_every: int = Field(20, ge=1, description="steps between two looks")
+    probe_prompts: int = Field(48, ge=1, description="prompts of the fixed probe set")
+    max_chosen_drop: float = Field(0.5, gt=0, description="fall of the chosen log-probability, nats a token")
+    max_kl: float = Field(0.5, gt=0, description="KL to the start model, nats a token")
+    max_repetition_rise: float = Field(0.2, gt=0, description="rise of the part of repeated 4-grams")
+    checkpoint_every_s: float = Field(20.0, gt=0)
+
+
+@step(
+    "align.dpo",
+    version=1,
+    inputs={"model": Input("checkpoint", "start and reference"), "preferences": Input("preferences")},
+    outputs={"checkpoint": Output("checkpoint")},
+)
+def dpo(ctx: Context, params: DpoParams) -> None:
+    """Optimise preferences directly (DPO), under the collapse watch."""
+    from liuyi.align.dpo import align_dpo
+
+    align_dpo(ctx, params)

@@ -1,0 +1,236 @@
+"""The collapse watch: is a model that learns preferences still a model that can talk?
+
+Every so many steps the policy is looked at on a fixed probe set. When a figure leaves its bounds, training stops and
+the weights go back to those of the last probe that was within them. Bounds are relative to the model at the start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liuyi.align.pairs import Pair
+from liuyi.infer.engine import Engine
+from liuyi.infer.request import Request
+from liuyi.model.chat import encode_chat
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.batches import IGNORE, Batch
+from liuyi.train.packing import lay_out, pack
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """How far the policy may go from where it started."""
+
+    chosen_drop: float = 0.5
+    """Fall of the chosen answers' log-probability, in nats a token."""
+    kl: float = 0.5
+    """KL(policy ‖ reference) on the chosen answers, in nats a token."""
+    entropy_rise: float = 1.0
+    """In nats a token."""
+    entropy_left: float = 0.05
+    """Part of the start's entropy that must be left; looked at only where the start had 0.1 nats or more."""
+    repetition_rise: float = 0.2
+    """Rise of the part of an answer's 4-grams that it has had before."""
+    distinct_left: float = 0.5
+    """Part of the start's distinct bigrams over all answers that must be left."""
+    length_factor: float = 2.0
+    """Answers may become this much longer or shorter on average, and 8 tokens besides."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a probe shows."""
+
+    chosen_logprob: float
+    """Mean log-probability of the chosen answers' tokens."""
+    kl: float
+    entropy: float
+    repetition: float
+    distinct_2: float
+    length: float
+    """Mean tokens of a greedy answer."""
+
+    def breach(self, start: Figures, bounds: Thresholds) -> str:
+        """Which bound these figures break; empty when none."""
+        if not all(math.isfinite(value) for value in asdict(self).values()):
+            return "a figure of the probe is not finite"
+        tests = [
+            ("chosen log-probability", self.chosen_logprob, start.chosen_logprob - bounds.chosen_drop, "below"),
+            ("KL to the reference", self.kl, bounds.kl, "above"),
+            ("entropy", self.entropy, start.entropy + bounds.entropy_rise, "above"),
+            ("entropy", self.entropy, start.entropy * bounds.entropy_left if start.entropy >= 0.1 else 0.0, "below"),
+            ("repetition", self.repetition, start.repetition + bounds.repetition_rise, "above"),
+            ("distinct bigrams", self.distinct_2, start.distinct_2 * bounds.distinct_left, "below"),
+            ("answer length", self.length, start.length * bounds.length_factor + 8, "above"),
+            ("answer length", self.length, start.length / bounds.length_factor - 8, "below"),
+        ]
+        for name, value, bound, side in tests:
+            if (value > bound) if side == "above" else (value < bound):
+                return f"{name} {value:.3f} is {side} {bound:.3f}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed prompts, with the chosen answers packed to be scored."""
+
+    prompts: list[list[int]]
+    chosen: list[Batch]
+    tokenizer: Tokenizer
+    max_tokens: int
+
+    @classmethod
+    def choose(
+        cls,
+        table: Sequence[Mapping[str, Any]],
+        pairs: Sequence[Pair],
+        tokenizer: Tokenizer,
+        size: int,
+        seed: int,
+        seq_len: int,
+    ) -> Probe:
+        """`size` of the pairs, drawn by seed; each prompt once."""
+        messages = {row["id"]: row["prompt"] for row in table}
+        taken: dict[tuple[int, ...], Pair] = {}
+        for at in np.random.default_rng(seed).permutation(len(pairs)):
+            pair = pairs[at]
+            ids, _ = encode_chat(tokenizer, messages[pair.id], add_generation_prompt=True)
+            taken.setdefault(tuple(ids), pair)
+            if len(taken) == size:
+                break
+        answers = [pair.chosen for pair in taken.values()]
+        rows = pack([len(answer) for answer in answers], seq_len)
+        laid = [[answers[number] for number in row] for row in rows]
+        batches = [lay_out(laid[at : at + 8], seq_len, tokenizer.pad_id or 0) for at in range(0, len(laid), 8)]
+        longest = max(int(answer.learnt.sum()) for answer in answers)
+        return cls([list(ids) for ids in taken], batches, tokenizer, max_tokens=2 * longest + 16)
+
+    @torch.no_grad()
+    def look(self, policy: Decoder, reference: Decoder) -> Figures:
+        """The figures of `policy`; its training mode is left as it was."""
+        mode = policy.training
+        policy.eval()
+        scored = np.sum([self._score(policy, reference, batch) for batch in self.chosen], axis=0)
+        outputs = self._answer(policy)
+        policy.train(mode)
+        bigrams = Counter(pair for ids in outputs for pair in pairwise(ids))
+        return Figures(
+            chosen_logprob=float(scored[0] / scored[3]),
+            kl=float(scored[1] / scored[3]),
+            entropy=float(scored[2] / scored[3]),
+            repetition=float(np.mean([repetition(ids) for ids in outputs])),
+            distinct_2=len(bigrams) / max(1, bigrams.total()),
+            length=float(np.mean([len(ids) for ids in outputs])),
+        )
+
+    def _score(self, policy: Decoder, reference: Decoder, batch: Batch) -> tuple[float, float, float, int]:
+        learnt = batch.targets != IGNORE
+        device = policy.head_weight.device
+        batch, learnt = batch.to(device), learnt.to(device)
+
+        def logprobs(model: Decoder) -> Tensor:
+            hidden = model(batch.tokens, positions=batch.positions, segments=batch.segments)
+            return model.logits(hidden[learnt]).float().log_softmax(dim=-1)
+
+        ours, theirs = logprobs(policy), logprobs(reference)
+        chosen = ours.gather(1, batch.targets[learnt][:, None]).sum()
+        kl = (ours.exp() * (ours - theirs)).sum()
+        entropy = -(ours.exp() * ours).sum()
+        return float(chosen), float(kl), float(entropy), len(ours)
+
+    def _answer(self, policy: Decoder) -> list[list[int]]:
+        """Greedy answers to the prompts, as token ids."""
+        longest = max(map(len, self.prompts)) + self.max_tokens
+        engine = Engine(policy, self.tokenizer, max_slots=min(64, len(self.prompts)), max_tokens=longest)
+        requests = [Request(prompt_ids=ids, max_tokens=self.max_tokens) for ids in self.prompts]
+        return [list(completion.token_ids) for completion in engine.generate(requests)]
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Part of a sequence's n-grams that occurred in it before."""
+    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+class Listener(Protocol):
+    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
+
+
+@dataclass
+class CollapseWatch:
+    """A `Monitor` of the training loop."""
+
+    probe: Probe
+    policy: Decoder
+    reference: Decoder
+    every: int
+    steps: int
+    observer: Listener
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    history: list[dict[str, float]] = field(default_factory=list)
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        self.reference.eval()
+        if not self.history:
+            self._record(0, self.probe.look(self.policy, self.reference))
+        self.good = self._weights()
+        self.good_step = 0
+
+    def after_step(self, model: Decoder, step: int) -> str:
+        """Look when it is time to; on a breach put the last good weights back and give the reason."""
+        if step % self.every and step != self.steps:
+            return ""
+        figures = self.probe.look(model, self.reference)
+        self._record(step, figures)
+        self.reason = figures.breach(self.start, self.thresholds)
+        if not self.reason:
+            self.good, self.good_step = self._weights(), step
+            return ""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self.good:
+                    parameter.copy_(self.good[name])
+        return f"{self.reason}; back to the weights of step {self.good_step}"
+
+    @property
+    def start(self) -> Figures:
+        """The figures before the first step."""
+        return Figures(**{name: value for name, value in self.history[0].items() if name != "step"})
+
+    def report(self) -> dict[str, Any]:
+        """What the watch saw, for the checkpoint's `liuyi.json`."""
+        return {
+            "thresholds": asdict(self.thresholds),
+            "history": self.history,
+            "reason": self.reason,
+            "reverted_to": self.good_step if self.reason else None,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.good
+
+    def state(self) -> dict[str, Any]:
+        return {"history": self.history, "reason": self.reason, "good_step": self.good_step}
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.good = tensors
+        self.history, self.reason, self.good_step = list(state["history"]), state["reason"], state["good_step"]
+
+    def _record(self, step: int, figures: Figures) -> None:
+        self.history.append({"step": step, **asdict(figures)})
+        for name, value in asdict(figures).items():
+            self.observer.metric(f"watch.{name}", value, step)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.policy.named_parameters() if p.requires_grad}
