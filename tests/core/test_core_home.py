@@ -72,6 +72,23 @@ def test_wrong_settings_are_told_by_file_and_field(text: str, message: str, tmp_
     assert "hunter2" not in str(caught.value)
 
 
+def test_relative_addresses_start_at_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a home?with#odd::characters%20"
+    path.mkdir()
+    (path / "settings.yaml").write_text("store: artifacts\nledger: sqlite:///other.db\n")
+    monkeypatch.chdir(tmp_path)
+    home = Home(path)
+    home.ledger.runs()
+    assert (path / "other.db").is_file()
+    assert home.store.url == str(path / "artifacts")
+    staging = home.store.stage("corpus")
+    (staging.path / "x").write_text("y")
+    assert home.store.publish(staging).path.is_relative_to(path / "artifacts")
+    monkeypatch.setenv("LIUYI_LEDGER_URL", "third.db")
+    Home(path).ledger.runs()
+    assert (path / "third.db").is_file()
+
+
 def test_folders_are_made_when_they_are_asked_for(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     assert home.run_dir("260131-142233-k3f9").is_dir()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect
 
 from liuyi.core import migrations, tables
 from liuyi.core.errors import LedgerError, OutOfDisk
@@ -39,6 +39,25 @@ def test_a_current_ledger_opens_without_alembic(tmp_path: Path) -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
+
+
+def test_a_migration_that_is_killed_leaves_nothing_half_made(ledger_url: str) -> None:
+    code = """
+import os, sys
+from liuyi.core import migrations
+from liuyi.core.ledger import Ledger
+
+upgrade = migrations.upgrade
+migrations.upgrade = lambda *args: (upgrade(*args), os._exit(9))
+Ledger(sys.argv[1]).runs()
+"""
+    assert subprocess.run([sys.executable, "-c", code, ledger_url]).returncode == 9
+    engine = create_engine(ledger_url.replace("postgresql://", "postgresql+psycopg://"))
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+    ledger = Ledger(ledger_url)
+    assert ledger.runs() == []
+    ledger.close()
 
 
 def test_a_ledger_from_the_future_is_left_alone(ledger: Ledger, ledger_url: str) -> None:

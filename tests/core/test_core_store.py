@@ -168,6 +168,10 @@ def test_every_kind_of_damage_is_named(store: Store) -> None:
     assert "unsafe path" in what(artifact)
 
     artifact = damaged()
+    artifact.file(MANIFEST).write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    assert "newer version of Liuyi" in what(artifact)
+
+    artifact = damaged()
     other = publish(store, {"x": b"y"})
     artifact.file(MANIFEST).write_bytes(other.file(MANIFEST).read_bytes())
     assert "belongs to other files" in what(artifact)

@@ -12,19 +12,21 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, ColumnElement, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from liuyi.core.errors import LedgerError, OutOfDisk
 from liuyi.core.secrets import hide_secrets, scrub
-from liuyi.core.tables import REVISION
+from liuyi.core.tables import REVISION, Base
 
 BUSY_TIMEOUT_S = 60.0
 
@@ -37,8 +39,10 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = _normal(url)
-        self.shown = hide_secrets(self._url)
+        self._raw = url
+        self._url = _parse(url)
+        self.is_sqlite = self._url.drivername == "sqlite"
+        self.shown = hide_secrets(self._url.render_as_string(hide_password=True))
 
     def __repr__(self) -> str:
         return f"Database({self.shown})"
@@ -66,9 +70,25 @@ class Database:
         if "_engine" in self.__dict__:
             self._engine.dispose()
 
-    @property
-    def is_sqlite(self) -> bool:
-        return self._url.startswith("sqlite")
+    def upsert(
+        self,
+        session: Session,
+        table: type[Base],
+        values: Mapping[str, Any],
+        *,
+        change: Collection[str],
+        where: ColumnElement[bool] | None = None,
+    ) -> bool:
+        """Insert a row, or `change` the one that is there if `where` holds; True if a row was written."""
+        insert = sqlite_insert if self.is_sqlite else postgres_insert
+        statement = insert(table).values(**values)
+        key = [column.name for column in table.__table__.primary_key]
+        if change:
+            new = {name: statement.excluded[name] for name in change}
+            statement = statement.on_conflict_do_update(index_elements=key, set_=new, where=where)
+        else:
+            statement = statement.on_conflict_do_nothing(index_elements=key)
+        return session.execute(statement.returning(*table.__table__.primary_key)).first() is not None
 
     @cached_property
     def _engine(self) -> Engine:
@@ -89,8 +109,7 @@ class Database:
         dumps = partial(json.dumps, sort_keys=True, separators=(",", ":"), allow_nan=False)
         if not self.is_sqlite:
             return create_engine(self._url, json_serializer=dumps, pool_pre_ping=True)
-        path = Path(str(make_url(self._url).database))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(str(self._url.database)).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(self._url, json_serializer=dumps, connect_args={"timeout": BUSY_TIMEOUT_S})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -111,7 +130,7 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('liuyi.ledger'))"))
                 yield connection
             return
-        with Path(f"{make_url(self._url).database}.lock").open("w") as lock:
+        with Path(f"{self._url.database}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with engine.connect() as connection:
                 raw = connection.connection.driver_connection
@@ -138,19 +157,19 @@ class Database:
             hint = "another process holds it for long" if "is locked" in reason else ""
             raise LedgerError(f"the ledger cannot be used: {reason}", where=self.shown, hint=hint) from error
         except SQLAlchemyError as error:
-            raise LedgerError(scrub(str(error), self._url), where=self.shown) from error
+            raise LedgerError(scrub(str(error), self._raw), where=self.shown) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OutOfDisk("no space left for the ledger", where=self.shown) from error
             raise LedgerError(f"the ledger cannot be opened: {error.strerror}", where=self.shown) from error
 
     def _reason(self, error: DBAPIError) -> str:
-        return scrub(str(error.orig).strip(), self._url)
+        return scrub(str(error.orig).strip(), self._raw)
 
 
-def _normal(url: str) -> str:
+def _parse(url: str) -> URL:
     if "://" not in url:
-        return f"sqlite:///{Path(url).expanduser().absolute()}"
+        return URL.create("sqlite", database=str(Path(url).expanduser().absolute()))
     scheme, _, rest = url.partition("://")
     if scheme in ("postgres", "postgresql"):
         scheme = "postgresql+psycopg"
@@ -158,9 +177,8 @@ def _normal(url: str) -> str:
         raise LedgerError(
             f"a ledger cannot be kept at '{scheme}://'", hint="use sqlite:///path or postgresql://user@host/database"
         )
-    url = f"{scheme}://{rest}"
     try:
-        parsed = make_url(url)
+        parsed = make_url(f"{scheme}://{rest}")
     except (ArgumentError, ValueError):
         parsed = None
     # An unquoted '/', '#' or '@' in a password makes pieces of it look like a host, which errors would then show.
@@ -169,10 +187,13 @@ def _normal(url: str) -> str:
             "the ledger's address is not a valid URL",
             where=f"{scheme}://…",
             hint="special characters in the password must be percent-encoded",
-        ) from None
-    if scheme == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise LedgerError("a ledger in memory cannot be shared between processes", hint="use sqlite:///path")
-    return url
+        )
+    if scheme == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise LedgerError("a ledger in memory cannot be shared between processes", hint="use sqlite:///path")
+        # Processes change their current folder; the ledger stays where it is.
+        parsed = parsed.set(database=str(Path(str(parsed.database)).absolute()))
+    return parsed
 
 
 def _revision(connection: Connection) -> str | None:

@@ -12,6 +12,9 @@ from liuyi.core.artifact import MANIFEST, FileEntry, Manifest
 from liuyi.core.digest import files_digest, sha256_file
 from liuyi.core.errors import ArtifactError
 
+SCHEMA_VERSION = 1
+"""The newest form of a manifest that is understood here."""
+
 
 def scan(folder: Path) -> tuple[FileEntry, ...]:
     """Every file below `folder`, hashed, in the order of their names.
@@ -79,6 +82,9 @@ def parse_manifest(text: str | bytes, digest: str, where: str) -> Manifest:
         field = ".".join(str(part) for part in first["loc"])
         reason = f"{field}: {first['msg']}" if field else first["msg"]
         raise ArtifactError(f"artifact {digest[:12]} has a broken {MANIFEST}: {reason}", where=where) from error
+    if manifest.schema_version > SCHEMA_VERSION:
+        message = f"artifact {digest[:12]} was written by a newer version of Liuyi"
+        raise ArtifactError(message, where=where, hint="update Liuyi to read it")
     for entry in manifest.files:
         if not is_safe(entry.path):
             raise ArtifactError(f"artifact {digest[:12]} names the unsafe path {entry.path!r}", where=where)

@@ -54,9 +54,9 @@ class FolderStore:
 
     def digests(self, prefix: str = "") -> Iterator[str]:
         """The digests of all artifacts, sorted, or of those whose digest begins with `prefix`."""
-        for shard in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
-            if shard.name.startswith(prefix[:2]):
-                yield from sorted(path.name for path in shard.iterdir() if path.name.startswith(prefix))
+        shards = [self.root / prefix[:2]] if len(prefix) >= 2 else sorted(self.root.glob("[0-9a-f][0-9a-f]"))
+        for shard in filter(Path.is_dir, shards):
+            yield from sorted(path.name for path in shard.iterdir() if path.name.startswith(prefix))
 
     def manifest(self, digest: str) -> Manifest:
         path = self.folder(digest) / MANIFEST

@@ -6,7 +6,7 @@
 
 `$LIUYI_HOME` names it; otherwise it is the nearest `.liuyi` folder upward from here, otherwise `~/.liuyi`.
 Store and ledger may live elsewhere: `$LIUYI_STORE_URL` and `$LIUYI_LEDGER_URL`, or `store:` and `ledger:` in the
-home's `settings.yaml`.
+home's `settings.yaml`: any fsspec address, and `sqlite:///path` or `postgresql://user@host/database`.
 """
 
 from __future__ import annotations
@@ -85,8 +85,11 @@ class Home:
             self.ledger.close()
 
     def _address(self, field: str) -> str:
-        """Where the store or the ledger is, if not in the home itself."""
-        return os.environ.get(f"LIUYI_{field.upper()}_URL") or self._settings.get(field, "")
+        """Where the store or the ledger is, if not in the home itself. Relative paths start at the home."""
+        said = os.environ.get(f"LIUYI_{field.upper()}_URL") or self._settings.get(field, "")
+        if said.startswith("sqlite:///") and ":memory:" not in said:
+            return str(self.path / said.removeprefix("sqlite:///"))
+        return str(self.path / Path(said).expanduser()) if said and "://" not in said else said
 
     @cached_property
     def _settings(self) -> dict[str, str]:

@@ -18,14 +18,11 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, delete, select, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.orm import Session
 
 from liuyi.core.artifact import Manifest
 from liuyi.core.database import Database
 from liuyi.core.errors import LedgerError, did_you_mean
-from liuyi.core.owner import is_alive
+from liuyi.core.leases import Leases
 from liuyi.core.records import Answer, Execution, Metric, Pin, Run, RunStep, Verdict
 from liuyi.core.tables import (
     AnswerRow,
@@ -34,7 +31,6 @@ from liuyi.core.tables import (
     ExecutionInputRow,
     ExecutionOutputRow,
     ExecutionRow,
-    LeaseRow,
     MetricRow,
     PinRow,
     RunRow,
@@ -50,14 +46,14 @@ _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _Record = TypeVar("_Record", Answer, Metric, Pin, Run, RunStep, Verdict)
 
 
-class Ledger:
+class Ledger(Leases):
     """The ledger at a URL: `sqlite:///path`, a bare path, or `postgresql://user@host/database`.
 
     It is opened, and brought to the newest schema, when it is first used. Raises LedgerError if that cannot be done.
     """
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url)
+        super().__init__(Database(url))
 
     def __repr__(self) -> str:
         return f"Ledger({self._database.shown})"
@@ -143,7 +139,7 @@ class Ledger:
         """Enter or change a step of a run: step, key, status, error, seconds, position."""
         _known(changes, _STEP_FIELDS)
         with self._database.write() as session:
-            self._insert(session, RunStepRow, {"run_id": run_id, "name": name, **changes}, change=changes)
+            self._database.upsert(session, RunStepRow, {"run_id": run_id, "name": name, **changes}, change=changes)
 
     def steps(self, run_id: str) -> list[RunStep]:
         """The steps of a run, in the recipe's order."""
@@ -250,7 +246,7 @@ class Ledger:
             "created": time.time(),
         }
         with self._database.write() as session:
-            self._insert(session, ArtifactRow, values, change=())
+            self._database.upsert(session, ArtifactRow, values, change=())
 
     def artifacts(self) -> dict[str, str]:
         """Digest and kind of every artifact ever entered, whether or not the store still holds it."""
@@ -262,7 +258,7 @@ class Ledger:
         """Keep an artifact, and all it came from, whatever happens to the runs that gave it."""
         values = {"digest": digest, "note": note, "created": time.time()}
         with self._database.write() as session:
-            self._insert(session, PinRow, values, change=("note",))
+            self._database.upsert(session, PinRow, values, change=("note",))
 
     def unpin(self, digest: str) -> bool:
         """Let go of a pinned artifact; False if it was not pinned."""
@@ -290,13 +286,14 @@ class Ledger:
 
     def metrics(self, run_id: str, step_name: str | None = None, name: str | None = None) -> list[Metric]:
         """The figures of a run in the order in which they were entered."""
-        query = select(MetricRow).where(MetricRow.run_id == run_id).order_by(MetricRow.id)
+        columns = [getattr(MetricRow, field.name) for field in fields(Metric)]
+        query = select(*columns).where(MetricRow.run_id == run_id).order_by(MetricRow.id)
         if step_name is not None:
             query = query.where(MetricRow.step_name == step_name)
         if name is not None:
             query = query.where(MetricRow.name == name)
         with self._database.read() as session:
-            return [_record(Metric, row) for row in session.scalars(query)]
+            return [Metric(*row) for row in session.execute(query)]
 
     def add_verdict(
         self,
@@ -364,61 +361,6 @@ class Ledger:
             return [
                 _record(Answer, row) for row in session.scalars(query.order_by(AnswerRow.created.desc()).limit(limit))
             ]
-
-    # Leases
-
-    def acquire(self, key: str, owner: str, ttl_s: float = 30.0) -> bool:
-        """Take the lease on `key` for `owner` (see `owner.this_process`); True if `owner` holds it now.
-
-        A lease is free if nobody holds it, if it was not renewed for its `ttl_s`, or if its owner was a process of
-        this host that is dead.
-        """
-        with self._database.write() as session:
-            now = self._database.now(session)
-            holder = session.scalar(select(LeaseRow.owner).where(LeaseRow.key == key))
-            dead = holder if holder and is_alive(holder) is False else owner
-            free = LeaseRow.owner.in_([owner, dead]) | (LeaseRow.renewed + LeaseRow.ttl_s < now)
-            values = {"key": key, "owner": owner, "renewed": now, "ttl_s": ttl_s}
-            return self._insert(session, LeaseRow, values, change=("owner", "renewed", "ttl_s"), where=free)
-
-    def renew(self, key: str, owner: str) -> bool:
-        """Say that `owner` is still at it; False if the lease is no longer its own."""
-        with self._database.write() as session:
-            mine = (LeaseRow.key == key) & (LeaseRow.owner == owner)
-            renewed = update(LeaseRow).where(mine).values(renewed=self._database.now(session))
-            return bool(_count(session.execute(renewed)))
-
-    def release(self, key: str, owner: str) -> None:
-        """Give a lease back; one that is no longer `owner`'s is left alone."""
-        with self._database.write() as session:
-            session.execute(delete(LeaseRow).where(LeaseRow.key == key, LeaseRow.owner == owner))
-
-    def leases(self) -> dict[str, str]:
-        """Key and owner of every lease that is held now."""
-        with self._database.read() as session:
-            now = self._database.now(session)
-            rows = session.scalars(select(LeaseRow).where(LeaseRow.renewed + LeaseRow.ttl_s >= now)).all()
-            return {row.key: row.owner for row in rows if is_alive(row.owner) is not False}
-
-    def _insert(
-        self,
-        session: Session,
-        table: type[Base],
-        values: Mapping[str, Any],
-        *,
-        change: Collection[str],
-        where: ColumnElement[bool] | None = None,
-    ) -> bool:
-        """Insert a row, or `change` the one that is there if `where` holds; True if a row was written."""
-        insert = sqlite_insert if self._database.is_sqlite else postgres_insert
-        statement = insert(table).values(**values)
-        key = [column.name for column in table.__table__.primary_key]
-        if change:
-            new = {name: statement.excluded[name] for name in change}
-            statement = statement.on_conflict_do_update(index_elements=key, set_=new, where=where)
-        else:
-            statement = statement.on_conflict_do_nothing(index_elements=key)
-        return session.execute(statement.returning(*table.__table__.primary_key)).first() is not None
 
 
 def _known(changes: Iterable[str], known: Collection[str]) -> None:

@@ -112,7 +112,7 @@ class Store:
             raise ArtifactError(f"'{ref}' is not the beginning of a digest", hint="a digest is 64 characters of 0-9a-f")
         if len(ref) < _SHORTEST_PREFIX:
             raise ArtifactError(f"'{ref}' is too short to name an artifact", hint=f"give {_SHORTEST_PREFIX} characters")
-        found = list(self.digests(ref))
+        found = [ref] if len(ref) == 64 and self.has(ref) else list(self.digests(ref))
         if not found:
             raise ArtifactError(f"there is no artifact '{ref}'", where=self.url)
         if len(found) > 1:
@@ -209,7 +209,7 @@ class Store:
 
 
 def _local_path(url: str) -> Path | None:
-    if "://" not in url and "::" not in url:
+    if "://" not in url:
         return Path(url).expanduser().absolute()
     return Path(url.removeprefix("file://")).absolute() if url.startswith("file://") else None
 
