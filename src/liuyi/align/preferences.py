@@ -110,7 +110,7 @@ def sample_effect(
         blocks=(
             Bars(
                 title="What the verifier found",
-                bars=tuple((name, 100 * fmean(answer.reward.components[name] for answer in answers)) for name in names),
+                bars=tuple((name, fmean(answer.reward.components[name] for answer in answers)) for name in names),
                 unit="%",
             ),
             Table(

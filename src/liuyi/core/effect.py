@@ -27,6 +27,7 @@ class Comparison(_Part):
 
     metric: str
     unit: str = ""
+    """`%` for shares, which are 0 … 1 here and shown times a hundred; differences of them are shown as points."""
     better: Literal["higher", "lower"] = "higher"
     before_name: str
     after_name: str
@@ -62,6 +63,7 @@ class Bars(_Part):
     title: str
     bars: tuple[tuple[str, float], ...]
     unit: str = ""
+    """`%` for shares, which are 0 … 1 here and shown times a hundred."""
     note: str = ""
 
 
