@@ -21,7 +21,7 @@ CHATS = "chats.parquet"
 
 _MOST_CHARS = 20_000
 _TESTED_BYTES = 400_000
-_HAN_SHARE = 0.3
+_HAN_SHARE = 0.1
 
 
 @dataclass(frozen=True)

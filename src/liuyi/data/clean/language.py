@@ -6,18 +6,29 @@ import re
 from functools import cache
 from typing import Any
 
-from liuyi.data.clean.batch import Batch
+from liuyi.data.clean.batch import Batch, Class
 
 UNDETERMINED = "und"
 
 _SAMPLE_CHARS = 600
 _NOT_LANGUAGE = re.compile(r"https?://\S+|^\s*(?:>>>|\.\.\. ).*$|[^\S\n]{2,}|[`*_=#|<>\[\]{}\\~^+-]+|\d+", re.MULTILINE)
+_KANA_OR_HANGUL = re.compile("[\u3041-\u30ff\uac00-\ud7a3]")
+_FEW = 0.05
 _LETTER = re.compile(r"[^\W\d_]")
 
 
 def languages(batch: Batch) -> dict[str, list[Any]]:
-    """ISO 639 code and probability of the likeliest language; `und` where the text has no letters."""
-    found = [_detect(text) for text in batch.strings]
+    """ISO 639 code and probability of the likeliest language; `und` where the text has no letters.
+
+    Text in Han characters with hardly any kana or hangul is Chinese: short or technical Chinese is often taken for
+    Japanese otherwise.
+    """
+    han = batch.counts[:, Class.HAN]
+    other = batch.counts[:, Class.LETTER]
+    found = [
+        ("zh", 1.0) if count > letters and len(_KANA_OR_HANGUL.findall(text)) < _FEW * count else _detect(text)
+        for text, count, letters in zip(batch.strings, han.tolist(), other.tolist(), strict=True)
+    ]
     return {"lang": [lang for lang, _ in found], "lang_score": [score for _, score in found]}
 
 

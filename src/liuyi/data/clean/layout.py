@@ -26,12 +26,14 @@ _BULLET = r"^(?:[-*+•●·▪◦※◆■★]|\d{1,3}[.)、]|[（(][\d一二�
 _ELLIPSIS = r"(?:\.\.\.|…|……)$"
 _TERMINAL = r"[.!?。！？…;；:：][\"'”’)）」』]*$"
 _LINK = r"^\W*(?:https?://|www\.)\S+\W*$|^\[[^\]]*\]\([^)]*\)$"
-_SHORT_CHARS = 10
+_LONGEST_ITEM_CHARS = 60
+_SHORT_BYTES = 10
 
 
 def layout(batch: Batch) -> dict[str, Floats]:
-    """The share of characters in lines of code, of tables or rules, of lists, of bare links, in lines cut off by `…`,
-    and of lines (by number) that end like sentences or are shorter than 10 characters."""
+    """The share of characters in lines of code, of tables or rules, of bare links, in lines cut off by `…`, and in list
+    items that are no sentences; the share of lines (by number) that end like sentences, and of those shorter than 10
+    bytes, which is three Han characters."""
     lines = batch.lines
     count = batch.per_document(lines)
     chars = batch.per_document(lines, lines.chars)
@@ -39,13 +41,16 @@ def layout(batch: Batch) -> dict[str, Floats]:
     def share(pattern: str) -> Floats:
         return ratio(batch.per_document(lines, lines.chars * _matches(lines, pattern)), chars)
 
+    ends = _matches(lines, _TERMINAL)
+    items = _matches(lines, _BULLET) & ~ends & (lines.chars <= _LONGEST_ITEM_CHARS)
+    short = pc.binary_length(lines.texts).to_numpy(zero_copy_only=False) < _SHORT_BYTES
     return {
         "code_lines": share(_CODE),
         "table_lines": share(_TABLE),
-        "bullet_lines": share(_BULLET),
+        "bullet_lines": ratio(batch.per_document(lines, lines.chars * items), chars),
         "ellipsis_lines": share(_ELLIPSIS),
-        "terminal_lines": ratio(batch.per_document(lines, _matches(lines, _TERMINAL)), count),
-        "short_lines": ratio(batch.per_document(lines, lines.chars < _SHORT_CHARS), count),
+        "terminal_lines": ratio(batch.per_document(lines, ends), count),
+        "short_lines": ratio(batch.per_document(lines, short), count),
         "link_lines": share(_LINK),
     }
 

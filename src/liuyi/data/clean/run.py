@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from liuyi.core.errors import DataError
 from liuyi.data.clean import filters
 from liuyi.data.corpus import DOCUMENTS, read_documents
-from liuyi.data.dedup.groups import find_duplicates
+from liuyi.data.dedup.groups import by_preference, find_duplicates
 from liuyi.data.dedup.jaccard import Jaccard
 from liuyi.data.dedup.minhash import HASHES, Signatures, signature
 from liuyi.data.engine import engine
@@ -87,11 +87,11 @@ def _filters_udf(daft: ModuleType, workers: int) -> Callable[[Any], Any]:
 
 
 def _with_duplicates(folder: Path, measured: pa.Table, signatures: Signatures, threshold: float) -> pa.Table:
-    texts = read_documents(folder, ["text"])["text"].combine_chunks()
+    documents = read_documents(folder, ["text", "url"])
+    texts = documents["text"].combine_chunks()
     ids = measured["id"].to_pylist()
     found = find_duplicates(
-        ids,
-        measured["chars"].to_numpy(),
+        by_preference(measured["chars"].to_numpy(), documents["url"].to_pylist(), ids),
         measured["fingerprint"].to_pylist(),
         signatures,
         Jaccard(lambda row: texts[row].as_py()),

@@ -39,7 +39,7 @@ def effect(selection: Selection, *, masked: bool) -> Effect:
         _figures(selection, masked=masked),
         _kept_by(selection, "source", "By source", selection.documents["source"].to_pylist()),
         _kept_by(selection, "licence", "By licence", selection.documents["license"].to_pylist()),
-        _kept_by(selection, "language", "By language", selection.attributes["lang"].to_pylist()),
+        _kept_by(selection, "language", "By language", selection.languages.to_pylist()),
         Samples(title="Kept", samples=tuple(_samples(selection, KEPT, _SAMPLES_KEPT))),
         Samples(
             title="Dropped",

@@ -20,6 +20,7 @@ from liuyi.data.select.split import held_out_clusters
 from liuyi.data.select.thresholds import Thresholds
 
 _HEAD_CHARS = 600
+_LIKELY = 0.3
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Selection:
     """[documents] why each was dropped; empty where it was kept."""
     held_out: NDArray[np.bool_]
     """[documents] whether its cluster is held out."""
+
+    @property
+    def languages(self) -> pa.ChunkedArray:
+        """[documents] the language of each as detected; empty where that is little more than a guess."""
+        return _languages(self.attributes)
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -66,8 +72,7 @@ class Selection:
             table = table.set_column(
                 table.schema.get_field_index("text"), "text", _masked(table["text"], attributes["pii"])
             )
-        given = table["lang"]
-        lang = pc.if_else(pc.equal(given, ""), attributes["lang"], given)
+        lang = pc.if_else(pc.equal(table["lang"], ""), _languages(attributes), table["lang"])
         return table.set_column(table.schema.get_field_index("lang"), "lang", lang)
 
 
@@ -93,6 +98,10 @@ def select(folder: Path, thresholds: Thresholds, *, heldout_fraction: float) -> 
     chosen = held_out_clusters(kept_bytes, heldout_fraction)
     held_out = np.fromiter((cluster in chosen for cluster in clusters), bool, len(clusters))
     return Selection(documents, attributes, sizes, why, held_out)
+
+
+def _languages(attributes: pa.Table) -> pa.ChunkedArray:
+    return pc.if_else(pc.greater_equal(attributes["lang_score"], _LIKELY), attributes["lang"], "")
 
 
 def _masked(texts: pa.ChunkedArray, spans: pa.ChunkedArray) -> pa.Array:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _TRIPLE = re.compile(rb'"""|\'\'\'')
-_DOC_CALL = re.compile(r"_?(?:add|set|attach)_?(?:new)?_?doc(?:s|str|string)?")
+_DOC_CALL = re.compile(r"_?(?:add|set|attach)_?(?:new)?_?doc(?:s|str|string)?(?:_\w+)?")
 """Functions such as `add_docstr`, which give documentation to objects written in C."""
 
 
@@ -63,12 +63,25 @@ def _parse(source: bytes) -> ast.Module:
 
 def _documented(tree: ast.Module, module: str) -> Iterator[str]:
     own = ast.get_docstring(tree)
-    inner = list(_in_body(tree.body, ""))
+    is_doc_module = "doc" in module.rpartition(".")[2].lower()
+    inner: list[str] = []
+    for node in tree.body:
+        inner += _assigned_doc(node, is_doc_module) if isinstance(node, ast.Assign) else _in_body([node], "")
     if own or inner:
         yield f"module {module}"
     if own:
         yield own
     yield from inner
+
+
+def _assigned_doc(node: ast.Assign, is_doc_module: bool) -> Iterator[str]:
+    """`besselj = "…"` in a module of documentation, `_shared_docs["sum"] = "…"` anywhere: text under its name."""
+    text = inspect.cleandoc(_literal(node.value)).strip()
+    target = node.targets[0]
+    name = _dotted(target.value if isinstance(target, ast.Subscript) else target)
+    if "\n" in text and name and (is_doc_module or "doc" in name.lower()):
+        key = _literal(target.slice) if isinstance(target, ast.Subscript) else ""
+        yield f"{key or name}\n\n{text}"
 
 
 def _in_body(body: list[ast.stmt], prefix: str) -> Iterator[str]:
