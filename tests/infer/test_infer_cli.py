@@ -1,0 +1,273 @@
+"""`liuyi serve` and `liuyi chat`: what they choose, what they say, and how they end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from click.testing import CliRunner, Result
+from infer_support import LiveServer, live_server
+
+from liuyi.cli.main import cli
+from liuyi.cli.models import choose, newest
+from liuyi.core.artifact import Artifact
+from liuyi.core.errors import LiuyiError
+from liuyi.core.home import Home
+from liuyi.infer.engine import Engine
+from liuyi.infer.request import Request
+from liuyi.infer.server.model_backend import ModelBackend
+from liuyi.model.chat import encode_chat
+from liuyi.model.checkpoint import save_model
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    place = Home(tmp_path / "home")
+    yield place
+    place.close()
+
+
+@pytest.fixture(scope="module")
+def folder(model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(path, model, tokenizer)
+    return path
+
+
+def publish(home: Home, kind: Any, step: str, key: str, files: Path | dict[str, str]) -> Artifact:
+    staging = home.store.stage(kind)
+    if isinstance(files, Path):
+        for file in files.iterdir():
+            (staging.path / file.name).write_bytes(file.read_bytes())
+    else:
+        for name, text in files.items():
+            (staging.path / name).write_text(text)
+    made = home.store.publish(staging, step=step, step_key=key, output="out", inputs=[], params={})
+    home.ledger.record_artifact(made.manifest)
+    return made
+
+
+def enter(home: Home, *made: tuple[str, Artifact]) -> str:
+    """A run whose steps gave these artifacts, in this order."""
+    run = home.ledger.create_run(recipe="r", text="", source="", overrides=[], seed=1)
+    for position, (name, artifact) in enumerate(made):
+        key = artifact.manifest.step_key
+        home.ledger.put_step(run, name, step="s", key=key, status="done", position=position)
+        home.ledger.record_execution(
+            key=key, step="s", version=1, params={}, seed=1, device="cpu", inputs=[], outputs={"out": artifact.digest},
+            seconds=1.0, run_id=run,
+        )  # fmt: skip
+    return run
+
+
+def answer_of(model: Decoder, tokenizer: Tokenizer, *messages: tuple[str, str], **sampling: Any) -> str:
+    said = [{"role": role, "content": content} for role, content in messages]
+    ids, _ = encode_chat(tokenizer, said, add_generation_prompt=True)
+    return Engine(model, tokenizer).generate([Request(prompt_ids=ids, **sampling)])[0].text
+
+
+def run(home: Home, *args: str, typed: str = "") -> Result:
+    return CliRunner().invoke(cli, ["--home", str(home.path), *args], input=typed)
+
+
+class TestChoosing:
+    def test_by_digest_by_step_and_by_folder(self, home: Home, folder: Path) -> None:
+        made = publish(home, "checkpoint", "pretrain.train", "k1", folder)
+        run_id = enter(home, ("sft", made))
+        for ref in (made.digest, made.digest[:9], "last/sft", f"{run_id}/sft.out"):
+            chosen = choose(home, ref)
+            assert (chosen.name, chosen.artifact) == ("sft", made)
+        chosen = choose(home, str(folder))
+        assert (chosen.name, chosen.folder, chosen.artifact) == ("tiny", folder, None)
+
+    def test_without_a_name_the_newest_of_the_last_run_that_made_one(self, home: Home, folder: Path) -> None:
+        with pytest.raises(LiuyiError, match="no run has made"):
+            newest(home)
+        first = publish(home, "checkpoint", "a", "k1", {"a": "1"})
+        second = publish(home, "checkpoint", "b", "k2", {"b": "2"})
+        enter(home, ("pretrain", first), ("sft", second))
+        assert newest(home) == second.digest
+        app = publish(home, "app", "c", "k3", {"c": "3"})
+        later = publish(home, "checkpoint", "d", "k4", {"d": "4"})
+        enter(home, ("app", app), ("later", later))
+        assert newest(home) == app.digest
+        enter(home, ("report", publish(home, "report", "e", "k5", {"e": "5"})))
+        assert newest(home) == app.digest
+        enter(home, ("pretrain", first))
+        assert newest(home) == first.digest
+
+    def test_what_cannot_answer_is_refused(self, home: Home, tmp_path: Path) -> None:
+        report = publish(home, "report", "a", "k1", {"a": "1"})
+        with pytest.raises(LiuyiError, match="is a report"):
+            choose(home, report.digest)
+        with pytest.raises(LiuyiError, match="holds no model"):
+            choose(home, str(tmp_path))
+        with pytest.raises(LiuyiError):
+            choose(home, "abcdef012345")
+
+    def test_a_damaged_model_is_not_used(self, home: Home, folder: Path) -> None:
+        made = publish(home, "checkpoint", "pretrain.train", "k1", folder)
+        path = made.path / "model.safetensors"
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(damaged)
+        result = run(home, "chat", made.digest, typed="hello\n")
+        assert result.exit_code == 1
+        assert "model.safetensors" in result.stderr
+
+
+class TestChat:
+    def test_answers_each_line_in_one_conversation(
+        self, home: Home, folder: Path, model: Decoder, tokenizer: Tokenizer
+    ) -> None:
+        typed = "turn on\n\nthe lights\n/reset\nturn on\n/quit\nnever answered\n"
+        result = run(home, "chat", str(folder), "--temperature", "0", "--max-tokens", "9", typed=typed)
+        assert result.exit_code == 0, result.output
+        one = answer_of(model, tokenizer, ("user", "turn on"), max_tokens=9)
+        two = answer_of(model, tokenizer, ("user", "turn on"), ("assistant", one), ("user", "the lights"), max_tokens=9)
+        assert result.stdout == f"{one}\n{two}\n{one}\n"
+
+    def test_begins_with_the_system_message(
+        self, home: Home, folder: Path, model: Decoder, tokenizer: Tokenizer
+    ) -> None:
+        args = ("--system", "be brief", "--max-tokens", "9", "--seed", "4")
+        result = run(home, "chat", str(folder), *args, typed="turn on\n")
+        sampling = {"max_tokens": 9, "seed": 4, "temperature": 1.0}
+        expected = answer_of(model, tokenizer, ("system", "be brief"), ("user", "turn on"), **sampling)
+        assert result.stdout == f"{expected}\n"
+
+    def test_talks_to_a_server(self, home: Home, live: LiveServer, model: Decoder, tokenizer: Tokenizer) -> None:
+        expected = answer_of(model, tokenizer, ("user", "turn on"), max_tokens=9, seed=2, temperature=1.0)
+        for url in (live.url, f"{live.url}/v1/"):
+            result = run(home, "chat", "--url", url, "--max-tokens", "9", "--seed", "2", typed="turn on\n")
+            assert result.stdout == f"{expected}\n"
+
+    def test_says_what_the_server_said(
+        self, home: Home, live: LiveServer, model: Decoder, tokenizer: Tokenizer
+    ) -> None:
+        result = run(home, "chat", "--url", live.url, "--model", "tinny", typed="hello\n")
+        assert result.exit_code == 1
+        assert "did you mean 'tiny'" in result.stderr
+        result = run(home, "chat", "--url", "http://127.0.0.1:9", typed="hello\n")
+        assert result.exit_code == 1
+        assert "cannot be reached" in result.stderr
+        with live_server({"tiny": ModelBackend(Engine(model, tokenizer, max_slots=1))}, keys=["secret"]) as guarded:
+            result = run(home, "chat", "--url", guarded.url, typed="hello\n")
+            assert "API key" in result.stderr
+            assert "--api-key-env" in result.stderr
+            monkeypatch.setenv("SOME_KEY", "secret")
+            args = ("--url", guarded.url, "--api-key-env", "SOME_KEY", "--max-tokens", "2")
+            assert run(home, "chat", *args, typed="hello\n").exit_code == 0
+
+    def test_refuses_options_that_do_not_go_together(self, home: Home) -> None:
+        assert run(home, "chat", "x", "--url", "http://127.0.0.1:9").exit_code == 2
+        assert run(home, "chat", "--model", "x").exit_code == 2
+
+
+class TestServe:
+    def test_never_listens_beyond_loopback_without_a_key(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("LIUYI_API_KEYS", raising=False)
+        for host in ("0.0.0.0", "::", "192.168.1.5", "example.com"):
+            result = run(home, "serve", "--host", host)
+            assert result.exit_code == 1
+            assert "no API key is set" in result.stderr
+        monkeypatch.setenv("OTHER", " , ")
+        assert "$OTHER" in run(home, "serve", "--host", "0.0.0.0", "--api-key-env", "OTHER").stderr
+
+    def test_says_when_the_port_is_taken(self, home: Home, folder: Path, live: LiveServer) -> None:
+        port = live.url.rpartition(":")[2]
+        result = run(home, "serve", str(folder), "--port", port)
+        assert result.exit_code == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def liuyi(home: Home, *args: str, **options: Any) -> subprocess.Popen[str]:
+    code = "from liuyi.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "--home", str(home.path), *args]
+    return subprocess.Popen(command, text=True, **options)
+
+
+@pytest.mark.slow
+def test_a_served_checkpoint_answers_is_recorded_and_drains_on_sigterm(home: Home, folder: Path) -> None:
+    made = publish(home, "checkpoint", "pretrain.train", "k1", folder)
+    enter(home, ("sft", made))
+    process = liuyi(home, "serve", "--port", "0", stdout=subprocess.PIPE, env=os.environ | {"COLUMNS": "200"})
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line
+        url = found.group()
+        assert line.startswith("sft (checkpoint")
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+            answer = client.chat.completions.create(
+                model="sft", messages=[{"role": "user", "content": "hello"}], max_tokens=5
+            )
+            stream = client.chat.completions.create(
+                model="sft",
+                messages=[{"role": "user", "content": "hello"}],
+                max_tokens=200,
+                stream=True,
+                logit_bias={"0": -100, "2": -100},
+            )
+            first = next(stream)
+            process.send_signal(signal.SIGTERM)
+            rest = list(stream)
+        assert rest[-1].choices[0].finish_reason == "length"
+        assert process.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+    finally:
+        process.kill()
+        process.wait()
+    for id in (answer.id, first.id):
+        recorded = home.ledger.answer(id)
+        assert recorded is not None
+        assert recorded.model_digest == made.digest
+
+
+@pytest.mark.slow
+def test_a_conversation_by_hand(home: Home, folder: Path) -> None:
+    master, slave = pty.openpty()
+    process = liuyi(
+        home, "chat", str(folder), "--max-tokens", "5", stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    seen = ""
+
+    def until(text: str) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while text not in seen:
+            assert time.monotonic() < deadline, seen
+            if select.select([master], [], [], 0.2)[0]:
+                seen += os.read(master, 4096).decode(errors="replace")
+        seen = seen.partition(text)[2]
+
+    try:
+        until("/quit")
+        until("›")
+        os.write(master, b"hello\n")
+        until("s to the first token")
+        until("›")
+        os.write(master, b"/quit\n")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
