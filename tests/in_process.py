@@ -1,0 +1,43 @@
+"""Run a registered step in the test's own process, on artifacts of a home."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from liuyi.core.artifact import Artifact
+from liuyi.core.home import Home
+from liuyi.core.runner.context import StepContext
+from liuyi.core.runner.events import EventLog
+from liuyi.core.step import get_step
+
+
+def run_step(
+    home: Home, workdir: Path, name: str, inputs: Mapping[str, Artifact | Sequence[Artifact]], **params: Any
+) -> dict[str, Artifact]:
+    """The step's published outputs by port; its seed is 1."""
+    step = get_step(name)
+    digests = {
+        port: [given.digest] if isinstance(given, Artifact) else [artifact.digest for artifact in given]
+        for port, given in inputs.items()
+    }
+    events = EventLog(workdir)
+    context = StepContext(
+        step=step,
+        name=name.partition(".")[2],
+        run_id="test",
+        seed=1,
+        workdir=workdir,
+        inputs=digests,
+        store=home.store,
+        events=events,
+        record=lambda metric, index, value: None,
+    )
+    try:
+        step.run(context, step.params(**params))
+        finished = context.finished()
+        return {port: home.store.publish(staging, step=name, output=port) for port, staging in finished.items()}
+    finally:
+        events.close()
+        context.discard()
