@@ -135,6 +135,17 @@ def test_the_page_holds_every_figure(published) -> None:
         assert shown in text, shown
 
 
+def test_blocks_without_content_are_left_out(published) -> None:
+    empty = (
+        Bars(title="no bars", bars=()),
+        Table(title="no rows", columns=("a",), rows=()),
+        Samples(title="no", samples=()),
+    )
+    html = page(build_report([published(effect(blocks=empty))]))
+    assert "no bars" not in html
+    assert "no rows" not in html
+
+
 def test_reports_read_back_and_do_not_depend_on_when_they_are_made(published, run_step) -> None:
     made = published(effect())
     first = run_step("evaluate.report", {"effects": [made, made]}, title="quickstart")["report"]
@@ -236,9 +247,15 @@ def test_ticks_cover_the_range_in_round_steps(low: float, span: float, count: in
 
 def test_the_terminal_shows_the_same_figures(published) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
-    print_report(build_report([published(effect("[bold]not markup[/bold]"))]), console)
+    report = build_report([published(effect("[bold]not markup[/bold]"))])
+    print_report(report, console)
     text = console.export_text()
-    for shown in ("50.0 % → 62.5 %", "+12.5 points", "+4.0 … +21.0", "promoted", "[bold]not markup[/bold]", "label"):
+    for shown in ("50.0 % → 62.5 %", "+12.5 points", "+4.0 … +21.0", "promoted", "[bold]not markup[/bold]", "Summary"):
+        assert shown in text, shown
+    assert "cell" not in text
+    print_report(report, console, details=True)
+    text = console.export_text()
+    for shown in ("cell [bold]not markup[/bold]", "label [bold]", "curves", "█"):
         assert shown in text, shown
 
 

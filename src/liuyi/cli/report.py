@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the page to this file, too."
 )
+@click.option("--details", is_flag=True, help="Print bars, tables and curves, too; the page has them anyway.")
 @click.option("--open", "in_browser", is_flag=True, help="Open the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def command(ctx: click.Context, ref: str, output: Path | None, in_browser: bool, as_json: bool) -> None:
+def command(ctx: click.Context, ref: str, output: Path | None, details: bool, in_browser: bool, as_json: bool) -> None:
     """Show the effect report of RUN, by default the last one, or the effect of the artifact REF.
 
     A run that has not come to its report yet shows the effects that are there.
@@ -38,7 +39,7 @@ def command(ctx: click.Context, ref: str, output: Path | None, in_browser: bool,
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
-        print_report(report, console())
+        print_report(report, console(), details=details)
         console().print()
         console().print(f"page: {place.absolute()}", soft_wrap=True)
     if in_browser:

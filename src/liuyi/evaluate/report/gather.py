@@ -11,7 +11,7 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from liuyi.core.artifact import Artifact
-from liuyi.core.effect import Comparison, Curves, Effect, Series, Stage
+from liuyi.core.effect import Block, Comparison, Curves, Effect, Series, Stage
 from liuyi.core.errors import DataError
 from liuyi.evaluate.figures import number
 
@@ -72,6 +72,15 @@ def main_comparisons(effect: Effect) -> list[Comparison]:
     """The comparisons that stand for an effect in the summary: all items, the deciding metric, every baseline."""
     whole = [comparison for comparison in effect.comparisons if not comparison.subset]
     return [comparison for comparison in whole if comparison.metric == whole[0].metric] if whole else []
+
+
+def shown_blocks(effect: Effect) -> list[Block]:
+    """The blocks that hold anything."""
+    return [
+        block
+        for block in effect.blocks
+        if next(getattr(block, part) for part in ("rows", "bars", "series", "samples") if hasattr(block, part))
+    ]
 
 
 def build_report(artifacts: Iterable[Artifact], title: str = "") -> Report:

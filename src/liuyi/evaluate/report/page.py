@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from liuyi.core.effect import Comparison
 from liuyi.evaluate import figures
 from liuyi.evaluate.report import svg
-from liuyi.evaluate.report.gather import REPORT, Report, main_comparisons
+from liuyi.evaluate.report.gather import REPORT, Report, main_comparisons, shown_blocks
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -42,6 +42,7 @@ def _template() -> Template:
     environment.filters.update(show=figures.show, cell=_cell)
     environment.globals.update(
         main_comparisons=main_comparisons,
+        shown_blocks=shown_blocks,
         interval_mark=svg.interval_mark,
         forests=_forests,
         bar_rows=svg.bar_rows,

@@ -1,4 +1,4 @@
-"""The report in a terminal: the summary table, then each stage in a few lines."""
+"""The report in a terminal: the summary table, then each stage in a few lines, or with all of its tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Bars, Comparison, Curves, Effect, Table
 from liuyi.evaluate import figures
-from liuyi.evaluate.report.gather import Report, main_comparisons, read_report
+from liuyi.evaluate.report.gather import Report, main_comparisons, read_report, shown_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -19,8 +19,8 @@ _BAR_CELLS = 28
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def print_report(report: Report | Artifact, console: Console) -> None:
-    """Print a report, or the one that an artifact of kind `report` holds."""
+def print_report(report: Report | Artifact, console: Console, *, details: bool = False) -> None:
+    """Print a report, or the one that an artifact of kind `report` holds; `details` adds bars, tables and curves."""
     from rich.rule import Rule
     from rich.text import Text
 
@@ -33,7 +33,7 @@ def print_report(report: Report | Artifact, console: Console) -> None:
         console.print()
         console.print(Rule(Text(stage, style="bold"), align="left", style="dim"))
         for section in sections:
-            _print_effect(section.effect, console)
+            _print_effect(section.effect, console, details)
 
 
 def _summary(report: Report) -> RenderableType:
@@ -61,7 +61,7 @@ def _summary(report: Report) -> RenderableType:
                 Text(decision if index == 0 else "", style=DECISION_STYLES.get(decision, "")),
             )
         if not compared:
-            table.add_row(Text(effect.stage), Text(effect.title), *map(Text, "–––––"), Text(effect.decision or ""))
+            table.add_row(Text(effect.stage), Text(effect.title), *[""] * 5, Text(effect.decision or ""))
     return table
 
 
@@ -70,7 +70,7 @@ def _question(comparison: Comparison) -> str:
     return f"{comparison.metric}: {comparison.before_name} → {comparison.after_name}" if named else comparison.metric
 
 
-def _print_effect(effect: Effect, console: Console) -> None:
+def _print_effect(effect: Effect, console: Console, details: bool) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
@@ -84,7 +84,7 @@ def _print_effect(effect: Effect, console: Console) -> None:
         if comparison not in main:
             subset = f"{comparison.subset} · " if comparison.subset else ""
             console.print(Padding(Text(f"{subset}{figures.sentence(comparison)}", style="dim"), (0, 0, 0, 2)))
-    for block in effect.blocks:
+    for block in shown_blocks(effect) if details else ():
         shown = _block(block)
         if shown is not None:
             console.print(Padding(shown, (1, 0, 0, 2)))
