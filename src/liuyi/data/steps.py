@@ -240,7 +240,10 @@ class TokensParams(Params):
 @step(
     "data.tokens",
     version=1,
-    inputs={"corpus": Input("corpus"), "tokenizer": Input("tokenizer")},
+    inputs={
+        "corpus": Input("corpus"),
+        "tokenizer": Input(("tokenizer", "checkpoint"), "a model counts by its tokenizer"),
+    },
     outputs={"tokens": Output("tokens", "documents in an order shuffled by a hash of their ids")},
 )
 def tokens(ctx: Context, params: TokensParams) -> None:

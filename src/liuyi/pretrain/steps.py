@@ -37,7 +37,7 @@ class TrainParams(Params):
     version=1,
     inputs={
         "tokens": Input("tokens", "what to train on"),
-        "tokenizer": Input("tokenizer", "the one that made the tokens"),
+        "tokenizer": Input(("tokenizer", "checkpoint"), "the one that made the tokens, or the model that has it"),
         "model": Input("checkpoint", "continue from here rather than from scratch", optional=True),
     },
     outputs={"checkpoint": Output("checkpoint")},
