@@ -22,7 +22,7 @@ PRELOAD = ("torch", "scipy.stats")
 
 
 class GenerateParams(Params):
-    label: str = Field("", description="what reports call this model, such as `SFT`; empty: its step's artifact")
+    label: str = Field("", description="what reports call this model, such as `SFT`; empty: before or after")
     constrained: bool = Field(False, description="force answers to follow the eval set's JSON Schema")
     max_tokens: int = Field(128, ge=1, description="tokens an answer may have")
     slots: int = Field(64, ge=1, description="answers written at the same time")
@@ -47,10 +47,9 @@ def generate_step(ctx: Context, params: GenerateParams) -> None:
 
     model, given = ctx.input("model"), ctx.input("evalset")
     evalset = Evalset.load(given.path, given.digest).first(params.items)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[params.dtype]
     engine = Engine(
-        load_model(model.path, dtype=dtype, device=device),
+        load_model(model.path, dtype=dtype),
         Tokenizer.load(model.path),
         max_slots=min(params.slots, len(evalset.items)),
         seed=ctx.seed,
