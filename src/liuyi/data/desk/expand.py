@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hassil.expression import Expression
 
 _LIGHT_WORDS = {"light", "lights", "lighting", "lamp", "lamps"}
+_TYPICAL_SHARE = 0.8
 _TYPICAL = {
     "temperature": (16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 28),
     "color_temperature": tuple(range(2000, 6600, 100)),
@@ -120,7 +121,7 @@ class Expander:
         low, high, step = bounds["from"], bounds["to"], bounds.get("step", 1)
         numbers: tuple[int, ...] = tuple(range(low, high + 1, step))
         typical = _TYPICAL.get(name, tuple(range(low, high + 1, 10)))
-        number: float = rng.choice(typical if rng.random() < 0.6 else numbers)
+        number: float = rng.choice(typical if rng.random() < _TYPICAL_SHARE else numbers)
         if bounds.get("fractions") == "halves" and rng.random() < 0.15:
             number += 0.5
         whole = int(number) if number == int(number) else None
