@@ -108,6 +108,12 @@ def test_an_unreachable_server_is_told_without_its_password(query: str) -> None:
     assert "127.0.0.1" in said
 
 
+def test_a_missing_driver_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(LedgerError, match=r"pip install 'liuyi\[postgres\]'"):
+        Ledger("postgresql://liuyi@127.0.0.1:1/db").runs()
+
+
 @pytest.mark.postgres
 def test_a_refused_password_is_not_shown(postgres_url: str) -> None:
     right = postgres_url.partition("://liuyi:")[2].partition("@")[0]

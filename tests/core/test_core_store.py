@@ -253,6 +253,12 @@ def test_what_an_artifact_cannot_hold_is_refused(store: Store, tmp_path: Path) -
     assert list(store.digests()) == []
 
 
+def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="the store cannot be written: Not a directory"):
+        Store(str(tmp_path / "file" / "store"), tmp_path).stage("corpus")
+
+
 def test_a_deleted_artifact_is_gone(store: Store) -> None:
     artifact = publish(store, {"x": b"y"})
     store.delete(artifact.digest)

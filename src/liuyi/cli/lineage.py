@@ -134,7 +134,7 @@ def _marks(node: Node) -> list[tuple[str, str]]:
 
 def _licences(facts: Any) -> str:
     names = facts.get("licences") or []
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more licences" if len(names) > 3 else "")
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} licences"
 
 
 def _details(node: Node) -> list[Text]:

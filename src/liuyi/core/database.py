@@ -156,6 +156,9 @@ class Database:
                 raise OutOfDisk("no space left for the ledger", where=self.shown) from error
             hint = "another process holds it for long" if "is locked" in reason else ""
             raise LedgerError(f"the ledger cannot be used: {reason}", where=self.shown, hint=hint) from error
+        except ModuleNotFoundError as error:
+            hint = "pip install 'liuyi[postgres]'"
+            raise LedgerError(f"the package {error.name} is missing", where=self.shown, hint=hint) from error
         except SQLAlchemyError as error:
             raise LedgerError(scrub(str(error), self._raw), where=self.shown) from error
         except OSError as error:

@@ -27,8 +27,11 @@ class FolderStore:
     def stage(self) -> Path:
         """A fresh folder on the same filesystem, named after this process so that leftovers can be told."""
         folder = self.staging / f"{this_process()}:{secrets.token_hex(6)}"
-        with full_disk_is_told("preparing an artifact", self.root):
-            folder.mkdir(parents=True)
+        try:
+            with full_disk_is_told("preparing an artifact", self.root):
+                folder.mkdir(parents=True)
+        except OSError as error:
+            raise ArtifactError(f"the store cannot be written: {error.strerror}", where=str(self.root)) from error
         return folder
 
     def adopt(self, folder: Path, manifest: Manifest) -> None:
