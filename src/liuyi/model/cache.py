@@ -9,6 +9,7 @@ cache.free(3)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from liuyi.core.errors import ModelError
+from liuyi.model.attention import CausalMask, attention, cached_attention
 from liuyi.model.config import DecoderConfig
 
 
@@ -97,18 +99,19 @@ class Turn:
         self.slots = slots
         self.counts = counts
         device = cache.keys.device
-        starts = torch.tensor([cache.lengths[slot] for slot in slots])
-        count = torch.tensor(counts)
+        self._lengths = [cache.lengths[slot] for slot in slots]
+        self._keys_seen = max(length + count for length, count in zip(self._lengths, counts, strict=True))
+        starts, count = torch.tensor(self._lengths), torch.tensor(counts)
         step = torch.arange(max(counts))
         # A padded query repeats the position of its row's last token, so that it always sees something.
-        self.positions = (starts[:, None] + torch.minimum(step, count[:, None] - 1)).to(device)
-        self._rows = torch.tensor(slots, device=device)
-        real = step < count[:, None]
-        self._batch_at, self._step_at = (index.to(device) for index in real.nonzero(as_tuple=True))
-        self._slot_at = self._rows[self._batch_at]
-        self._position_at = self.positions[self._batch_at, self._step_at]
-        self._keys_seen = max(cache.lengths[slot] + n for slot, n in zip(slots, counts, strict=True))
-        self._visible: dict[int | None, Tensor] = {}
+        positions = starts[:, None] + torch.minimum(step, count[:, None] - 1)
+        batch_at, step_at = (step < count[:, None]).nonzero(as_tuple=True)
+        self.positions = positions.to(device)
+        self._new = (batch_at.to(device), step_at.to(device))
+        self._kept = (torch.tensor(slots)[batch_at].to(device), positions[batch_at, step_at].to(device))
+        self._fresh = CausalMask(len(slots), max(counts), None, device) if not any(self._lengths) else None
+        self._rows = _Rows(slots, device)
+        self._biases: dict[int | None, Tensor] = {}
 
     def commit(self) -> None:
         """Count the new tokens as part of their sequences."""
@@ -118,19 +121,50 @@ class Turn:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `KVCache.attend`."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self._slot_at, :, self._position_at] = k[self._batch_at, :, self._step_at].to(keys.dtype)
-        values[self._slot_at, :, self._position_at] = v[self._batch_at, :, self._step_at].to(values.dtype)
-        seen_keys = keys[self._rows, :, : self._keys_seen].to(q.dtype)
-        seen_values = values[self._rows, :, : self._keys_seen].to(q.dtype)
-        visible = self.visible(self.cache.config.window(layer))[:, None]
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, seen_keys, seen_values, attn_mask=visible, enable_gqa=True
+        (batch_at, step_at), (slot_at, position_at) = self._new, self._kept
+        keys[slot_at, :, position_at] = k[batch_at, :, step_at].to(keys.dtype)
+        values[slot_at, :, position_at] = v[batch_at, :, step_at].to(values.dtype)
+        window = self.cache.config.window(layer)
+        if self._fresh is not None:
+            return attention(q, k, v, self._fresh, window)
+        kept_keys, kept_values = self._rows.of(keys, self._keys_seen), self._rows.of(values, self._keys_seen)
+        mixed = cached_attention(
+            self._rows.spread(q), kept_keys.to(q.dtype), kept_values.to(q.dtype), self._bias(window)
         )
+        return self._rows.gather(mixed)
 
-    def visible(self, window: int | None) -> Tensor:
-        """True where a new token sees a kept one: [batch, seq, keys]."""
-        if window not in self._visible:
-            distance = self.positions[:, :, None] - torch.arange(self._keys_seen, device=self.positions.device)
-            sees = distance >= 0
-            self._visible[window] = sees if window is None else sees & (distance < window)
-        return self._visible[window]
+    def _bias(self, window: int | None) -> Tensor:
+        """0 where a new token sees a kept one and −∞ where not: [rows, seq, keys]."""
+        if window not in self._biases:
+            positions = self._rows.spread(self.positions)
+            distance = positions[:, :, None] - torch.arange(self._keys_seen, device=positions.device)
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            self._biases[window] = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, -math.inf)
+        return self._biases[window]
+
+
+class _Rows:
+    """The slots of a turn as rows of the cache: a span of it if they lie close together, which copies nothing."""
+
+    def __init__(self, slots: list[int], device: torch.device) -> None:
+        self._low, self._size = min(slots), max(slots) - min(slots) + 1
+        self._is_span = self._size <= 2 * len(slots)
+        self._in_order = slots == list(range(self._low, self._low + self._size))
+        at = torch.tensor(slots, device=device)
+        self._at = at - self._low if self._is_span else at
+
+    def of(self, kept: Tensor, tokens: int) -> Tensor:
+        """The first `tokens` tokens of the rows, [rows, kv_heads, tokens, head_dim], of one layer's keys or values."""
+        if self._is_span:
+            return kept[self._low : self._low + self._size, :, :tokens]
+        return kept[:, :, :tokens].index_select(0, self._at)
+
+    def spread(self, batch: Tensor) -> Tensor:
+        """A batch [batch, …] laid out as the rows are; rows that are not in the batch hold zeros."""
+        if self._in_order or not self._is_span:
+            return batch
+        return batch.new_zeros(self._size, *batch.shape[1:]).index_copy_(0, self._at, batch)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The batch out of the rows: undoes `spread`."""
+        return rows if self._in_order or not self._is_span else rows.index_select(0, self._at)

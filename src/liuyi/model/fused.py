@@ -18,28 +18,36 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rms_norm_reference` for x [..., size] and weight [size], taken and returned in the dtype of x."""
-    normed: Tensor = _RMSNorm.apply(x, weight.to(x.dtype), eps)  # type: ignore[no-untyped-call]
+    weight = weight.to(x.dtype)
+    if not torch.is_grad_enabled():
+        return _norm(x, weight, eps)[0]
+    normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed, scale = _norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        normed: Tensor = (x * scale).mul_(weight)
         return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        x, grad = x.flatten(0, -2), grad.flatten(0, -2)
+        size = x.shape[-1]
+        x, grad = x.reshape(-1, size), grad.reshape(-1, size)
         product, scale = grad * x, scale.view(-1, 1)
         along = (product @ weight)[:, None]
         grad_weight = (scale.T @ product).squeeze(0)
         grad_x = torch.mul(grad, weight, out=product).mul_(scale)
-        grad_x.addcmul_(x, along * scale.pow(3), value=-1 / x.shape[-1])
+        grad_x.addcmul_(x, along * scale.pow(3), value=-1 / size)
         return grad_x.view(ctx.saved_tensors[0].shape), grad_weight, None
 
 
@@ -51,7 +59,10 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotate_reference` for x [batch, seq, heads, head_dim] and cos, sin [batch or 1, seq, 1, head_dim / 2]."""
-    turned: Tensor = _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-untyped-call]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if not torch.is_grad_enabled():
+        return _turn(x, cos, sin, sign=1)
+    turned: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return turned
 
 
