@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liuyi.core.errors import DataError
-from liuyi.evaluate.scorers import get_scorer, item_score, parse_json
+from liuyi.core.errors import DataError, LiuyiError
+from liuyi.evaluate import scorers
+from liuyi.evaluate.evaluation import Metric
+from liuyi.evaluate.scorers import get_scorer, item_score, parse_json, scorer
 
 REFERENCE = '{"intent":"HassTurnOn","slots":{"area":"kitchen","brightness":50}}'
 SCHEMA = {"type": "object", "properties": {"intent": {"enum": ["HassTurnOn"]}}, "required": ["intent", "slots"]}
@@ -95,3 +97,18 @@ def test_parse_json_tells_null_from_nothing() -> None:
 def test_unknown_scorers_are_named() -> None:
     with pytest.raises(DataError, match="json_exact"):
         get_scorer("json_exakt")
+
+
+def test_a_scorer_that_fails_names_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "_scorers", dict(scorers._scorers))
+
+    @scorer("number", close=Metric("within one"), far=Metric("far"))
+    def number(output: str, reference: str, item: dict) -> dict[str, float]:
+        return {"close": float(abs(float(output) - float(reference)) <= 1)}
+
+    with pytest.raises(DataError, match=r"i7: scorer 'number' failed: ValueError"):
+        item_score(get_scorer("number"), "ten", "10", {"id": "i7"})
+    with pytest.raises(DataError, match="gave no 'far'"):
+        item_score(get_scorer("number"), "10", "10", {"id": "i7"})
+    with pytest.raises(LiuyiError, match="two scorers are named"):
+        scorer("number", close=Metric("x"))(lambda output, reference, item: {"close": 0.0})

@@ -194,8 +194,14 @@ def _f1(found: dict[Any, int], wanted: dict[Any, int]) -> float:
 
 
 def item_score(scorer: Scorer, output: str, reference: str, item: Item) -> dict[str, float]:
-    """All metrics of one item; raises DataError if the scorer leaves one out or gives what is not a number."""
-    scores = scorer(output, reference, item)
+    """All metrics of one item; raises DataError if the scorer fails, leaves one out or gives what is not a number."""
+    try:
+        scores = scorer(output, reference, item)
+    except LiuyiError:
+        raise
+    except Exception as error:
+        where = str(item.get("id", ""))
+        raise DataError(f"scorer '{scorer.name}' failed: {type(error).__name__}: {error}", where=where) from error
     for name in scorer.metrics:
         if not math.isfinite(scores.get(name, math.nan)):
             raise DataError(f"scorer '{scorer.name}' gave no '{name}'", where=str(item.get("id", "")))
