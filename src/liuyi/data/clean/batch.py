@@ -151,10 +151,10 @@ def _numbers(array: pa.Array) -> Ints:
 
 @cache
 def _class_table() -> NDArray[np.uint8]:
-    """The class of every code point up to U+30000, and of all beyond in the last place."""
+    """The class of every code point below U+40000, and of all beyond in the last place."""
     table = np.fromiter(map(_class_of, range(0x10000)), np.uint8, 0x10000)
-    beyond = np.full(0x20001, Class.OTHER, np.uint8)
-    beyond[0x10000:] = Class.HAN  # CJK extensions B to H lie on planes 2 and 3
+    beyond = np.full(0x30001, Class.OTHER, np.uint8)
+    beyond[0x10000:0x30000] = Class.HAN  # planes 2 and 3 are CJK extensions B to H
     return np.concatenate([table, beyond])
 
 

@@ -20,7 +20,10 @@ class Unreadable(Exception):
 
 
 def documented_bytes(source: bytes) -> int:
-    """About how many bytes of documentation a file holds: what lies between triple quotes. Much faster than parsing."""
+    """About how many bytes of documentation a file holds: what lies between triple quotes. Much faster than parsing.
+
+    A file documented in single quotes alone counts as none.
+    """
     marks = [match.start() for match in _TRIPLE.finditer(source)]
     return sum(end - start for start, end in zip(marks[::2], marks[1::2], strict=False))
 
