@@ -158,7 +158,7 @@ class TestChat:
             assert result.stdout == f"{expected}\n"
 
     def test_says_what_the_server_said(
-        self, home: Home, live: LiveServer, model: Decoder, tokenizer: Tokenizer
+        self, home: Home, live: LiveServer, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         result = run(home, "chat", "--url", live.url, "--model", "tinny", typed="hello\n")
         assert result.exit_code == 1

@@ -1,1 +1,125 @@
 """Where this art meets the spine: its steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from liuyi.core.artifact import Artifact
+from liuyi.core.step import Context, Input, Output, Params, step
+
+if TYPE_CHECKING:
+    from liuyi.infer.bench import Bench
+
+PRELOAD = ("torch",)
+
+
+class BenchParams(Params):
+    label: str = Field("int8", description="what the report calls the model")
+    baseline_label: str = Field("fp32", description="what it calls the baseline")
+    prompts: int = Field(12, ge=1, le=1000, description="prompts answered one after the other")
+    prompt_tokens: int = Field(64, ge=1, description="length of made-up prompts, where there is no eval set")
+    new_tokens: int = Field(32, ge=2, description="tokens generated for each")
+    streams: int = Field(16, ge=1, le=256, description="prompts answered at once")
+    prefill_tokens: int = Field(512, ge=1, description="length of the long prompt")
+    repeats: int = Field(2, ge=1, le=100, description="how often all is measured; the models take turns")
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="number format of the weights that are not quantised")
+
+
+@step(
+    "infer.bench",
+    version=1,
+    inputs={
+        "model": Input("checkpoint", "whose speed is measured"),
+        "baseline": Input("checkpoint", "what it is compared with, in the same run", optional=True),
+        "evalset": Input("evalset", "where prompts are taken from", optional=True),
+    },
+    outputs={"evaluation": Output("evaluation", "latency and speed for each prompt, and the figures of all")},
+)
+def bench_step(ctx: Context, params: BenchParams) -> None:
+    """Measure time to first token, decoding and prefill, as fractions of what this machine can do."""
+    from liuyi.core.machine import machine_limits
+    from liuyi.infer.bench import limits
+    from liuyi.infer.bench_report import Measured, write_bench
+
+    subjects = [(params.label, ctx.input("model"))]
+    if ctx.has("baseline"):
+        subjects.append((params.baseline_label, ctx.input("baseline")))
+    items = _bench_items(ctx, params)
+    machine = machine_limits()
+    benches = [_bench(artifact, items, params) for _, artifact in subjects]
+    for bench in benches:
+        bench.warm_up()
+    for repeat in range(params.repeats):
+        for bench in benches:
+            bench.repeat()
+        ctx.progress(repeat + 1, params.repeats, "repeats")
+    measured = [
+        Measured(
+            label,
+            artifact.digest,
+            bench.figures(),
+            limits(bench.engine, machine, params.streams),
+            bench.prompt_medians(),
+        )
+        for (label, artifact), bench in zip(subjects, benches, strict=True)
+    ]
+    with ctx.output("evaluation") as out:
+        write_bench(out.path, measured, items, machine, params.streams)
+        figures = measured[0].figures
+        out.metrics.update(
+            {
+                "decode_tokens_per_s": figures.decode_tokens_per_s,
+                "batch_tokens_per_s": figures.batch_tokens_per_s,
+                "prefill_tokens_per_s": figures.prefill_tokens_per_s,
+                "ttft_p50_ms": 1000 * figures.ttft_p50_s,
+                "ttft_p95_ms": 1000 * figures.ttft_p95_s,
+                "weight_bytes": float(figures.weight_bytes),
+            }
+        )
+
+
+def _bench_items(ctx: Context, params: BenchParams) -> list[dict[str, str]]:
+    """The prompts' ids, clusters, languages and kinds, and their messages where there is an eval set."""
+    if not ctx.has("evalset"):
+        return [{"id": f"prompt-{at:04}", "cluster": f"prompt-{at:04}"} for at in range(params.prompts)]
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(ctx.input("evalset").file("items.parquet")).to_pylist()
+    spread = [rows[at * len(rows) // min(params.prompts, len(rows))] for at in range(min(params.prompts, len(rows)))]
+    return [
+        {name: str(row.get(name) or "") for name in ("id", "cluster", "lang", "kind", "messages")} for row in spread
+    ]
+
+
+def _bench(artifact: Artifact, items: list[dict[str, str]], params: BenchParams) -> Bench:
+    import json
+    import random
+
+    import torch
+
+    from liuyi.infer.bench import Bench
+    from liuyi.infer.engine import Engine
+    from liuyi.model.chat import encode_chat
+    from liuyi.model.checkpoint import load_model
+    from liuyi.model.tokenizer import Tokenizer
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[params.dtype]
+    engine = Engine(
+        load_model(artifact.path, dtype=dtype), Tokenizer.load(artifact.path), max_slots=max(params.streams, 1)
+    )
+    rng = random.Random(0)
+    prompts = []
+    for item in items:
+        if "messages" in item:
+            prompts.append(encode_chat(engine.tokenizer, json.loads(item["messages"]), add_generation_prompt=True)[0])
+        else:
+            prompts.append([rng.randrange(engine.tokenizer.vocab_size) for _ in range(params.prompt_tokens)])
+    return Bench(
+        engine,
+        prompts,
+        new_tokens=params.new_tokens,
+        streams=params.streams,
+        prefill_tokens=params.prefill_tokens,
+    )

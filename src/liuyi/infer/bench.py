@@ -1,0 +1,168 @@
+"""How fast an engine is here: time to first token, decoding, prefill, and the fraction of this machine's limits.
+
+Decoding one stream is bound by memory, for each token reads every weight once; prefill is bound by arithmetic, two
+operations for each weight and token. Several streams share the reading, until arithmetic is the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from liuyi.core.machine import Machine
+from liuyi.infer.engine import Engine
+from liuyi.infer.request import Request
+
+
+@dataclass(frozen=True)
+class Single:
+    """One prompt answered alone."""
+
+    prompt_tokens: int
+    ttft_s: float
+    """From the request to its first token."""
+    tokens_per_s: float
+    """Of the tokens after the first."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one model; rates in tokens per second."""
+
+    weight_bytes: int
+    """Bytes of weights that are read for each token."""
+    ttft_p50_s: float
+    ttft_p95_s: float
+    decode_tokens_per_s: float
+    """One stream: the median over prompts."""
+    batch_tokens_per_s: float
+    """All streams together, once each has its first token: the best of the repeats."""
+    prefill_tokens_per_s: float
+    """One long prompt: the best of the repeats."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine allows the same model at most, in tokens per second; None where it was not measured."""
+
+    decode_tokens_per_s: float | None
+    batch_tokens_per_s: float | None
+    prefill_tokens_per_s: float | None
+
+
+class Bench:
+    """Measures one engine, a repeat at a time, so that several engines can take turns."""
+
+    def __init__(
+        self, engine: Engine, prompts: Sequence[Sequence[int]], *, new_tokens: int, streams: int, prefill_tokens: int
+    ) -> None:
+        self.engine = engine
+        self.streams = streams
+        self._prompts = [list(prompt)[-(engine.max_tokens - new_tokens) :] for prompt in prompts]
+        self._new_tokens = new_tokens
+        self._long = [1 + at % (engine.model.config.vocab_size - 1) for at in range(prefill_tokens)]
+        self._long = self._long[: engine.max_tokens - 1]
+        self.singles: list[list[Single]] = []
+        self._batches: list[float] = []
+        self._prefills: list[float] = []
+
+    def warm_up(self) -> None:
+        """Run everything once, without counting it."""
+        self.engine.generate([self._request(prompt, 2) for prompt in self._prompts[: self.streams]])
+
+    def repeat(self) -> None:
+        """Measure everything once."""
+        self.singles.append([self._single(prompt) for prompt in self._prompts])
+        self._batches.append(self._batch())
+        self._prefills.append(self._prefill())
+
+    def figures(self) -> Figures:
+        """What all repeats gave."""
+        singles = [single for repeat in self.singles for single in repeat]
+        ttft = [single.ttft_s for single in singles]
+        return Figures(
+            weight_bytes=weight_bytes(self.engine),
+            ttft_p50_s=float(np.percentile(ttft, 50)),
+            ttft_p95_s=float(np.percentile(ttft, 95)),
+            decode_tokens_per_s=median(single.tokens_per_s for single in singles),
+            batch_tokens_per_s=max(self._batches),
+            prefill_tokens_per_s=max(self._prefills),
+        )
+
+    def prompt_medians(self) -> list[Single]:
+        """The median over repeats for each prompt."""
+        return [
+            Single(
+                prompt_tokens=runs[0].prompt_tokens,
+                ttft_s=median(run.ttft_s for run in runs),
+                tokens_per_s=median(run.tokens_per_s for run in runs),
+            )
+            for runs in zip(*self.singles, strict=True)
+        ]
+
+    def _request(self, prompt: Sequence[int], new_tokens: int) -> Request:
+        return Request(prompt_ids=prompt, max_tokens=new_tokens, ignore_eos=True)
+
+    def _single(self, prompt: Sequence[int]) -> Single:
+        (times,) = self._token_times([self._request(prompt, self._new_tokens)])
+        return Single(len(prompt), times[0], (len(times) - 1) / (times[-1] - times[0]))
+
+    def _batch(self) -> float:
+        prompts = [self._prompts[at % len(self._prompts)] for at in range(self.streams)]
+        streams = self._token_times([self._request(prompt, self._new_tokens) for prompt in prompts])
+        # All streams decode between the last of their first tokens and the first of their last ones.
+        begin, end = max(times[0] for times in streams), min(times[-1] for times in streams)
+        if end <= begin:
+            begin, end = 0.0, max(times[-1] for times in streams)
+        return sum(begin < time <= end for times in streams for time in times) / (end - begin)
+
+    def _prefill(self) -> float:
+        ((first,),) = self._token_times([self._request(self._long, 1)])
+        return len(self._long) / first
+
+    def _token_times(self, requests: Sequence[Request]) -> list[list[float]]:
+        """Seconds from the submission of all requests to each token, request by request."""
+        began = perf_counter()
+        times: dict[int, list[float]] = {self.engine.submit(request): [] for request in requests}
+        while self.engine.has_work:
+            updates = self.engine.step()
+            now = perf_counter() - began
+            for update in updates:
+                times[update.id] += [now] * len(update.token_ids)
+        return list(times.values())
+
+
+def weight_bytes(engine: Engine) -> int:
+    """Bytes of weights that a token needs: all but an embedding that is not the head as well."""
+    config = engine.model.config
+    apart = "" if config.tie_word_embeddings else "model.embed_tokens."
+    state = engine.model.state_dict()
+    return sum(
+        tensor.numel() * tensor.element_size() for name, tensor in state.items() if not (apart and apart in name)
+    )
+
+
+def limits(engine: Engine, machine: Machine, streams: int) -> Limits:
+    """The most that this machine could do with the engine's model."""
+    config = engine.model.config
+    head_only = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    flops_per_token = 2 * (config.num_parameters - head_only)
+    dtype = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(
+        str(engine.model.model.embed_tokens.weight.dtype), ""
+    )
+    device = str(engine.model.model.embed_tokens.weight.device)
+    decode = machine.decode_tokens_per_s(weight_bytes(engine), device)
+    flops = machine.flops(dtype, device)
+    prefill = flops / flops_per_token if flops else None
+    batch = min(decode * streams, prefill) if decode and prefill else None
+    return Limits(decode, batch, prefill)
+
+
+def fractions(figures: Figures, most: Limits) -> dict[str, float]:
+    """Measured rates as fractions of the limits, by name."""
+    bounds = asdict(most)
+    return {name: asdict(figures)[name] / bound for name, bound in bounds.items() if bound}

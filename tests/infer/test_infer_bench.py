@@ -1,0 +1,167 @@
+"""The benchmark on a clock that counts steps, and the step that writes it down."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from infer_support import tiny_model
+
+from in_process import run_step
+from liuyi.core.artifact import Artifact
+from liuyi.core.effect import Effect
+from liuyi.core.home import Home
+from liuyi.core.machine import Machine
+from liuyi.evaluate.evaluation import Evaluation
+from liuyi.infer import bench as bench_module
+from liuyi.infer.bench import Bench, fractions, limits, weight_bytes
+from liuyi.infer.engine import Engine
+from liuyi.model.checkpoint import save_model
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+
+MACHINE = Machine(
+    cpu="a processor", threads=2, torch="2", gemm_flops={"fp32": 1e9, "bf16": 2e9}, memory_bytes_per_s=1e8
+)
+
+
+@pytest.fixture
+def step_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes with each step of any engine, and none else."""
+    now = itertools.count()
+    seconds = [0]
+    step = Engine.step
+
+    def ticking(engine: Engine) -> Any:
+        seconds[0] = next(now) + 1
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", ticking)
+    monkeypatch.setattr(bench_module, "perf_counter", lambda: float(seconds[0]))
+
+
+@pytest.mark.usefixtures("step_clock")
+class TestBench:
+    def test_counts_seconds_to_the_first_token_and_between_tokens(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        engine = Engine(model, tokenizer, max_slots=4, prefill_tokens=16)
+        bench = Bench(engine, [[30] * 10, [31] * 40], new_tokens=9, streams=4, prefill_tokens=100)
+        bench.warm_up()
+        bench.repeat()
+        bench.repeat()
+        short, long = bench.prompt_medians()
+        assert (short.prompt_tokens, short.ttft_s, short.tokens_per_s) == (10, 1.0, 1.0)
+        assert (long.prompt_tokens, long.ttft_s, long.tokens_per_s) == (40, 3.0, 1.0)
+        figures = bench.figures()
+        assert figures.decode_tokens_per_s == 1.0
+        assert figures.prefill_tokens_per_s == 100 / 7
+        assert (figures.ttft_p50_s, figures.ttft_p95_s) == (2.0, 3.0)
+        assert not engine.has_work
+
+    def test_counts_a_batch_only_while_all_its_streams_decode(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        engine = Engine(model, tokenizer, max_slots=4, prefill_tokens=16)
+        bench = Bench(engine, [[30] * 10, [31] * 20], new_tokens=12, streams=4, prefill_tokens=8)
+        bench.repeat()
+        assert bench.figures().batch_tokens_per_s == 4.0
+        # With fewer tokens than it takes to read all prompts there is no such time, and all of it counts.
+        bench = Bench(engine, [[30] * 60], new_tokens=2, streams=4, prefill_tokens=8)
+        bench.repeat()
+        assert bench.figures().batch_tokens_per_s == 8 / 16
+
+
+def test_weights_and_limits_follow_from_the_configuration(tokenizer: Tokenizer) -> None:
+    for tied in (True, False):
+        model = tiny_model(tie_word_embeddings=tied)
+        engine = Engine(model, tokenizer, max_slots=1)
+        embedding = model.config.vocab_size * model.config.hidden_size
+        # A tied embedding is read as the head; one that is not is only looked up.
+        read = model.config.num_parameters - (0 if tied else embedding)
+        assert weight_bytes(engine) == 4 * read
+        most = limits(engine, MACHINE, streams=3)
+        assert most.decode_tokens_per_s == pytest.approx(1e8 / (4 * read))
+        assert most.prefill_tokens_per_s == pytest.approx(1e9 / (2 * read))
+        assert most.batch_tokens_per_s == pytest.approx(min(3e8 / (4 * read), 1e9 / (2 * read)))
+
+
+def test_fractions_leave_out_what_was_not_measured(model: Decoder, tokenizer: Tokenizer) -> None:
+    bench = Bench(Engine(model, tokenizer, max_slots=2), [[30]], new_tokens=2, streams=2, prefill_tokens=8)
+    bench.repeat()
+    unknown = MACHINE.model_copy(update={"gemm_flops": {}})
+    found = fractions(bench.figures(), limits(bench.engine, unknown, 2))
+    assert found.keys() == {"decode_tokens_per_s"}
+    assert found["decode_tokens_per_s"] == bench.figures().decode_tokens_per_s / (1e8 / weight_bytes(bench.engine))
+
+
+@pytest.fixture
+def checkpoint(home: Home, model: Decoder, tokenizer: Tokenizer) -> Artifact:
+    staging = home.store.stage("checkpoint")
+    save_model(staging.path, model, tokenizer)
+    return home.store.publish(staging, step="pretrain.train")
+
+
+@pytest.fixture
+def evalset(home: Home) -> Artifact:
+    staging = home.store.stage("evalset")
+    rows = [
+        {
+            "id": f"q{at}",
+            "cluster": f"c{at % 3}",
+            "messages": json.dumps([{"role": "user", "content": f"question {at}"}]),
+            "reference": "",
+            "lang": "en",
+            "kind": "plain",
+        }
+        for at in range(9)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), staging.path / "items.parquet")
+    (staging.path / "evalset.json").write_text('{"name": "questions", "scorer": "exact"}')
+    return home.store.publish(staging, step="data.desk")
+
+
+class TestStep:
+    @pytest.fixture(autouse=True)
+    def _machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("liuyi.core.machine.machine_limits", lambda: MACHINE)
+
+    def test_writes_an_evaluation_that_can_be_compared(
+        self, home: Home, tmp_path: Path, checkpoint: Artifact, evalset: Artifact
+    ) -> None:
+        made = run_step(
+            home,
+            tmp_path,
+            "infer.bench",
+            {"model": checkpoint, "baseline": checkpoint, "evalset": evalset},
+            prompts=3,
+            new_tokens=4,
+            streams=2,
+            prefill_tokens=32,
+            label="after",
+            baseline_label="before",
+        )["evaluation"]
+        evaluation = Evaluation.load(made.path)
+        assert evaluation.columns["item"] == ["q0", "q3", "q6"]
+        assert evaluation.columns["cluster"] == ["c0", "c0", "c0"]
+        assert evaluation.subject == checkpoint.digest
+        assert (evaluation.scores("ttft_ms") > 0).all()
+        figure = evaluation.figure("tokens_per_s")
+        said = json.loads(made.file("evaluation.json").read_text())
+        assert said["metrics"]["tokens_per_s"]["mean"] == pytest.approx(figure.mean)
+        assert said["models"].keys() == {"after", "before"}
+        assert made.manifest.metrics["decode_tokens_per_s"] > 0
+        effect = Effect.load(made.path)
+        assert effect is not None
+        assert effect.stage == "inference"
+        assert "Against before in the same run" in effect.summary
+        table = next(block for block in effect.blocks if block.kind == "table")
+        assert [row[0] for row in table.rows] == ["after", "before"]
+
+    def test_makes_up_prompts_without_an_eval_set(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
+        made = run_step(
+            home, tmp_path, "infer.bench", {"model": checkpoint}, prompts=2, prompt_tokens=20, new_tokens=3, streams=1
+        )["evaluation"]
+        evaluation = Evaluation.load(made.path)
+        assert evaluation.columns["prompt_tokens"] == [20.0, 20.0]
