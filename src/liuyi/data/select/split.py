@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from liuyi.core.errors import DataError
 
-_LARGEST_SHARE = 4
+_AT_LEAST = (4, 2, 1)
+"""Into how many clusters the held-out part should fall at least: the first number for which there are enough."""
 
 
 def held_out_clusters(sizes: Mapping[str, int], fraction: float) -> set[str]:
@@ -15,7 +16,8 @@ def held_out_clusters(sizes: Mapping[str, int], fraction: float) -> set[str]:
 
     Clusters are taken in the order of a hash of their names until the fraction is reached, so the choice does not
     depend on a seed and the same cluster is held out again tomorrow. None of them is more than a quarter of what is
-    held out: intervals over clusters need many. Where all are larger than that, the smallest alone is taken.
+    held out, if there are enough as small: intervals over clusters need many. Where all are larger than what is to be
+    held out, the smallest alone is taken.
     Raises DataError where there are fewer than two clusters.
     """
     if fraction <= 0:
@@ -26,7 +28,11 @@ def held_out_clusters(sizes: Mapping[str, int], fraction: float) -> set[str]:
             hint="set heldout_fraction: 0, or a finer `cluster` in the source",
         )
     wanted = fraction * sum(sizes.values())
-    small = [name for name, size in sizes.items() if size * _LARGEST_SHARE <= wanted]
+    small: list[str] = []
+    for parts in _AT_LEAST:
+        small = [name for name, size in sizes.items() if size * parts <= wanted]
+        if sum(sizes[name] for name in small) >= wanted:
+            break
     if not small:
         return {min(sizes, key=lambda name: (sizes[name], name))}
     chosen: set[str] = set()

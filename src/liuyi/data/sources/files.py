@@ -99,13 +99,14 @@ def _from_text(text: str, name: str, source: str, reading: Reading) -> Document 
 def _from_row(row: dict[str, Any] | str, line: int, name: str, source: str, reading: Reading) -> Document | Rejected:
     if isinstance(row, str):
         return Rejected(name, line, row)
-    text = row.get(reading.text_field)
-    if text is None:
+    if reading.text_field not in row:
         return Rejected(
             name, line, f"there is no field '{reading.text_field}' among {sorted(map(str, row))}", _head(row)
         )
+    text = row[reading.text_field]
     if not isinstance(text, str):
-        return Rejected(name, line, f"'{reading.text_field}' is not text", _head(row))
+        reason = "missing" if text is None else "not text"
+        return Rejected(name, line, f"'{reading.text_field}' is {reason}", _head(row))
     text = mend(text).strip()
     if not text:
         return Rejected(name, line, f"'{reading.text_field}' is empty", _head(row))
