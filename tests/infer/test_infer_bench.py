@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from liuyi.core.effect import Effect
 from liuyi.core.home import Home
 from liuyi.core.machine import Machine
 from liuyi.evaluate.evaluation import Evaluation
-from liuyi.infer import bench as bench_module
 from liuyi.infer.bench import Bench, fractions, limits, weight_bytes
 from liuyi.infer.engine import Engine
 from liuyi.model.checkpoint import save_model
@@ -30,26 +29,35 @@ MACHINE = Machine(
 )
 
 
+class StepClock:
+    """A second passes with each step of the engine, and none else."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0
+        step = engine.step
+
+        def ticking() -> Any:
+            self.seconds += 1
+            return step()
+
+        monkeypatch.setattr(engine, "step", ticking)
+
+    def __call__(self) -> float:
+        return float(self.seconds)
+
+
 @pytest.fixture
-def step_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second passes with each step of any engine, and none else."""
-    now = itertools.count()
-    seconds = [0]
-    step = Engine.step
-
-    def ticking(engine: Engine) -> Any:
-        seconds[0] = next(now) + 1
-        return step(engine)
-
-    monkeypatch.setattr(Engine, "step", ticking)
-    monkeypatch.setattr(bench_module, "perf_counter", lambda: float(seconds[0]))
-
-
-@pytest.mark.usefixtures("step_clock")
-class TestBench:
-    def test_counts_seconds_to_the_first_token_and_between_tokens(self, model: Decoder, tokenizer: Tokenizer) -> None:
+def bench_of(model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    def make(prompts: list[list[int]], **options: int) -> Bench:
         engine = Engine(model, tokenizer, max_slots=4, prefill_tokens=16)
-        bench = Bench(engine, [[30] * 10, [31] * 40], new_tokens=9, streams=4, prefill_tokens=100)
+        return Bench(engine, prompts, clock=StepClock(engine, monkeypatch), **options)
+
+    return make
+
+
+class TestBench:
+    def test_counts_seconds_to_the_first_token_and_between_tokens(self, bench_of: Callable[..., Bench]) -> None:
+        bench = bench_of([[30] * 10, [31] * 40], new_tokens=9, streams=4, prefill_tokens=100)
         bench.warm_up()
         bench.repeat()
         bench.repeat()
@@ -60,15 +68,14 @@ class TestBench:
         assert figures.decode_tokens_per_s == 1.0
         assert figures.prefill_tokens_per_s == 100 / 7
         assert (figures.ttft_p50_s, figures.ttft_p95_s) == (2.0, 3.0)
-        assert not engine.has_work
+        assert not bench.engine.has_work
 
-    def test_counts_a_batch_only_while_all_its_streams_decode(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        engine = Engine(model, tokenizer, max_slots=4, prefill_tokens=16)
-        bench = Bench(engine, [[30] * 10, [31] * 20], new_tokens=12, streams=4, prefill_tokens=8)
+    def test_counts_a_batch_only_while_all_its_streams_decode(self, bench_of: Callable[..., Bench]) -> None:
+        bench = bench_of([[30] * 10, [31] * 20], new_tokens=12, streams=4, prefill_tokens=8)
         bench.repeat()
         assert bench.figures().batch_tokens_per_s == 4.0
         # With fewer tokens than it takes to read all prompts there is no such time, and all of it counts.
-        bench = Bench(engine, [[30] * 60], new_tokens=2, streams=4, prefill_tokens=8)
+        bench = bench_of([[30] * 60], new_tokens=2, streams=4, prefill_tokens=8)
         bench.repeat()
         assert bench.figures().batch_tokens_per_s == 8 / 16
 

@@ -6,7 +6,7 @@ operations for each weight and token. Several streams share the reading, until a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from time import perf_counter
@@ -58,9 +58,17 @@ class Bench:
     """Measures one engine, a repeat at a time, so that several engines can take turns."""
 
     def __init__(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], *, new_tokens: int, streams: int, prefill_tokens: int
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        *,
+        new_tokens: int,
+        streams: int,
+        prefill_tokens: int,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.engine = engine
+        self._clock = clock
         self.streams = streams
         self._prompts = [list(prompt)[-(engine.max_tokens - new_tokens) :] for prompt in prompts]
         self._new_tokens = new_tokens
@@ -126,11 +134,11 @@ class Bench:
 
     def _token_times(self, requests: Sequence[Request]) -> list[list[float]]:
         """Seconds from the submission of all requests to each token, request by request."""
-        began = perf_counter()
+        began = self._clock()
         times: dict[int, list[float]] = {self.engine.submit(request): [] for request in requests}
         while self.engine.has_work:
             updates = self.engine.step()
-            now = perf_counter() - began
+            now = self._clock() - began
             for update in updates:
                 times[update.id] += [now] * len(update.token_ids)
         return list(times.values())
