@@ -1,0 +1,81 @@
+"""Work on all cores: in order, drawn as needed, errors told, and nothing left behind when the parent is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from liuyi.data.pool import available_cores, map_ordered
+
+
+def slow_first(number: int) -> tuple[int, int]:
+    time.sleep(0.2 if number == 0 else 0)
+    return number, os.getpid()
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise ValueError("three")
+    return number
+
+
+def sleep_long(number: int) -> int:
+    time.sleep(60)
+    return number
+
+
+def test_results_come_in_order_from_several_processes() -> None:
+    results = list(map_ordered(slow_first, range(30), workers=2))
+    assert [number for number, _ in results] == list(range(30))
+    assert os.getpid() not in {pid for _, pid in results}
+    assert list(map_ordered(slow_first, range(3), workers=1)) == [(number, os.getpid()) for number in range(3)]
+
+
+def test_items_are_drawn_as_they_are_needed() -> None:
+    drawn = []
+
+    def items() -> Iterator[int]:
+        for number in range(10_000):
+            drawn.append(number)
+            yield number
+
+    results = map_ordered(fail_at_three, items(), workers=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert len(drawn) < 50
+    with pytest.raises(ValueError, match="three"):
+        next(results)
+
+
+def test_cores() -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_data_pool import sleep_long\nfrom liuyi.data.pool import map_ordered\n"
+        "if __name__ == '__main__':\n    list(map_ordered(sleep_long, range(4), workers=2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    process = psutil.Process(parent.pid)
+    deadline = time.monotonic() + 30
+    workers: list[psutil.Process] = []
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        workers = [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+    time.sleep(1.0)
+    assert len(workers) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    assert len(gone) == 2
