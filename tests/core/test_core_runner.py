@@ -160,10 +160,11 @@ def test_a_step_runs_where_the_recipe_is_and_draws_the_same_random_numbers(toy_h
 
 
 def test_only_what_is_wanted_is_run(toy_home: Home) -> None:
-    ended, _ = run(toy_home, SUM, until="b")
+    ended, events = run(toy_home, SUM, until="b")
     assert statuses(toy_home, ended) == {"b": "done"}
-    with pytest.raises(LedgerError, match="is done"):
-        resume_run(toy_home, ended.id)
+    again = resume_run(toy_home, ended.id)
+    assert again.worker is None
+    assert finish(again) == (ended, events)
 
 
 def test_nothing_is_entered_or_run_when_the_recipe_is_wrong(toy_home: Home) -> None:

@@ -15,7 +15,7 @@ def command(ctx: click.Context, run: str, detach: bool) -> None:
     """Go on with RUN (its id, the beginning of it, or 'last') after it failed, was cancelled or lost its worker.
 
     Finished steps are not done again, and a step that was stopped goes on from its last checkpoint. A run whose
-    worker is alive is watched.
+    worker is alive is watched, and one that is done is told once more.
     """
     from liuyi.core.runner.launch import resume_run
 

@@ -100,15 +100,13 @@ def start_run(home: Home, source: RecipeSource, *, overrides: Sequence[str] = ()
 
 
 def resume_run(home: Home, ref: str = "last") -> Attached:
-    """Go on with a run that failed, was cancelled or lost its worker; attach to it if its worker is alive.
+    """Go on with a run that failed, was cancelled or lost its worker; one that works, or is done, is only attached to.
 
-    Raises LedgerError if the run is not known or already done.
+    Raises LedgerError if the run is not known, or not of this machine.
     """
     run = home.ledger.run(ref)
     found = state(run)
-    if found == "done":
-        raise LedgerError(f"run {run.id} is done", hint=f"'liuyi runs {run.id}' shows it")
-    if found in ACTIVE:
+    if found in (*ACTIVE, "done"):
         return Attached(home, run.id, start=0)
     RunOptions.load(home.run_dir(run.id))
     return _start_worker(home, run.id)
