@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-_ROWS_PER_BATCH = 256
-
 
 def engine() -> ModuleType:
     """The `daft` module, with telemetry and its own progress bars off."""
