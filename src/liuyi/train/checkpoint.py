@@ -12,7 +12,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,15 @@ class Checkpoints:
         finally:
             self._pool.shutdown()
 
-    def save(self, snapshot: Snapshot, *, anchor: int, before: Callable[[], None] = lambda: None) -> None:
+    def save(
+        self, snapshot: Snapshot, *, anchors: Sequence[int] = (), before: Callable[[], None] = lambda: None
+    ) -> None:
         """Copy the snapshot now and write it in the background, after `before`.
 
-        The newest two stay, and the newest one at or before the step `anchor`.
+        The newest two stay, and for each step of `anchors` the newest one at or before it.
         """
         self.wait()
-        self._pending = self._pool.submit(self._write, snapshot.copied(), anchor, before)
+        self._pending = self._pool.submit(self._write, snapshot.copied(), anchors, before)
 
     def wait(self) -> None:
         """Wait for the write under way; raises what it met (OutOfDisk, OSError)."""
@@ -114,7 +116,7 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("tmp-"))
 
-    def _write(self, snapshot: Snapshot, anchor: int, before: Callable[[], None]) -> None:
+    def _write(self, snapshot: Snapshot, anchors: Sequence[int], before: Callable[[], None]) -> None:
         before()
         paths = self._paths()
         serial = int(paths[-1].name.split("-")[0]) + 1 if paths else 0
@@ -139,7 +141,9 @@ class Checkpoints:
                 raise OutOfDisk("no space is left for a checkpoint", where=str(self.folder)) from error
             raise
         paths = self._paths()
-        kept = set(paths[-KEEP:]) | set([path for path in paths if _step(path) <= anchor][-1:])
+        kept = set(paths[-KEEP:])
+        for anchor in anchors:
+            kept.update([path for path in paths if _step(path) <= anchor][-1:])
         for path in paths:
             if path not in kept:
                 shutil.rmtree(path)

@@ -78,8 +78,13 @@ class Guard:
         return ""
 
     def anchor(self, step: int) -> int:
-        """The step that a rollback at `step` goes to."""
-        return max(0, step - self.config.patience) // self.config.rollback_steps * self.config.rollback_steps
+        """The step that a rollback at `step` goes to, never one before where the last rollback went."""
+        last = self.jumps[-1].step if self.jumps else 0
+        return max(last, (step - self.config.patience) // self.config.rollback_steps * self.config.rollback_steps)
+
+    def anchors(self, step: int) -> list[int]:
+        """The steps that rollbacks from here on may go to."""
+        return list(range(self.anchor(step), step + 1, self.config.rollback_steps))
 
     def batch_index(self, step: int) -> int:
         """Which global batch `step` reads."""

@@ -146,16 +146,19 @@ class Trainer(Generic[M, B]):
                 self.log_path.write_bytes(b"")
                 self._save()
             started, first, saved = time.monotonic(), self.tokens, time.monotonic()
-            while self.step < self.config.steps and not self.stopped:
+            while not self._over:
                 loss = self._take_step()
                 now = time.monotonic()
                 speed = (self.tokens - first) / max(now - started, 1e-9)
                 self.observer.progress(self.step, self.config.steps, "steps", loss=loss, tok_s=speed)
-                if now - saved >= self.config.checkpoint_every_s:
+                if now - saved >= self.config.checkpoint_every_s or self._over:
                     self._save()
                     saved = now
-            self._save()
         return self._result()
+
+    @property
+    def _over(self) -> bool:
+        return self.step >= self.config.steps or bool(self.stopped)
 
     def _take_step(self) -> float:
         """Do one step, or skip it, or roll back; the mean loss that was seen."""
@@ -261,7 +264,7 @@ class Trainer(Generic[M, B]):
             tensors["monitor"] = self.monitor.tensors()
             state["monitor"] = self.monitor.state()
         snapshot = Snapshot(self.step, tensors, state)
-        self.checkpoints.save(snapshot, anchor=self.guard.anchor(self.step), before=lambda: fsync(self.log_path))
+        self.checkpoints.save(snapshot, anchors=self.guard.anchors(self.step), before=lambda: fsync(self.log_path))
 
     @torch.no_grad()
     def _restore(self, found: Snapshot) -> None:
