@@ -34,14 +34,14 @@ class ModelRunner:
         tokens: list[int] = []
         groups: list[_Group] = []
         ends = [0] * len(chunks)
-        for members in _groups([chunk.count for chunk in chunks]):
+        for members in _groups(chunks):
             counts = [chunks[at].count for at in members]
             turn = self.cache.extend([chunks[at].sequence.slot for at in members], counts)
             groups.append(_Group(turn, counts, len(tokens)))
             for at in members:
                 tokens += chunks[at].tokens
                 ends[at] = len(tokens)
-        hidden = self.model(torch.tensor(tokens, device=self.device)[:, None], cache=_Packed(groups))[:, 0]
+        hidden = self._forward(torch.tensor(tokens, device=self.device), groups)
         for group in groups:
             group.turn.commit()
         rows = [end - count + at for end, count in zip(ends, wanted, strict=True) for at in range(count)]
@@ -50,6 +50,13 @@ class ModelRunner:
     def free(self, slot: int) -> None:
         """Forget a sequence."""
         self.cache.free(slot)
+
+    def _forward(self, tokens: Tensor, groups: Sequence[_Group]) -> Tensor:
+        """Hidden states [tokens, hidden] after the packed tokens [tokens]."""
+        if len(groups) == 1 and groups[0].is_even:
+            # Nothing to pack: the tokens are the rows already.
+            return torch.as_tensor(self.model(tokens.view(groups[0].shape), cache=groups[0].turn)).flatten(0, 1)
+        return torch.as_tensor(self.model(tokens[:, None], cache=_Packed(groups))).flatten(0, 1)
 
 
 class _Group:
@@ -61,7 +68,7 @@ class _Group:
         self.span = slice(begin, begin + sum(counts))
         count = torch.tensor(counts)[:, None]
         step = torch.arange(self.shape[1])
-        self._is_even = len(set(counts)) == 1
+        self.is_even = len(set(counts)) == 1
         # A row's padding repeats its last token; what attention makes of it is dropped.
         self._laid_out = (count.cumsum(0) - count + torch.minimum(step, count - 1)).flatten()
         self._real = (step < count).flatten().nonzero()[:, 0]
@@ -70,13 +77,13 @@ class _Group:
     def lay_out(self, packed: Tensor) -> Tensor:
         """Packed tokens [tokens, heads, 1, head_dim] of the whole batch as rows [rows, heads, seq, head_dim]."""
         own = packed[self.span, :, 0]
-        if not self._is_even:
+        if not self.is_even:
             own = own[self._laid_out.to(own.device)]
         return own.view(*self.shape, *own.shape[1:]).transpose(1, 2)
 
     def pack(self, laid_out: Tensor) -> Tensor:
         """The real tokens out of [rows · seq, …]."""
-        return laid_out if self._is_even else laid_out[self._real.to(laid_out.device)]
+        return laid_out if self.is_even else laid_out[self._real.to(laid_out.device)]
 
 
 class _Packed:
@@ -95,9 +102,10 @@ class _Packed:
         return torch.cat(mixed)[:, :, None]
 
 
-def _groups(counts: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of chunks whose attention is computed together."""
-    order = sorted(range(len(counts)), key=lambda at: (-counts[at], at))
+def _groups(chunks: Sequence[Chunk]) -> Iterator[list[int]]:
+    """Indices of chunks whose attention is computed together, in the order of their slots where they are alike."""
+    counts, slots = [chunk.count for chunk in chunks], [chunk.sequence.slot for chunk in chunks]
+    order = sorted(range(len(chunks)), key=lambda at: (-counts[at], slots[at]))
     group: list[int] = []
     for at in order:
         if group and _UNEVEN * counts[at] < counts[group[0]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from liuyi.infer.sequence import Sequence
 
@@ -38,7 +39,7 @@ class Scheduler:
         self.prefill_tokens = prefill_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._free = list(range(slots))[::-1]
+        self._free = list(range(slots))
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
@@ -49,7 +50,8 @@ class Scheduler:
         admitted = []
         while self.waiting and self._free:
             sequence = self.waiting.popleft()
-            sequence.slot = self._free.pop()
+            # The lowest slots, so that those in use lie close together in the cache.
+            sequence.slot = heappop(self._free)
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted
@@ -72,5 +74,5 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        self._free.append(sequence.slot)
+        heappush(self._free, sequence.slot)
         sequence.slot = -1
