@@ -122,7 +122,7 @@ def test_canonical_slots(recognisers: dict[str, Recogniser]) -> None:
         "unlock the front door": ("HassTurnOff", {"name": "front_door"}),
         "打开前门锁": ("HassTurnOff", {"name": "front_door"}),
         "volume down by 20%": ("HassSetVolumeRelative", {"area": HERE, "volume_step": -20}),
-        "set a timer for 1 hour and 20 minutes": ("HassStartTimer", {"hours": 1, "minutes": 20}),
+        "set fan speed to 40%": ("HassFanSetSpeed", {"area": HERE, "percentage": 40}),
     }
     for text, (intent, slots) in expected.items():
         reading = recognisers["zh" if re.search("[一-鿿]", text) else "en"].read(text)
@@ -193,7 +193,8 @@ def test_the_schema_takes_every_right_answer_and_no_nonsense(desk: Desk) -> None
         ("HassTurnOn", {"area": "swimming_pool", "domain": "light"}),
         ("HassTurnOn", {"domain": "light", "extra": 1}),
         ("HassLightSet", {"area": "kitchen", "brightness": 130, "domain": "light"}),
-        ("HassStartTimer", {"minutes": 2.5}),
+        ("HassFanSetSpeed", {"area": "kitchen", "percentage": 40.5}),
+        ("HassStartTimer", {"minutes": 2}),
         ("HassOpenWormhole", {}),
         ("HassSetVolume", {"area": "kitchen"}),
     ):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 
-from liuyi.core.errors import DataError
+from liuyi.core.errors import DataError, did_you_mean
 from liuyi.data.desk.answers import answer_schema, hand_off
 from liuyi.data.desk.compound import Compound, join_requests, share_words
 from liuyi.data.desk.expand import Expander, Sentence
@@ -74,7 +74,17 @@ class Desk:
 
 
 def build_desk(facility: Facility, plan: Plan, seed: int) -> Desk:
-    """Expand, check, split and write out the desk task. The same arguments give the same rows."""
+    """Expand, check, split and write out the desk task. The same arguments give the same rows.
+
+    Raises DataError if the facility names an intent that no language has a template for.
+    """
+    grammars = [load_grammar(language, facility) for language in LANGUAGES]
+    known = {template.intent for grammar in grammars for template in grammar.templates}
+    for intent in facility.intents:
+        if intent not in known:
+            raise DataError(
+                f"no template asks for the intent '{intent}'", where="facility: intents", hint=did_you_mean(intent, known)
+            )
     rows: dict[str, list[Row]] = defaultdict(list)
     parts: dict[str, Part] = {}
     dropped: dict[tuple[str, str], int] = {}
@@ -86,7 +96,7 @@ def build_desk(facility: Facility, plan: Plan, seed: int) -> Desk:
         parts |= writer.parts
         rules[job[0]] = writer.rules
         dropped |= {(job[0], reason): count for reason, count in writer.dropped.items()}
-    schema = answer_schema([load_grammar(language, facility) for language in LANGUAGES], facility)
+    schema = answer_schema(grammars, facility)
     return Desk(facility, parts, schema, rules, dict(rows), dropped)
 
 

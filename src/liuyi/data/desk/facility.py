@@ -50,6 +50,8 @@ class Facility(_Part):
     """Everything that answers may name. Ids are the keys; names map to them."""
 
     name: str
+    intents: tuple[str, ...] = ()
+    """What the desk does; empty for every intent that has templates."""
     floors: dict[str, Names]
     areas: dict[str, Names]
     devices: dict[str, Device]

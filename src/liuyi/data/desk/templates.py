@@ -92,7 +92,8 @@ class Grammar:
 def load_grammar(language: Language, facility: Facility) -> Grammar:
     """Read one language's templates and put the facility's names into its lists.
 
-    Raises DataError if the installed package does not hold the language in the form that is known.
+    Only intents that the facility serves are taken. Raises DataError if the installed package does not hold the
+    language in the form that is known.
     """
     path = files("home_assistant_intents") / "data" / f"{_DATA_NAME[language]}.json"
     where = f"{PACKAGE} {version(PACKAGE)}, data/{_DATA_NAME[language]}.json"
@@ -101,6 +102,7 @@ def load_grammar(language: Language, facility: Facility) -> Grammar:
         templates = tuple(
             _template(language, intent, text, block)
             for intent, content in sorted(data["intents"].items())
+            if not facility.intents or intent in facility.intents
             for block in content["data"]
             for text in block["sentences"]
         )
