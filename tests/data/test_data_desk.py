@@ -329,9 +329,15 @@ def test_a_facility_says_what_is_wrong_with_it(tmp_path: Path) -> None:
         Facility.load(tmp_path / "none.yaml")
 
 
-def test_free_text_that_a_facility_lacks_is_named(grammars: dict[str, Grammar], facility: Facility) -> None:
-    bare = facility.model_copy(update={"phrases": {}})
-    expander = Expander(grammars["en"], bare, 0.0)
-    template = next(t for t in grammars["en"].templates if "{message}" in t.text)
+def test_free_text_that_a_facility_lacks_is_named(facility: Facility) -> None:
+    announcing = facility.model_copy(update={"intents": ("HassBroadcast",)})
+    grammar = load_grammar("en", announcing)
+    expander = Expander(grammar, announcing, 0.0)
     with pytest.raises(DataError, match="takes free text 'message'"):
-        expander.draw(template, random.Random(0))
+        expander.draw(grammar.templates[0], random.Random(0))
+
+
+def test_an_intent_that_nothing_asks_for_is_named(facility: Facility) -> None:
+    with pytest.raises(DataError, match="'HassTurnOnn'") as raised:
+        build_desk(facility.model_copy(update={"intents": ("HassTurnOnn",)}), Plan(), seed=1)
+    assert "HassTurnOn'" in raised.value.hint

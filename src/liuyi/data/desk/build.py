@@ -79,12 +79,18 @@ def build_desk(facility: Facility, plan: Plan, seed: int) -> Desk:
     Raises DataError if the facility names an intent that no language has a template for.
     """
     grammars = [load_grammar(language, facility) for language in LANGUAGES]
-    known = {template.intent for grammar in grammars for template in grammar.templates}
-    for intent in facility.intents:
-        if intent not in known:
-            raise DataError(
-                f"no template asks for the intent '{intent}'", where="facility: intents", hint=did_you_mean(intent, known)
-            )
+    unserved = sorted(
+        set(facility.intents) - {template.intent for grammar in grammars for template in grammar.templates}
+    )
+    if unserved:
+        everything = [load_grammar(language, facility.model_copy(update={"intents": ()})) for language in LANGUAGES]
+        raise DataError(
+            f"no template asks for the intent '{unserved[0]}'",
+            where="facility: intents",
+            hint=did_you_mean(
+                unserved[0], {template.intent for grammar in everything for template in grammar.templates}
+            ),
+        )
     rows: dict[str, list[Row]] = defaultdict(list)
     parts: dict[str, Part] = {}
     dropped: dict[tuple[str, str], int] = {}
