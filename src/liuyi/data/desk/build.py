@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
@@ -79,17 +80,13 @@ def build_desk(facility: Facility, plan: Plan, seed: int) -> Desk:
     Raises DataError if the facility names an intent that no language has a template for.
     """
     grammars = [load_grammar(language, facility) for language in LANGUAGES]
-    unserved = sorted(
-        set(facility.intents) - {template.intent for grammar in grammars for template in grammar.templates}
-    )
+    unserved = sorted(set(facility.intents) - _intents(grammars))
     if unserved:
-        everything = [load_grammar(language, facility.model_copy(update={"intents": ()})) for language in LANGUAGES]
+        unlimited = facility.model_copy(update={"intents": ()})
         raise DataError(
             f"no template asks for the intent '{unserved[0]}'",
             where="facility: intents",
-            hint=did_you_mean(
-                unserved[0], {template.intent for grammar in everything for template in grammar.templates}
-            ),
+            hint=did_you_mean(unserved[0], _intents(load_grammar(language, unlimited) for language in LANGUAGES)),
         )
     rows: dict[str, list[Row]] = defaultdict(list)
     parts: dict[str, Part] = {}
@@ -104,6 +101,10 @@ def build_desk(facility: Facility, plan: Plan, seed: int) -> Desk:
         dropped |= {(job[0], reason): count for reason, count in writer.dropped.items()}
     schema = answer_schema(grammars, facility)
     return Desk(facility, parts, schema, rules, dict(rows), dropped)
+
+
+def _intents(grammars: Iterable[Grammar]) -> set[str]:
+    return {template.intent for grammar in grammars for template in grammar.templates}
 
 
 @dataclass(frozen=True)
