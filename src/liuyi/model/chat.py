@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from liuyi.core.errors import ModelError
@@ -57,27 +59,54 @@ def encode_chat(
     """Token ids of a conversation, and which of them the assistant says: its content and the token that closes it.
 
     What the assistant says is encoded apart from what stands before it, as when the model itself says it: the ids of
-    a prompt are a prefix of the ids of the conversation that goes on from it. `template` replaces the tokenizer's
-    own. Raises ModelError if there is no template, or if it leaves out or changes what a message says.
+    a prompt are a prefix of the ids of the conversation that goes on from it. The names of special tokens are plain
+    text where a message holds them: nobody can end a turn from within. (Tokenizers that are not byte-level take the
+    text as a whole, and promise neither.) `template` replaces the tokenizer's own.
+
+    Raises ModelError if there is no template or it refuses the conversation. A conversation that ends with what was
+    said, such as one to learn from, must come through whole: ModelError too if the template leaves out or changes a
+    message, or shows an earlier one differently once others follow. With `add_generation_prompt` that may be, and
+    then no more is marked than can be told.
     """
     template = template or tokenizer.chat_template
     if not template:
         raise ModelError("the model has no chat template", hint="name one, or train it on conversations first")
     named = (("bos_token", tokenizer.bos_token), ("eos_token", tokenizer.eos_token), ("pad_token", tokenizer.pad_token))
     variables = {name: token for name, token in named if token}
-    whole = _marked(template, messages, tools, add_generation_prompt, variables)
+    control = _control_tokens(tokenizer)
+    plain_messages = [_each_text(message, lambda text: control.sub(_as_text, text)) for message in messages]
+    plain_tools = _each_text(list(tools), lambda text: control.sub(_as_text, text)) if tools else None
+    conversation = _Conversation(template, plain_messages, plain_tools, variables)
+    whole = conversation.text(len(messages), add_generation_prompt)
     if SAID_BEGINS in whole:
         pieces = list(_split_at_marks(whole))
     else:
-        pieces = list(_split_at_prefixes(template, messages, tools, variables, whole, tokenizer))
-    _check_nothing_lost(messages, pieces)
+        pieces = list(_split_at_prefixes(conversation, whole, tokenizer, strict=not add_generation_prompt))
+    if not add_generation_prompt:
+        _check_nothing_lost(plain_messages, pieces)
+    if not tokenizer.is_byte_level:
+        return _encode_whole(tokenizer, pieces)
     ids: list[int] = []
     said: list[bool] = []
     for text, by_assistant in pieces:
-        piece = tokenizer.encode(text)
+        piece = _encode(tokenizer, control, text)
         ids += piece
         said += [by_assistant] * len(piece)
     return ids, said
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """A conversation and what renders it, as far as any message."""
+
+    template: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    variables: Mapping[str, Any]
+
+    def text(self, count: int, add_generation_prompt: bool) -> str:
+        """The first `count` messages, the assistant's words between marks if the template has them."""
+        return _marked(self.template, self.messages[:count], self.tools, add_generation_prompt, self.variables)
 
 
 def _marked(
@@ -106,50 +135,103 @@ def _split_at_marks(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _split_at_prefixes(
-    template: str,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    variables: Mapping[str, Any],
-    whole: str,
-    tokenizer: Tokenizer,
+    conversation: _Conversation, whole: str, tokenizer: Tokenizer, strict: bool
 ) -> Iterator[tuple[str, bool]]:
     """A template without marks: an assistant's turn is what it adds to the prompt for it."""
     done = 0
     ends = [tokenizer.backend.id_to_token(token) or "" for token in tokenizer.stop_ids]
-    for at, message in enumerate(messages):
+    for at, message in enumerate(conversation.messages):
         if message.get("role") != "assistant":
             continue
-        prompt = _marked(template, messages[:at], tools, True, variables) if at else ""
-        through = _marked(template, messages[: at + 1], tools, False, variables)
+        prompt = conversation.text(at, add_generation_prompt=True) if at else ""
+        through = conversation.text(at + 1, add_generation_prompt=False)
         if not (whole.startswith(through) and through.startswith(prompt)):
+            if not strict:
+                continue
             raise ModelError(
                 f"the chat template renders message {at + 1} differently once others follow it",
                 hint="train on conversations of one turn, or give the template {% generation %} marks",
             )
-        turn = through[len(prompt) :]
-        begin = turn.find(_content(message))
-        closing = turn[begin + len(_content(message)) :] if begin >= 0 else turn
-        found = [closing.find(end) + len(end) for end in ends if end in closing]
-        length = len(turn) - len(closing) + (min(found) if found else 0)
+        said_to = len(prompt) + _length_of_turn(through[len(prompt) :], message, ends)
         yield whole[done : len(prompt)], False
-        done = len(prompt) + length
-        yield whole[len(prompt) : done], True
+        yield whole[len(prompt) : said_to], True
+        done = said_to
     yield whole[done:], False
+
+
+def _length_of_turn(turn: str, message: Message, ends: Sequence[str]) -> int:
+    """How much of a turn the assistant says: its content and the first token after it that ends a turn."""
+    content_to = 0
+    for text in _texts(message):
+        at = turn.find(text, content_to)
+        content_to = at + len(text) if at >= 0 else content_to
+    found = [(at, end) for end in ends if (at := turn.find(end, content_to)) >= 0]
+    if not found:
+        return content_to
+    at, end = min(found)
+    return at + len(end)
 
 
 def _check_nothing_lost(messages: Sequence[Message], pieces: Sequence[tuple[str, bool]]) -> None:
     said = iter([text for text, by_assistant in pieces if by_assistant])
     everything = "".join(text for text, _ in pieces)
     for at, message in enumerate(messages):
-        content = _content(message)
-        if content not in (next(said, "") if message.get("role") == "assistant" else everything):
-            raise ModelError(
-                f"the chat template changes or leaves out what message {at + 1} ({message.get('role')}) says",
-                hint=f"it is not found as written: {content[:80]!r}",
-            )
+        shown = next(said, "") if message.get("role") == "assistant" else everything
+        for text in _texts(message):
+            if text not in shown:
+                raise ModelError(
+                    f"the chat template changes or leaves out what message {at + 1} ({message.get('role')}) says",
+                    hint=f"it is not found as written: {text[:80]!r}",
+                )
 
 
-def _content(message: Message) -> str:
-    """What a message says; templates trim it, so spaces at its ends do not count."""
+def _texts(message: Message) -> list[str]:
+    """What a message says, in parts; templates trim it, so spaces at its ends do not count."""
     content = message.get("content")
-    return content.strip() if isinstance(content, str) else ""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    return [text.strip() for text in texts if isinstance(text, str)]
+
+
+_BROKEN = "\ufdd2"
+"""A noncharacter put into the name of a special token that stands in a message, so that it is no token."""
+
+
+def _control_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
+    names = sorted(tokenizer.special_tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def _as_text(token: re.Match[str]) -> str:
+    return token[0][0] + _BROKEN + token[0][1:]
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _each_text(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each_text(item, change) for item in value]
+    return value
+
+
+def _encode(tokenizer: Tokenizer, control: re.Pattern[str], text: str) -> list[int]:
+    """Token ids of a rendered piece; what holds a broken token is encoded as plain text."""
+    if _BROKEN not in text:
+        return tokenizer.encode(text)
+    ids: list[int] = []
+    done = 0
+    for token in control.finditer(text):
+        ids += tokenizer.encode_ordinary(text[done : token.start()].replace(_BROKEN, ""))
+        ids += tokenizer.encode(token[0])
+        done = token.end()
+    return ids + tokenizer.encode_ordinary(text[done:].replace(_BROKEN, ""))
+
+
+def _encode_whole(tokenizer: Tokenizer, pieces: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
+    """For tokenizers whose ids depend on where a text begins: all in one, a token belongs to where it begins."""
+    pieces = [(text.replace(_BROKEN, ""), by_assistant) for text, by_assistant in pieces]
+    speaker = [by_assistant for text, by_assistant in pieces for _ in text]
+    encoding = tokenizer.backend.encode("".join(text for text, _ in pieces), add_special_tokens=False)
+    return list(encoding.ids), [begin < end and speaker[begin] for begin, end in encoding.offsets]

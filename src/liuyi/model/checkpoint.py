@@ -8,22 +8,19 @@ bytes. Files are written beside and renamed, so none is ever half there.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from liuyi.core.errors import ModelError
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
-from liuyi.model.tokenizer import Tokenizer, write_text
+from liuyi.model.files import read_json, read_tensors, write_json, write_tensors
+from liuyi.model.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -34,14 +31,14 @@ def load_config(folder: Path) -> DecoderConfig:
 
     Raises ModelError if there is none, or if the architecture is not supported.
     """
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json", hint="a model folder has a config.json")
     try:
         config = DecoderConfig.from_hf(values)
     except ModelError as error:
         where = str(folder / "config.json") + (f", {error.where}" if error.where else "")
         raise ModelError(error.message, where=where, hint=error.hint) from error
     path = folder / "generation_config.json"
-    ends = _read_json(path).get("eos_token_id") if path.exists() else None
+    ends = read_json(path).get("eos_token_id") if path.exists() else None
     if ends is None:
         return config
     # A model tuned for chat often names the end of a turn only here.
@@ -89,7 +86,6 @@ def save_model(
     `extra` becomes `liuyi.json`: what this project wants to know of the model, which other libraries ignore.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     dtype = DTYPES[model.model.embed_tokens.weight.dtype]
     config = model.config
     write_json(folder / "config.json", {**config.to_hf(), "dtype": dtype})
@@ -102,7 +98,7 @@ def save_model(
         "pad_token_id": config.pad_token_id,
     }
     write_json(folder / "generation_config.json", {name: ids for name, ids in generation.items() if ids is not None})
-    write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+    write_tensors(folder / WEIGHTS, model.state_dict())
     if tokenizer is not None:
         tokenizer.save(folder)
     if extra:
@@ -114,7 +110,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
-        names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
         for name in names:
             if Path(name).name != name or not (folder / name).exists():
                 raise ModelError(f"the weights '{name}' that the index names are missing", where=str(folder / INDEX))
@@ -128,39 +124,3 @@ def weight_files(folder: Path) -> list[Path]:
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
         )
     raise ModelError(f"the folder has no {WEIGHTS}", where=str(folder))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file. Raises ModelError if the file is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON in one go, keys in order."""
-    write_text(path, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one go: it is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError("there is no such file", where=str(path), hint="a model folder has a config.json") from None
-    except ValueError as error:
-        raise ModelError(f"is not JSON: {error}", where=str(path)) from error
-    if not isinstance(values, dict):
-        raise ModelError("is not a JSON object", where=str(path))
-    return values

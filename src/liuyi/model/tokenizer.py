@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from liuyi.core.errors import ModelError
 from liuyi.model.chat import CHATML
+from liuyi.model.files import read_json, write_text
 
 DOCUMENT_END, MESSAGE_START, MESSAGE_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL_TOKENS = (DOCUMENT_END, MESSAGE_START, MESSAGE_END, PAD)
@@ -49,10 +49,7 @@ class Tokenizer:
         settings: dict[str, Any] = {}
         path = folder / "tokenizer_config.json"
         if path.exists():
-            try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ModelError(f"is not JSON: {error}", where=str(path)) from error
+            settings = read_json(path)
         path = folder / "chat_template.jinja"
         if path.exists():
             settings["chat_template"] = path.read_text(encoding="utf-8")
@@ -71,6 +68,16 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are not recognised: their names are text like any other."""
+        return list(self._ordinary.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _ordinary(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts, on all threads."""
@@ -102,10 +109,15 @@ class Tokenizer:
         return self.all_token_bytes[token_id]
 
     @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether tokens are runs of bytes, so that texts encoded one after the other decode to their joint text."""
+        return "ByteLevel" in _types_in(json.loads(self.backend.to_str()).get("decoder"))
+
+    @cached_property
     def all_token_bytes(self) -> list[bytes]:
         """`token_bytes` of every id."""
         added = self.backend.get_added_tokens_decoder()
-        from_characters = _byte_of_character() if _is_byte_level(self.backend) else None
+        from_characters = _byte_of_character() if self.is_byte_level else None
         pieces: list[bytes] = []
         for token_id in range(self.vocab_size):
             token = self.backend.id_to_token(token_id) or ""
@@ -214,16 +226,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
     return Tokenizer(backend, settings)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one go: it is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _in_batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
     batch: list[str] = []
     for text in texts:
@@ -235,13 +237,11 @@ def _in_batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
         yield batch
 
 
-def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
-    def names(part: Any) -> set[str]:
-        if isinstance(part, dict):
-            return {str(part.get("type"))}.union(*(names(value) for value in part.values()))
-        return set[str]().union(*(names(value) for value in part)) if isinstance(part, list) else set()
-
-    return "ByteLevel" in names(json.loads(backend.to_str()).get("decoder"))
+def _types_in(part: Any) -> set[str]:
+    """Every `type` in a part of tokenizer.json."""
+    if isinstance(part, dict):
+        return {str(part.get("type"))}.union(*(_types_in(value) for value in part.values()))
+    return set[str]().union(*(_types_in(value) for value in part)) if isinstance(part, list) else set()
 
 
 def _byte_of_character() -> dict[str, int]:
