@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,8 @@ class SlotCache:
     """Keys and values of up to `slots` sequences of up to `max_tokens` tokens each, allocated once.
 
     A sequence occupies a slot from its first `extend` until `free`. Its results depend on its own tokens only, up to
-    the rounding of sums that are taken in another order in batches of other shapes.
+    the rounding of sums that are taken in another order in batches of other shapes. On a CPU, slots that were never
+    filled take no memory.
     """
 
     def __init__(
@@ -53,8 +55,8 @@ class SlotCache:
         self.config = config
         self.slots = slots
         self.max_tokens = max_tokens
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = _zeros(shape, dtype, torch.device(device))
+        self.values = _zeros(shape, dtype, torch.device(device))
         self.lengths = [0] * slots
         """Tokens kept in each slot."""
 
@@ -168,3 +170,11 @@ class _Rows:
     def gather(self, rows: Tensor) -> Tensor:
         """The batch out of the rows: undoes `spread`."""
         return rows if self._in_order or not self._is_span else rows.index_select(0, self._at)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU from fresh pages, which are zero without being touched."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    fresh = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8))
+    return fresh.view(dtype).view(shape)
