@@ -283,7 +283,7 @@ class DeskParams(Params):
     typo_rows: float = Field(0.08, ge=0, le=0.5, description="share of training rows with a typing error")
     outside_rows: float = Field(0.06, ge=0, le=0.5, description="share of training rows that are not the desk's")
     compound_rows: float = Field(0.03, ge=0, le=0.5, description="share of training rows with several requests")
-    number_words: float = Field(0.08, ge=0, le=1, description="share of numbers written in words")
+    number_words: float = Field(0.05, ge=0, le=1, description="share of numbers written in words")
 
 
 def _desk_sources(params: DeskParams) -> str:
@@ -321,7 +321,7 @@ def desk(ctx: Context, params: DeskParams) -> None:
         with ctx.output(name) as out:
             (write_evalset if name in EVAL_SETS else write_chats)(out.path, name, made)
             out.metrics["rows"] = len(made.rows[name])
-            out.metrics["templates"] = len({row.cluster for row in made.rows[name] if row.kind != "outside"})
+            out.metrics["templates"] = len({row.cluster for row in made.rows[name]} & set(made.parts))
             out.licences.add(LICENCE)
             if name == "train":
                 desk_effect(made).save(out.path)

@@ -44,7 +44,7 @@ class Plan:
     typo_rows: float = 0.08
     outside_rows: float = 0.06
     compound_rows: float = 0.03
-    number_words: float = 0.08
+    number_words: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ def dress(text: str, language: Language, rng: random.Random, *, free_text: bool)
     """The sentence as somebody might type it. Free text keeps its end: a word more there would change the answer."""
     question = is_question(text, language)
     if not free_text:
-        if rng.random() < 0.12:
+        if rng.random() < 0.10:
             before = rng.choice((_BEFORE_QUESTION if question else _BEFORE)[language])
             text = before + text
-        elif rng.random() < 0.06:
+        elif rng.random() < 0.05:
             text += rng.choice(_AFTER[language])
-        if rng.random() < 0.2:
+        if rng.random() < 0.15:
             text += {"en": "?" if question else ".", "zh": "？" if question else "。"}[language]
-    if language == "en" and rng.random() < 0.25:
+    if language == "en" and rng.random() < 0.15:
         text = text[0].upper() + text[1:]
     return text
