@@ -19,6 +19,7 @@ from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import Matcher
 from liuyi.infer.request import Completion, Request
 from liuyi.infer.scheduler import Chunk
+from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
@@ -365,3 +366,40 @@ def test_what_this_model_cannot_answer_is_refused(engine: Engine, wrong: dict[st
 def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelError, match="tokens"):
         Engine(tiny_model(vocab_size=300), tokenizer)
+
+
+def test_greedy_generation_is_that_of_transformers(
+    model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, model, tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    engine = Engine(model, tokenizer, max_slots=3)
+    asked = prompts(tokenizer, 5)
+    for penalty in (1.0, 1.4):
+        requests = [Request(prompt_ids=prompt, max_tokens=20, repetition_penalty=penalty) for prompt in asked]
+        for prompt, answer in zip(asked, engine.generate(requests), strict=True):
+            ids = torch.tensor([prompt])
+            expected = theirs.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=20,
+                do_sample=False,
+                repetition_penalty=penalty,
+                pad_token_id=0,
+            )
+            assert list(answer.token_ids) == expected[0, len(prompt) :].tolist()
+
+
+def test_unused_slots_take_no_memory(tokenizer: Tokenizer) -> None:
+    import psutil
+
+    model = tiny_model(max_position_embeddings=65_536, num_key_value_heads=4)
+    before = psutil.Process().memory_info().rss
+    engine = Engine(model, tokenizer, max_slots=64)
+    assert engine.generate([Request(prompt_ids=[30], max_tokens=4)])
+    held = engine._runner.cache.size_bytes
+    assert held > 10**9
+    assert psutil.Process().memory_info().rss - before < held / 20
