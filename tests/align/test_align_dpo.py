@@ -1,0 +1,291 @@
+"""DPO against its published formula, and the collapse watch against planted collapses."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import in_process
+from liuyi.align.dpo import Dpo, dpo_loss
+from liuyi.align.pairs import PairRows, answer_logprobs, encode_pairs, with_reference
+from liuyi.align.watch import CollapseWatch, Figures, Probe, Thresholds, repetition
+from liuyi.core.artifact import Artifact
+from liuyi.core.errors import DataError
+from liuyi.core.home import Home
+from liuyi.model.chat import encode_chat
+from liuyi.model.checkpoint import load_model, save_model
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.tokenizer import Tokenizer, train_bpe
+
+PLACES = ("kitchen", "hall", "garden", "office")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(["turn on off the light in kitchen hall garden office yes no"], 300)
+
+
+def small_model(vocab_size: int, seed: int = 1) -> Decoder:
+    config = DecoderConfig(
+        family="qwen3",
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+        qk_norm=True,
+        eos_token_id=0,
+    )
+    model = Decoder(config)
+    init_weights(model, seed, std=0.1)
+    return model
+
+
+def preferences(count: int = 24) -> list[dict[str, object]]:
+    return [
+        {
+            "id": f"p{n}",
+            "prompt": [{"role": "user", "content": f"light in the {PLACES[n % 4]} {'on' if n % 3 else 'off'} {n}"}],
+            "chosen": f"{PLACES[n % 4]} yes",
+            "rejected": f"no {PLACES[(n + 1) % 4]}",
+        }
+        for n in range(count)
+    ]
+
+
+def alone(model: Decoder, tokenizer: Tokenizer, row: dict[str, object], side: str) -> float:
+    """Log-probability of one answer, from one unpadded forward pass."""
+    messages = [*row["prompt"], {"role": "assistant", "content": row[side]}]  # type: ignore[misc]
+    ids, said = encode_chat(tokenizer, messages)
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        logprobs = model.logits(model(tokens)).log_softmax(-1)[0]
+    return sum(float(logprobs[at - 1, ids[at]]) for at in range(1, len(ids)) if said[at])
+
+
+def test_packed_answers_have_their_own_logprobs(tokenizer: Tokenizer) -> None:
+    table = preferences(7)
+    model = small_model(tokenizer.vocab_size).eval()
+    rows = PairRows(encode_pairs(table, tokenizer, 160).pairs, 160, pad_id=1)
+    batch = rows.read(np.array([4, 0, 6]))
+    assert batch.packed.tokens.shape[0] < 6
+    with torch.no_grad():
+        found = answer_logprobs(model, batch).tolist()
+    expected = [alone(model, tokenizer, table[n], side) for n in (4, 0, 6) for side in ("chosen", "rejected")]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_loss_and_gradient_are_the_formulas(tokenizer: Tokenizer) -> None:
+    """Equation 7 of the paper with the likelihood term, and its gradient by finite differences."""
+    policy = torch.tensor([[-3.0, -5.0], [-4.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([[-3.5, -4.0], [-4.5, -2.5]], dtype=torch.float64)
+    losses = dpo_loss(policy, reference, beta=0.3)
+    for n in range(2):
+        margin = (policy[n, 0] - reference[n, 0]) - (policy[n, 1] - reference[n, 1])
+        assert losses[n].item() == pytest.approx(-math.log(1 / (1 + math.exp(-0.3 * margin.item()))))
+    assert torch.autograd.gradcheck(lambda p: dpo_loss(p, reference, 0.3), (policy,))
+
+
+def test_objective_sums_over_pairs(tokenizer: Tokenizer) -> None:
+    table = preferences(5)
+    start, policy = small_model(tokenizer.vocab_size).eval(), small_model(tokenizer.vocab_size, seed=2).eval()
+    pairs = encode_pairs(table, tokenizer, 96).pairs
+    rows = with_reference(PairRows(pairs, 96, pad_id=1), start, pairs_at_once=2)
+    loss = Dpo(beta=0.2, nll_weight=0.5)(policy, rows.read(np.arange(5)))
+    expected, nll_sum = 0.0, 0.0
+    for row, pair in zip(table, pairs, strict=True):
+        chosen, rejected = (alone(policy, tokenizer, row, side) for side in ("chosen", "rejected"))
+        margin = chosen - alone(start, tokenizer, row, "chosen") - rejected + alone(start, tokenizer, row, "rejected")
+        nll = -chosen / int(pair.chosen.learnt.sum())
+        expected += math.log1p(math.exp(-0.2 * margin)) + 0.5 * nll
+        nll_sum += nll
+    assert loss.count == 5
+    assert loss.total.item() == pytest.approx(expected, rel=1e-4)
+    assert loss.metrics["chosen_nll"].item() == pytest.approx(nll_sum, rel=1e-4)
+
+
+def test_at_the_start_every_pair_costs_log_two(tokenizer: Tokenizer) -> None:
+    model = small_model(tokenizer.vocab_size)
+    rows = with_reference(PairRows(encode_pairs(preferences(), tokenizer, 96).pairs, 96, pad_id=1), model)
+    loss = Dpo(beta=0.7)(model, rows.read(np.arange(24)))
+    assert loss.total.item() / 24 == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_pairs_that_teach_nothing_are_left_out(tokenizer: Tokenizer) -> None:
+    table = preferences(3)
+    table[1]["rejected"] = table[1]["chosen"]
+    table[2]["chosen"] = "yes " * 200
+    encoded = encode_pairs(table, tokenizer, 96)
+    assert [pair.id for pair in encoded.pairs] == ["p0"]
+    assert encoded.left_out["p1"] == "chosen and rejected are equal"
+    assert "more than 96" in encoded.left_out["p2"]
+    with pytest.raises(DataError, match="no preference"):
+        encode_pairs(table[1:], tokenizer, 96)
+
+
+def test_only_the_last_answer_counts(tokenizer: Tokenizer) -> None:
+    """An earlier turn of the assistant is context, not something to learn."""
+    prompt = [
+        {"role": "user", "content": "light"},
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": "hall"},
+    ]
+    row = {"id": "x", "prompt": prompt, "chosen": "yes", "rejected": "no"}
+    (pair,) = encode_pairs([row], tokenizer, 96).pairs
+    assert tokenizer.decode(pair.chosen.tokens[pair.chosen.learnt].tolist()) == "yes<|im_end|>"
+
+
+def publish(home: Home, tokenizer: Tokenizer, table: list[dict[str, object]], model: Decoder) -> dict[str, Artifact]:
+    staging = home.store.stage("preferences")
+    columns = {name: [row[name] for row in table] for name in ("id", "chosen", "rejected")}
+    columns["prompt"] = [json.dumps(row["prompt"]) for row in table]
+    pq.write_table(pa.table(columns), staging.path / "preferences.parquet")
+    chosen = home.store.publish(staging)
+    staging = home.store.stage("checkpoint")
+    save_model(staging.path, model, tokenizer)
+    return {"model": home.store.publish(staging), "preferences": chosen}
+
+
+def run_dpo(home: Home, workdir: Path, inputs: dict[str, Artifact], **params: object) -> Artifact:
+    workdir.mkdir()
+    settings = {"seq_len": 96, "batch_pairs": 8, "probe_prompts": 6, "watch_every": 5, **params}
+    return in_process.run_step(home, workdir, "align.dpo", inputs, **settings)["checkpoint"]
+
+
+def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    table = preferences()
+    inputs = publish(home, tokenizer, table, small_model(tokenizer.vocab_size))
+    bounds = {"max_kl": 50.0, "max_chosen_drop": 50.0, "max_repetition_rise": 1.0}
+    params = {"max_steps": 30, "lr": 3e-3, "nll_weight": 1.0, "watch_every": 10, **bounds}
+    checkpoint = run_dpo(home, tmp_path / "work", inputs, **params)
+    before, after = load_model(inputs["model"].path).eval(), load_model(checkpoint.path).eval()
+    for row in table[:6]:
+        gains = [alone(after, tokenizer, row, s) - alone(before, tokenizer, row, s) for s in ("chosen", "rejected")]
+        assert gains[0] > max(0.0, gains[1] + 1.0)
+    log = [json.loads(line) for line in checkpoint.file("training.jsonl").read_text().splitlines()]
+    assert log[0]["accuracy"] == 0.0
+    assert log[-1]["accuracy"] == 1.0
+    watch = json.loads(checkpoint.file("liuyi.json").read_text())["watch"]
+    assert [look["step"] for look in watch["history"]] == [0, 10, 20, 30]
+    assert run_dpo(home, tmp_path / "again", inputs, **params).digest == checkpoint.digest
+
+
+def test_a_collapse_stops_the_run_and_goes_back(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A learning rate far too high: the checkpoint is the start model, and says why."""
+    inputs = publish(home, tokenizer, preferences(), small_model(tokenizer.vocab_size))
+    checkpoint = run_dpo(home, tmp_path / "work", inputs, max_steps=40, lr=0.5, nll_weight=0.0, clip_norm=100.0)
+    about = json.loads(checkpoint.file("liuyi.json").read_text())
+    assert about["steps"] == 5
+    assert about["watch"]["reverted_to"] == 0
+    assert about["stopped"].startswith(about["watch"]["reason"])
+    before, after = load_model(inputs["model"].path), load_model(checkpoint.path)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+START = Figures(chosen_logprob=-0.5, kl=0.0, entropy=0.4, repetition=0.1, distinct_2=0.6, length=30.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"chosen_logprob": -1.2}, "chosen log-probability"),
+        ({"kl": 0.7}, "KL to the reference"),
+        ({"entropy": 1.6}, "entropy"),
+        ({"entropy": 0.001}, "entropy"),
+        ({"repetition": 0.35}, "repetition"),
+        ({"distinct_2": 0.2}, "distinct bigrams"),
+        ({"length": 90.0}, "answer length"),
+        ({"length": 3.0}, "answer length"),
+        ({"kl": math.nan}, "not finite"),
+    ],
+)
+def test_each_figure_has_its_bound(change: dict[str, float], named: str) -> None:
+    assert named in replace(START, **change).breach(START, Thresholds())
+
+
+def test_what_is_within_bounds_passes() -> None:
+    assert START.breach(START, Thresholds()) == ""
+    moved = Figures(chosen_logprob=-0.7, kl=0.2, entropy=0.2, repetition=0.2, distinct_2=0.5, length=40.0)
+    assert moved.breach(START, Thresholds()) == ""
+
+
+def test_figures_of_planted_models(tokenizer: Tokenizer) -> None:
+    """KL, entropy and log-probability against a forward pass of each prompt alone; a policy equal to its reference
+    has no KL; a policy that says one token for ever repeats itself."""
+    table = preferences(6)
+    reference, policy = small_model(tokenizer.vocab_size).eval(), small_model(tokenizer.vocab_size, seed=3).eval()
+    probe = Probe.choose(table, encode_pairs(table, tokenizer, 96).pairs, tokenizer, 6, seed=1, seq_len=96)
+    assert probe.look(reference, reference).kl == pytest.approx(0, abs=1e-6)
+    kl, entropy, chosen, count = 0.0, 0.0, 0.0, 0
+    for row in table:
+        ids, said = encode_chat(tokenizer, [*row["prompt"], {"role": "assistant", "content": row["chosen"]}])  # type: ignore[misc]
+        with torch.no_grad():
+            ours, theirs = (m.logits(m(torch.tensor([ids]))).log_softmax(-1)[0] for m in (policy, reference))
+        for at in range(1, len(ids)):
+            if said[at]:
+                p = ours[at - 1].exp()
+                kl += float((p * (ours[at - 1] - theirs[at - 1])).sum())
+                entropy -= float((p * ours[at - 1]).sum())
+                chosen += float(ours[at - 1, ids[at]])
+                count += 1
+    figures = probe.look(policy, reference)
+    assert figures.kl == pytest.approx(kl / count, rel=1e-3)
+    assert figures.entropy == pytest.approx(entropy / count, rel=1e-3)
+    assert figures.chosen_logprob == pytest.approx(chosen / count, rel=1e-3)
+    with torch.no_grad():
+        for layer in policy.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        policy.model.embed_tokens.weight.copy_(torch.nn.functional.normalize(torch.randn(policy.config.vocab_size, 32)))
+        policy.model.embed_tokens.weight.mul_(10)
+    stuck = probe.look(policy, reference)
+    assert stuck.repetition > 0.9
+    assert stuck.distinct_2 < 0.2
+
+
+def test_repetition() -> None:
+    assert repetition([1, 2, 3]) == 0.0
+    assert repetition([1, 2, 3, 4, 5]) == 0.0
+    assert repetition([7] * 10) == pytest.approx(1 - 1 / 7)
+
+
+def test_the_watch_is_part_of_a_checkpoint(tokenizer: Tokenizer) -> None:
+    table = preferences(6)
+    model, reference = small_model(tokenizer.vocab_size), small_model(tokenizer.vocab_size)
+    probe = Probe.choose(table, encode_pairs(table, tokenizer, 96).pairs, tokenizer, 4, seed=1, seq_len=96)
+
+    class Deaf:
+        def metric(self, name: str, value: float, index: int | None = None) -> None:
+            pass
+
+    def watch() -> CollapseWatch:
+        return CollapseWatch(probe, model, reference, every=2, steps=10, observer=Deaf())
+
+    first = watch()
+    with torch.no_grad():
+        model.model.norm.weight.add_(0.01)
+    assert first.after_step(model, 1) == ""
+    assert first.after_step(model, 2) == ""
+    saved = json.loads(json.dumps(first.state()))
+    second = watch()
+    second.load({name: tensor.clone() for name, tensor in first.tensors().items()}, saved)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    reason = second.after_step(model, 4)
+    assert "not finite" in reason
+    assert "step 2" in reason
+    torch.testing.assert_close(model.model.norm.weight.detach(), torch.full((32,), 1.01))
+    assert second.report()["reverted_to"] == 2
+    assert asdict(second.start)["kl"] == pytest.approx(0, abs=1e-6)
