@@ -167,8 +167,7 @@ def run_dpo(home: Home, workdir: Path, inputs: dict[str, Artifact], **params: ob
 def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
     table = preferences()
     inputs = publish(home, tokenizer, table, small_model(tokenizer.vocab_size))
-    bounds = {"max_kl": 50.0, "max_chosen_drop": 50.0, "max_repetition_rise": 1.0}
-    params = {"max_steps": 30, "lr": 3e-3, "nll_weight": 1.0, "watch_every": 10, **bounds}
+    params = {"max_steps": 30, "lr": 3e-3, "nll_weight": 1.0, "watch": False}
     checkpoint = run_dpo(home, tmp_path / "work", inputs, **params)
     before, after = load_model(inputs["model"].path).eval(), load_model(checkpoint.path).eval()
     for row in table[:6]:
@@ -177,9 +176,16 @@ def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: T
     log = [json.loads(line) for line in checkpoint.file("training.jsonl").read_text().splitlines()]
     assert log[0]["accuracy"] == 0.0
     assert log[-1]["accuracy"] == 1.0
-    watch = json.loads(checkpoint.file("liuyi.json").read_text())["watch"]
-    assert [look["step"] for look in watch["history"]] == [0, 10, 20, 30]
+    assert json.loads(checkpoint.file("liuyi.json").read_text())["watch"] is None
     assert run_dpo(home, tmp_path / "again", inputs, **params).digest == checkpoint.digest
+
+
+def test_a_gentle_run_is_looked_at_and_goes_on(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    inputs = publish(home, tokenizer, preferences(), small_model(tokenizer.vocab_size))
+    checkpoint = run_dpo(home, tmp_path / "work", inputs, max_steps=12, lr=1e-5)
+    about = json.loads(checkpoint.file("liuyi.json").read_text())
+    assert [look["step"] for look in about["watch"]["history"]] == [0, 5, 10, 12]
+    assert (about["steps"], about["stopped"], about["watch"]["reverted_to"]) == (12, "", None)
 
 
 def test_a_collapse_stops_the_run_and_goes_back(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
