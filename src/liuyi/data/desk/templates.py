@@ -92,8 +92,8 @@ class Grammar:
 def load_grammar(language: Language, facility: Facility) -> Grammar:
     """Read one language's templates and put the facility's names into its lists.
 
-    Only intents that the facility serves are taken. Raises DataError if the installed package does not hold the
-    language in the form that is known.
+    Only what the facility serves and has is taken: its intents, and no word of vacuums where there is none.
+    Raises DataError if the installed package does not hold the language in the form that is known.
     """
     path = files("home_assistant_intents") / "data" / f"{_DATA_NAME[language]}.json"
     where = f"{PACKAGE} {version(PACKAGE)}, data/{_DATA_NAME[language]}.json"
@@ -114,12 +114,20 @@ def load_grammar(language: Language, facility: Facility) -> Grammar:
         ) from error
     return Grammar(
         language=language,
-        templates=templates,
+        templates=tuple(template for template in templates if _can_be_said(template, facility)),
         lists=data["lists"] | facility.lists(language),
         rules=data["expansion_rules"],
         skip_words=tuple(data.get("skip_words", ())),
         ignore_whitespace=bool(data.get("settings", {}).get("ignore_whitespace", False)),
     )
+
+
+def _can_be_said(template: Template, facility: Facility) -> bool:
+    """Whether the facility has what the template names: a device of its domains, areas, floors, zones."""
+    groups = {"{area": facility.areas, "<area>": facility.areas, "{floor": facility.floors, "{zone": facility.zones}
+    if not all(group for mark, group in groups.items() if mark in template.text):
+        return False
+    return not template.domains or not facility.domains().isdisjoint(template.domains)
 
 
 def _template(language: Language, intent: str, text: str, block: dict[str, Any]) -> Template:
