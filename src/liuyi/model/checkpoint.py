@@ -2,6 +2,8 @@
 
     config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
 
+A quantised model has a `quantization.json` besides, and is read here only.
+
 Weights are read from safetensors only, whole or in shards; nothing is ever unpickled. The same model gives the same
 bytes. Files are written beside and renamed, so none is ever half there.
 """
@@ -20,6 +22,7 @@ from liuyi.core.errors import ModelError
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 from liuyi.model.files import read_json, read_tensors, write_json, write_tensors
+from liuyi.model.quantize import FORMAT, QUANTIZATION, is_quantized, widen, with_int8_shells
 from liuyi.model.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -47,13 +50,17 @@ def load_config(folder: Path) -> DecoderConfig:
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
-    """Read a model folder; the weights are converted to `dtype`.
+    """Read a model folder; the weights are converted to `dtype`, int8 ones (`quantize.py`) are widened to it.
 
     Raises ModelError naming the tensor and the file if one is missing, not known, or of the wrong shape.
     """
     config = load_config(folder)
     with torch.device("meta"):
         model = Decoder(config)
+        quantized = (folder / QUANTIZATION).exists()
+        if quantized:
+            _check_quantization(folder / QUANTIZATION)
+            with_int8_shells(model)
     expected = model.state_dict()
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -68,13 +75,17 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
                     f"config.json asks for {list(expected[name].shape)}",
                     where=str(path),
                 )
-            weights[name] = tensor.to(device=device, dtype=dtype)
+            keep = quantized and (tensor.dtype == torch.int8 or name.endswith("_scale"))
+            weights[name] = tensor.to(device=device, dtype=None if keep else dtype)
     missing = [name for name in expected if name not in weights]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"the tensor '{missing[0]}'{more} is missing", where=str(folder))
     model.load_state_dict(weights, assign=True)
     model.reset_buffers(device)
+    if quantized:
+        widen(model, dtype)
+        model.requires_grad_(False)
     return model
 
 
@@ -86,9 +97,8 @@ def save_model(
     `extra` becomes `liuyi.json`: what this project wants to know of the model, which other libraries ignore.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = DTYPES[model.model.embed_tokens.weight.dtype]
     config = model.config
-    write_json(folder / "config.json", {**config.to_hf(), "dtype": dtype})
+    write_json(folder / "config.json", {**config.to_hf(), "dtype": DTYPES[model.dtype]})
     if isinstance(tokenizer, Path):
         tokenizer = Tokenizer.load(tokenizer)
     ends = tokenizer.stop_ids if tokenizer is not None else config.eos_token_ids
@@ -99,10 +109,20 @@ def save_model(
     }
     write_json(folder / "generation_config.json", {name: ids for name, ids in generation.items() if ids is not None})
     write_tensors(folder / WEIGHTS, model.state_dict())
+    if is_quantized(model):
+        write_json(folder / QUANTIZATION, FORMAT)
     if tokenizer is not None:
         tokenizer.save(folder)
     if extra:
         write_json(folder / "liuyi.json", extra)
+
+
+def _check_quantization(path: Path) -> None:
+    values = read_json(path)
+    if values != FORMAT:
+        raise ModelError(
+            f"the quantisation {values.get('format')!r} is not supported", where=str(path), hint="'int8' is"
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:

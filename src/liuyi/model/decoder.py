@@ -26,12 +26,39 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
+        self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return functional.linear(x, self.weight.to(x.dtype), bias)
+
+    times = forward
+
+    def widened(self) -> Tensor:
+        """The matrix itself."""
+        return self.weight
+
+
+class Embedding(nn.Module):
+    """One row for each token; also the matrix of the logits where it is tied."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return functional.embedding(tokens, self.weight)
+
+    def times(self, x: Tensor) -> Tensor:
+        """x·Wᵀ in the dtype of x: logits of hidden states."""
+        return functional.linear(x, self.weight.to(x.dtype))
+
+    def widened(self) -> Tensor:
+        """The matrix itself."""
+        return self.weight
 
 
 class RMSNorm(nn.Module):
@@ -112,7 +139,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -157,13 +184,26 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, [..., vocab], in the dtype of hidden [..., hidden]."""
-        return functional.linear(hidden, self.head_weight.to(hidden.dtype))
+        return torch.as_tensor(self._head.times(hidden))
 
     @property
     def head_weight(self) -> Tensor:
         """The matrix that turns hidden states into logits, [vocab, hidden]: what `linear_cross_entropy` takes."""
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return torch.as_tensor(head.weight)
+        return torch.as_tensor(self._head.widened())
+
+    @property
+    def _head(self) -> Linear | Embedding:
+        return self.model.embed_tokens if self.lm_head is None else self.lm_head
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return self.model.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.norm.weight.device
 
     def reset_buffers(self, device: str | torch.device) -> None:
         """Compute what is not stored with the weights, for a model that was made without storage."""
