@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,6 +56,7 @@ def small_run(
     monitor: Monitor | None = None,
     guard: GuardConfig | None = None,
     model: Decoder | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> tuple[Decoder, Result, Poison]:
     """Train a tiny model in `folder`, or go on with it."""
     torch.set_num_threads(1)
@@ -74,6 +75,7 @@ def small_run(
         workdir=folder / "work",
         observer=listener or Listener(),
         monitor=monitor,
+        prepare=prepare,
     )
     return model, trainer.run(), poison
 

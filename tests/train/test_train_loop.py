@@ -116,6 +116,24 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     assert (result.steps, poison.seen) == (10, [])
 
 
+def test_weights_are_prepared_once(tmp_path: Path) -> None:
+    """By the run that starts, not by those that go on; what it prepared is in the first checkpoint."""
+    expected, _, _ = small_run(tmp_path / "whole", steps=8, model=tiny_model(seed=7))
+    prepared: list[int] = []
+    model = tiny_model()
+
+    def prepare(model: Decoder) -> None:
+        prepared.append(1)
+        model.load_state_dict(tiny_model(seed=7).state_dict())
+
+    with pytest.raises(Killed):
+        small_run(tmp_path / "broken", steps=8, listener=KilledAt(1), model=model, prepare=lambda: prepare(model))
+    fresh = tiny_model()
+    small_run(tmp_path / "broken", steps=8, model=fresh, prepare=lambda: prepare(fresh))
+    assert digest(fresh) == digest(expected)
+    assert prepared == [1]
+
+
 def test_checkpoints_do_not_touch_the_weights(tmp_path: Path) -> None:
     often, _, _ = small_run(tmp_path / "often", steps=12, every_s=0)
     seldom, _, _ = small_run(tmp_path / "seldom", steps=12, every_s=1000)

@@ -16,10 +16,12 @@ class TrainParams(Params):
     hidden_size: int | None = Field(None, ge=2)
     num_hidden_layers: int | None = Field(None, ge=1)
     seq_len: int = Field(256, ge=8, description="tokens in a packed row")
-    epochs: float = Field(1.0, gt=0, description="passes over the tokens, unless `tokens_budget` is given")
+    epochs: float = Field(1.0, gt=0, description="passes over the tokens, unless `token_budget` is given")
     token_budget: int | None = Field(None, ge=1, description="tokens to train on in all")
     batch_tokens: int | None = Field(None, ge=8, description="tokens in a step's global batch")
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
+    init: Literal["bigram", "random"] = Field("bigram", description="what a new model knows before its first step")
+    tie_embeddings: bool = Field(False, description="one matrix for embedding and head; needs `init: random`")
     optimiser: Literal["muon", "adamw"] = "muon"
     lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices")
     embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings and head")

@@ -7,11 +7,14 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from liuyi.core.errors import ModelError
 from liuyi.core.step import Context
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
+from liuyi.pretrain.bigram import bigram_embeddings
 from liuyi.pretrain.size import config_for_size, parse_size, recommended
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
@@ -53,6 +56,7 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
         config=LoopConfig(steps, clip_norm=params.clip_norm, checkpoint_every_s=params.checkpoint_every_s),
         workdir=ctx.workdir,
         observer=ctx,
+        prepare=lambda: None if ctx.has("model") else fresh_weights(model, params.init, stream, ctx.seed),
     )
     parameters = model.config.num_parameters
     ctx.log(f"{parameters / 1e6:.1f}M parameters, {steps} steps of {batch_rows * params.seq_len} tokens")
@@ -110,6 +114,7 @@ def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, token
         seq_len=params.seq_len,
         eos_id=stream.eos_id,
         pad_id=tokenizer.pad_id,
+        tie_embeddings=params.tie_embeddings,
     )
     if params.hidden_size:
         heads = max(1, params.hidden_size // config.head_dim)
@@ -122,6 +127,26 @@ def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, token
         )
     if params.num_hidden_layers:
         config = replace(config, num_hidden_layers=params.num_hidden_layers)
-    model = Decoder(config)
-    init_weights(model, ctx.seed)
-    return model
+    return Decoder(config)
+
+
+def fresh_weights(model: Decoder, init: str, stream: TokenStream, seed: int) -> None:
+    """Weights to start from; with `bigram`, layers add nothing yet and embeddings and head know the bigrams."""
+    init_weights(model, seed)
+    if init == "random":
+        return
+    if model.lm_head is None:
+        raise ModelError("tied embeddings cannot hold a table of bigrams", hint="set init: random")
+    embedding, head = bigram_embeddings(
+        stream.tokens,
+        vocab_size=model.config.vocab_size,
+        hidden_size=model.config.hidden_size,
+        eos_id=stream.eos_id,
+        seed=seed,
+    )
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.from_numpy(embedding))
+        model.lm_head.weight.copy_(torch.from_numpy(head))
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()

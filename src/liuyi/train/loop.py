@@ -100,7 +100,8 @@ class Result:
 class Trainer(Generic[M, B]):
     """One run in `workdir`: starts, or goes on where the last checkpoint there stands.
 
-    `batches(index)` gives global batch `index` as micro-batches, `schedule(step)` the learning rates' factor.
+    `batches(index)` gives global batch `index` as micro-batches, `schedule(step)` the learning rates' factor;
+    `prepare` sets up the weights of a run that starts, and is not called when one goes on.
     Raises DataError for a batch without a target and StepError when rollbacks do not help.
     """
 
@@ -116,6 +117,7 @@ class Trainer(Generic[M, B]):
         workdir: Path,
         observer: Observer,
         monitor: Monitor | None = None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -125,6 +127,7 @@ class Trainer(Generic[M, B]):
         self.config = config
         self.observer = observer
         self.monitor = monitor
+        self.prepare = prepare
         self.device = next(model.parameters()).device
         self.guard = Guard(config.guard)
         self.step = 0
@@ -143,6 +146,7 @@ class Trainer(Generic[M, B]):
                 self._restore(found)
                 self.observer.log(f"resumed at step {self.step} of {self.config.steps}")
             else:
+                self.prepare()
                 self.log_path.write_bytes(b"")
                 self._save()
             started, first, saved = time.monotonic(), self.tokens, time.monotonic()
