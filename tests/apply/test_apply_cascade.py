@@ -10,6 +10,7 @@ import pytest
 from liuyi.apply.app import Knowledge
 from liuyi.apply.cascade import Cascade
 from liuyi.apply.language import language_of, tidy
+from liuyi.apply.model_rung import Memory
 from liuyi.apply.rules import Abstained, RuleAnswer, RuleBook
 from liuyi.core.errors import ArtifactError
 from liuyi.data.desk.answers import answer
@@ -139,3 +140,12 @@ def test_requests_are_tidied() -> None:
     assert tidy("  调到５０％ \n 吧 ") == "调到50% 吧"
     assert language_of("turn on 厨房 lights") == "zh"
     assert language_of("turn on") == "en"
+
+
+def test_memory_asks_each_request_once(make_cascade: Make) -> None:
+    parrot = make_cascade({"a": (VACUUM, 0.8)}).model
+    memory = Memory(parrot)
+    assert memory.answer(["a", "b", "a"]) == parrot.answer(["a", "b", "a"])
+    parrot.asked.clear()  # type: ignore[attr-defined]
+    assert [said.text for said in memory.answer(["b", "c", "a"])][2] == VACUUM
+    assert parrot.asked == ["c"]  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +66,17 @@ class ModelRung:
         ]
 
 
-def read_schema(path: Path) -> dict[str, Any]:
-    """A JSON Schema from a file."""
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+class Memory:
+    """Asks another answerer about each request once, and remembers what it said."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+        self._said: dict[str, ModelAnswer] = {}
+
+    def answer(
+        self, requests: Sequence[str], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ModelAnswer]:
+        """One answer for each request, in order."""
+        new = [text for text in dict.fromkeys(requests) if text not in self._said]
+        self._said.update(zip(new, self._answerer.answer(new, on_progress), strict=True))
+        return [self._said[text] for text in requests]

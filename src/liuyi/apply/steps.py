@@ -96,7 +96,7 @@ def evaluate(ctx: Context, params: EvaluateParams) -> None:
     """Try rules alone, the model alone and the cascade on the same requests."""
     from liuyi.apply.app import AppConfig, Knowledge
     from liuyi.apply.backend import check_model
-    from liuyi.apply.model_rung import ModelRung
+    from liuyi.apply.model_rung import Memory, ModelRung
     from liuyi.apply.trial import try_out
     from liuyi.apply.trial_report import FEEDBACK, as_evaluation, trial_effect, write_feedback
     from liuyi.evaluate.generate import Evalset
@@ -109,7 +109,7 @@ def evaluate(ctx: Context, params: EvaluateParams) -> None:
     )
     evalsets = [Evalset.load(each.path, each.digest) for each in ctx.inputs("evalsets")]
     tried = try_out(
-        config.cascade(knowledge, rung),
+        config.cascade(knowledge, Memory(rung)),
         knowledge,
         evalsets,
         lambda done, total: ctx.progress(done, total, "requests"),
