@@ -20,7 +20,7 @@ from liuyi.core.errors import DataError, ModelError
 from liuyi.core.home import Home
 from liuyi.model.checkpoint import load_config, load_model
 from liuyi.model.tokenizer import Tokenizer, train_bpe
-from liuyi.pretrain.evaluate import Documents, bits_per_byte, model_bits
+from liuyi.pretrain.bits import Documents, bits_per_byte, model_bits
 from liuyi.pretrain.size import config_for_size, parse_size
 from liuyi.train.data import TokenStream
 

@@ -26,6 +26,7 @@ from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
+from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.loop import LOG_FILE, LoopConfig, Loss, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
@@ -119,4 +120,8 @@ def align_dpo(ctx: Context, params: DpoParams) -> None:
         }
         save_model(out.path, model, tokenizer, extra)
         shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        ended = f"The collapse watch ended it: {result.stopped}." if result.stopped else "No bound was broken."
+        summary = f"DPO on {len(rows):,} pairs in {result.steps} steps. {ended if watch else ''}".strip()
+        more = [watch.table()] if watch else []
+        training_effect(out.path, "alignment", "The training", summary, ("loss", "accuracy"), more).save(out.path)
         out.metrics.update(loss=result.loss, steps=result.steps, pairs=len(rows), stopped=float(bool(result.stopped)))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from liuyi.align.pairs import Pair
+from liuyi.core.effect import Table
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
 from liuyi.model.chat import encode_chat
@@ -216,6 +217,16 @@ class CollapseWatch:
             "reason": self.reason,
             "reverted_to": self.good_step if self.reason else None,
         }
+
+    def table(self) -> Table:
+        """Every look, for the effect report."""
+        names = tuple(asdict(self.start))
+        return Table(
+            title="The collapse watch",
+            columns=("step", *(name.replace("_", " ") for name in names)),
+            rows=tuple((int(look["step"]), *(round(look[name], 4) for name in names)) for look in self.history),
+            note=f"on {len(self.probe.prompts)} fixed prompts; log-probability, KL and entropy in nats a token",
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         return self.good

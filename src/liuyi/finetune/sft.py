@@ -11,6 +11,7 @@ from liuyi.finetune.chats import encode_chats, read_chats
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
+from liuyi.train.effect import training_effect
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
@@ -73,6 +74,11 @@ def finetune(ctx: Context, params: SftParams) -> None:
         }
         save_model(out.path, model, tokenizer, extra)
         shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        summary = (
+            f"{len(chats.examples):,} conversations, {result.tokens:,} tokens learnt in {result.steps} steps: "
+            f"loss {result.loss:.4f}. {len(chats.left_out)} conversations were left out."
+        )
+        training_effect(out.path, "fine-tuning", "The training", summary).save(out.path)
         out.metrics.update(
             loss=result.loss,
             tokens=result.tokens,

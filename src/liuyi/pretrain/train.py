@@ -18,6 +18,7 @@ from liuyi.pretrain.bigram import bigram_embeddings
 from liuyi.pretrain.size import config_for_size, parse_size, recommended
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.effect import training_effect
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
@@ -75,6 +76,11 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
         }
         save_model(out.path, model, tokenizer, extra)
         shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        summary = (
+            f"{parameters / 1e6:.1f}M parameters on {result.tokens / 1e6:.2f}M tokens "
+            f"({result.tokens / len(stream):.2g} passes): loss {result.loss:.3f}."
+        )
+        training_effect(out.path, "pretraining", "The training", summary).save(out.path)
         out.metrics.update(loss=result.loss, tokens=result.tokens, steps=result.steps, parameters=parameters)
 
 
