@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from liuyi.infer.engine import Engine
+from liuyi.infer.request import Update
 from liuyi.infer.server.answers import Answer
 from liuyi.infer.server.app import create_app
 from liuyi.infer.server.backend import ChatBackend
@@ -41,6 +45,20 @@ def tiny_model(seed: int = 1, **changes: Any) -> Decoder:
     model = Decoder(DecoderConfig(**(shape | changes)))
     init_weights(model, seed=seed, std=0.3)
     return model.eval()
+
+
+class StepCounter:
+    """Counts the steps that an engine takes from now on."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps = 0
+        step = engine.step
+
+        def counted() -> list[Update]:
+            self.steps += 1
+            return step()
+
+        monkeypatch.setattr(engine, "step", counted)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from infer_support import StepCounter
 
 from liuyi.infer.async_engine import AsyncEngine, Stream
 from liuyi.infer.engine import Engine
@@ -88,14 +89,16 @@ def test_a_request_that_cannot_be_answered_gives_its_place_back(engine: Engine) 
     asyncio.run(refuse())
 
 
-def test_closing_a_stream_frees_its_slots(engine: Engine) -> None:
+def test_closing_a_stream_frees_its_slots(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     async def leave() -> None:
+        counter = StepCounter(engine, monkeypatch)
         async with running(engine) as working:
             stream = await submit(working, *(long_request(at) for at in range(12)))
             await stream.__anext__()
             await stream.aclose()
             await stream.aclose()
             await until_idle(working)
+            assert counter.steps < 100  # answering all would have taken 400
             with pytest.raises(StopAsyncIteration):
                 await stream.__anext__()
 

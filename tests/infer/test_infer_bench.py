@@ -15,12 +15,14 @@ from infer_support import tiny_model
 from in_process import run_step
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect
+from liuyi.core.errors import ModelError
 from liuyi.core.home import Home
 from liuyi.core.machine import Machine
 from liuyi.evaluate.evaluation import Evaluation
 from liuyi.infer.bench import Bench, fractions, limits, weight_bytes
 from liuyi.infer.engine import Engine
-from liuyi.model.checkpoint import save_model
+from liuyi.infer.request import Request
+from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
@@ -80,15 +82,14 @@ class TestBench:
         assert bench.figures().batch_tokens_per_s == 8 / 16
 
 
-def test_weights_and_limits_follow_from_the_configuration(tokenizer: Tokenizer) -> None:
+def test_weights_and_limits_follow_from_the_configuration() -> None:
     for tied in (True, False):
         model = tiny_model(tie_word_embeddings=tied)
-        engine = Engine(model, tokenizer, max_slots=1)
         embedding = model.config.vocab_size * model.config.hidden_size
         # A tied embedding is read as the head; one that is not is only looked up.
         read = model.config.num_parameters - (0 if tied else embedding)
-        assert weight_bytes(engine) == 4 * read
-        most = limits(engine, MACHINE, streams=3)
+        assert weight_bytes(model) == 4 * read
+        most = limits(model, MACHINE, streams=3)
         assert most.decode_tokens_per_s == pytest.approx(1e8 / (4 * read))
         assert most.prefill_tokens_per_s == pytest.approx(1e9 / (2 * read))
         assert most.batch_tokens_per_s == pytest.approx(min(3e8 / (4 * read), 1e9 / (2 * read)))
@@ -98,9 +99,9 @@ def test_fractions_leave_out_what_was_not_measured(model: Decoder, tokenizer: To
     bench = Bench(Engine(model, tokenizer, max_slots=2), [[30]], new_tokens=2, streams=2, prefill_tokens=8)
     bench.repeat()
     unknown = MACHINE.model_copy(update={"gemm_flops": {}})
-    found = fractions(bench.figures(), limits(bench.engine, unknown, 2))
+    found = fractions(bench.figures(), limits(model, unknown, 2))
     assert found.keys() == {"decode_tokens_per_s"}
-    assert found["decode_tokens_per_s"] == bench.figures().decode_tokens_per_s / (1e8 / weight_bytes(bench.engine))
+    assert found["decode_tokens_per_s"] == bench.figures().decode_tokens_per_s / (1e8 / weight_bytes(model))
 
 
 @pytest.fixture
@@ -172,3 +173,34 @@ class TestStep:
         )["evaluation"]
         evaluation = Evaluation.load(made.path)
         assert evaluation.columns["prompt_tokens"] == [20.0, 20.0]
+
+
+class TestQuantize:
+    def test_a_quarter_of_the_bytes_and_nearly_the_same_model(
+        self, home: Home, tmp_path: Path, checkpoint: Artifact, model: Decoder, tokenizer: Tokenizer
+    ) -> None:
+        made = run_step(home, tmp_path, "infer.quantize", {"model": checkpoint})["checkpoint"]
+        figures = made.manifest.metrics
+        assert figures["bytes_before"] == sum(
+            entry.bytes for entry in checkpoint.manifest.files if entry.path.endswith(".safetensors")
+        )
+        # Matrices take a byte a weight, and four for the scale of each row of 32 to 64; norms stay.
+        assert 0.25 < figures["bytes_after"] / figures["bytes_before"] < 0.45
+        small = load_model(made.path)
+        requests = [Request(prompt_ids=[30 + at], max_tokens=8, logprobs=True, ignore_eos=True) for at in range(8)]
+        exact, near = (Engine(one, Tokenizer.load(made.path)).generate(requests) for one in (model, small))
+        first = [(one.logprobs[0], other.logprobs[0]) for one, other in zip(exact, near, strict=True)]
+        assert all(abs(one - other) < 0.2 for one, other in first)
+        assert any(one != other for one, other in first)
+        effect = Effect.load(made.path)
+        assert effect is not None
+        assert effect.stage == "inference"
+
+    def test_the_same_model_gives_the_same_bytes(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
+        one, two = (run_step(home, tmp_path, "infer.quantize", {"model": checkpoint})["checkpoint"] for _ in range(2))
+        assert one.digest == two.digest
+
+    def test_a_quantised_model_is_not_quantised_again(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
+        made = run_step(home, tmp_path, "infer.quantize", {"model": checkpoint})["checkpoint"]
+        with pytest.raises(ModelError, match="already"):
+            run_step(home, tmp_path, "infer.quantize", {"model": made})

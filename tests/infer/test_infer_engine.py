@@ -95,6 +95,15 @@ def test_a_request_gives_the_same_tokens_alone_and_in_any_company(model: Decoder
     assert len({answer.token_ids for answer in alone}) == len(alone)
 
 
+def test_nothing_of_a_request_stays_in_its_slot(model: Decoder, tokenizer: Tokenizer) -> None:
+    first = Request(
+        prompt_ids=[30, 31], max_tokens=9, logit_bias={40: 50.0}, repetition_penalty=2.0, frequency_penalty=1.0
+    )
+    second = Request(prompt_ids=[32], max_tokens=20, logit_bias={41: 0.5}, repetition_penalty=1.1, ignore_eos=True)
+    after = Engine(model, tokenizer, max_slots=1).generate([first, second])[1]
+    assert after == Engine(model, tokenizer, max_slots=1).generate([second])[0]
+
+
 def test_seeds_that_are_not_given_come_from_the_engine(model: Decoder, tokenizer: Tokenizer) -> None:
     requests = [Request(prompt_ids=[20, 21], max_tokens=8, temperature=1.0)] * 3
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from infer_support import LiveServer, live_server
+from infer_support import LiveServer, StepCounter, live_server
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load
@@ -320,8 +320,11 @@ class TestErrors:
 
 class TestHangUp:
     @pytest.mark.parametrize("stream", [False, True])
-    def test_cancels_the_work_and_frees_the_slot(self, live: LiveServer, stream: bool) -> None:
+    def test_cancels_the_work_and_frees_the_slot(
+        self, live: LiveServer, stream: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         engine = engine_of(live)
+        counter = StepCounter(engine, monkeypatch)
         address = live.url.removeprefix("http://")
         host, port = address.split(":")
         # Several answers at once, so that some of them still wait for a slot.
@@ -331,6 +334,7 @@ class TestHangUp:
             sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             eventually(lambda: engine.running == 8 and engine.waiting == 4, "the request did not start")
         eventually(lambda: not engine.has_work, "the slots were not freed")
+        assert counter.steps < 200  # answering all would have taken 400
         assert live.backend.busy().waiting == 0
         metrics = httpx.get(f"{live.url}/metrics").text
         assert 'liuyi_requests_total{model="tiny",status="499"}' in metrics

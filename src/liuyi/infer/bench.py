@@ -12,10 +12,12 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+import torch
 
 from liuyi.core.machine import Machine
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
+from liuyi.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Figures:
     """What was measured of one model; rates in tokens per second."""
 
     weight_bytes: int
-    """Bytes of weights that are read for each token."""
+    """Bytes of weights that are read from memory for each token."""
     ttft_p50_s: float
     ttft_p95_s: float
     decode_tokens_per_s: float
@@ -93,7 +95,7 @@ class Bench:
         singles = [single for repeat in self.singles for single in repeat]
         ttft = [single.ttft_s for single in singles]
         return Figures(
-            weight_bytes=weight_bytes(self.engine),
+            weight_bytes=weight_bytes(self.engine.model),
             ttft_p50_s=float(np.percentile(ttft, 50)),
             ttft_p95_s=float(np.percentile(ttft, 95)),
             decode_tokens_per_s=median(single.tokens_per_s for single in singles),
@@ -144,30 +146,28 @@ class Bench:
         return list(times.values())
 
 
-def weight_bytes(engine: Engine) -> int:
-    """Bytes of weights that a token needs: all but an embedding that is not the head as well."""
-    config = engine.model.config
-    apart = "" if config.tie_word_embeddings else "model.embed_tokens."
-    state = engine.model.state_dict()
-    return sum(
-        tensor.numel() * tensor.element_size() for name, tensor in state.items() if not (apart and apart in name)
-    )
+def weight_bytes(model: Decoder) -> int:
+    """Bytes of weights that a token needs: all but an embedding that is not the head as well, in the dtype computed in.
+
+    Weights stored in int8 are widened when they are loaded, so they save disk and not these bytes.
+    """
+    return _weights_per_token(model) * model.dtype.itemsize
 
 
-def limits(engine: Engine, machine: Machine, streams: int) -> Limits:
-    """The most that this machine could do with the engine's model."""
-    config = engine.model.config
-    head_only = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    flops_per_token = 2 * (config.num_parameters - head_only)
-    dtype = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(
-        str(engine.model.model.embed_tokens.weight.dtype), ""
-    )
-    device = str(engine.model.model.embed_tokens.weight.device)
-    decode = machine.decode_tokens_per_s(weight_bytes(engine), device)
+def limits(model: Decoder, machine: Machine, streams: int) -> Limits:
+    """The most that this machine could do with a model."""
+    dtype, device = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(model.dtype, ""), str(model.device)
+    decode = machine.decode_tokens_per_s(weight_bytes(model), device)
     flops = machine.flops(dtype, device)
-    prefill = flops / flops_per_token if flops else None
+    prefill = flops / (2 * _weights_per_token(model)) if flops else None
     batch = min(decode * streams, prefill) if decode and prefill else None
     return Limits(decode, batch, prefill)
+
+
+def _weights_per_token(model: Decoder) -> int:
+    config = model.config
+    looked_up_only = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return config.num_parameters - looked_up_only
 
 
 def fractions(figures: Figures, most: Limits) -> dict[str, float]:

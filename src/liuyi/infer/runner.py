@@ -23,10 +23,9 @@ class ModelRunner:
     """Runs the decoder over chunks of many sequences, and holds their keys and values."""
 
     def __init__(self, model: Decoder, slots: int, max_tokens: int) -> None:
-        weight = model.model.embed_tokens.weight
         self.model = model
-        self.device = weight.device
-        self.cache = SlotCache(model.config, slots, max_tokens, dtype=weight.dtype, device=weight.device)
+        self.device = model.device
+        self.cache = SlotCache(model.config, slots, max_tokens, dtype=model.dtype, device=model.device)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk], wanted: Sequence[int]) -> Tensor:
