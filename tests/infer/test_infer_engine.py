@@ -97,7 +97,7 @@ def test_a_request_gives_the_same_tokens_alone_and_in_any_company(model: Decoder
 
 def test_nothing_of_a_request_stays_in_its_slot(model: Decoder, tokenizer: Tokenizer) -> None:
     first = Request(
-        prompt_ids=[30, 31], max_tokens=9, logit_bias={40: 50.0}, repetition_penalty=2.0, frequency_penalty=1.0
+        prompt_ids=range(4, 220), max_tokens=9, logit_bias={40: 50.0}, repetition_penalty=2.0, frequency_penalty=1.0
     )
     second = Request(prompt_ids=[32], max_tokens=20, logit_bias={41: 0.5}, repetition_penalty=1.1, ignore_eos=True)
     after = Engine(model, tokenizer, max_slots=1).generate([first, second])[1]
