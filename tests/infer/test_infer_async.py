@@ -78,6 +78,16 @@ def test_a_full_queue_refuses_before_anything_is_made(model: Decoder, tokenizer:
     asyncio.run(overload())
 
 
+def test_more_at_once_than_there_are_places_is_a_mistake_not_an_overload(engine: Engine) -> None:
+    async def ask() -> None:
+        async with running(engine, max_queue=2) as working:
+            with pytest.raises(RequestError) as caught:
+                await submit(working, *(long_request() for _ in range(11)))
+            assert caught.value.param == "n"
+
+    asyncio.run(ask())
+
+
 def test_a_request_that_cannot_be_answered_gives_its_place_back(engine: Engine) -> None:
     async def refuse() -> None:
         async with running(engine, max_queue=0) as working:

@@ -248,16 +248,16 @@ def test_a_conversation_by_hand(home: Home, folder: Path) -> None:
         home, "chat", str(folder), "--max-tokens", "5", stdin=slave, stdout=slave, stderr=slave, start_new_session=True
     )
     os.close(slave)
-    seen = ""
+    seen = b""
 
     def until(text: str) -> None:
         nonlocal seen
         deadline = time.monotonic() + 60
-        while text not in seen:
+        while text.encode() not in seen:
             assert time.monotonic() < deadline, seen
             if select.select([master], [], [], 0.2)[0]:
-                seen += os.read(master, 4096).decode(errors="replace")
-        seen = seen.partition(text)[2]
+                seen += os.read(master, 4096)
+        seen = seen.partition(text.encode())[2]
 
     try:
         until("/quit")

@@ -23,7 +23,7 @@ from functools import partial
 from time import monotonic
 
 from liuyi.infer.engine import Engine
-from liuyi.infer.errors import EngineError, Overloaded
+from liuyi.infer.errors import EngineError, Overloaded, RequestError
 from liuyi.infer.request import Completion, Request, Update
 
 logger = logging.getLogger("liuyi.infer")
@@ -125,7 +125,7 @@ class AsyncEngine:
     async def submit(self, make: Callable[[], Sequence[Request]], count: int) -> Stream:
         """Admit `count` requests, then `make` them, in another thread, since tokenising and grammars take time.
 
-        Raises Overloaded before anything is made if the queue is full, RequestError if a request cannot be answered,
+        Raises Overloaded before anything is made if the queue is full, RequestError if they can never be answered,
         EngineError if the engine has stopped.
         """
         if not self.alive:
@@ -161,8 +161,10 @@ class AsyncEngine:
         return requests
 
     def _admit(self, count: int) -> None:
-        room = self.engine.max_slots + self.max_queue - self._admitted
-        if count > room:
+        most = self.engine.max_slots + self.max_queue
+        if count > most:
+            raise RequestError(f"{count} answers are asked for at once, and this server takes {most}", param="n")
+        if count > most - self._admitted:
             waits = self._mean_s * max(1.0, self.waiting / self.engine.max_slots)
             raise Overloaded(
                 f"{self._admitted} requests are in work or wait, which is all this server takes",
