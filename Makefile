@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 .PHONY: quickstart install test quick lint format clean
 
 quickstart: $(VENV)/.base  ## install, then run the whole path on real input
-	$(BIN)/liuyi run quickstart
+	$(BIN)/liuyi run quickstart $(ARGS)
 
 install: $(VENV)/.base  ## install Liuyi into .venv
 
