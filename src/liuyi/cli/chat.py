@@ -62,7 +62,7 @@ def command(
             place = home(ctx)
             chosen = choose(place, ref)
             with error_console().status(f"loading {chosen.description}"):
-                talker = LocalTalker(chosen.name, open_backend(chosen, place, slots=1), options)
+                talker = LocalTalker(chosen.name, open_backend(chosen, place), options)
         try:
             runner.run(talker.open())
             _converse(runner, talker, system)

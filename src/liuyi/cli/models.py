@@ -70,19 +70,38 @@ def newest(home: Home) -> str:
 
 
 def open_backend(
-    chosen: Chosen, home: Home, *, slots: int | None = None, max_tokens: int | None = None, max_queue: int = 256
+    chosen: Chosen,
+    home: Home,
+    *,
+    slots: int | None = None,
+    max_tokens: int | None = None,
+    max_queue: int = 256,
+    dtype: str | None = None,
 ) -> ChatBackend:
-    """Whatever was chosen, ready to be started."""
+    """Whatever was chosen, ready to be started. Raises LiuyiError if an option does not go with it."""
     if chosen.artifact is not None and chosen.artifact.kind == "app":
+        given = {"--slots": slots, "--max-tokens": max_tokens, "--dtype": dtype}
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise LiuyiError(f"{wrong[0]} is for models; an application brings its own", where=chosen.description)
         from liuyi.apply.app import AppConfig
         from liuyi.apply.backend import open_app
 
         model = home.store.open(AppConfig.load(chosen.folder).model)
         return open_app(chosen.artifact, model, max_waiting=max_queue)
+    import torch
+
     from liuyi.infer.server.model_backend import ModelBackend
 
     digest = chosen.artifact.digest if chosen.artifact is not None else ""
-    return ModelBackend.load(chosen.folder, digest=digest, max_slots=slots, max_tokens=max_tokens, max_queue=max_queue)
+    return ModelBackend.load(
+        chosen.folder,
+        digest=digest,
+        max_slots=slots,
+        max_tokens=max_tokens,
+        max_queue=max_queue,
+        dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
+    )
 
 
 def _name(home: Home, artifact: Artifact) -> str:

@@ -26,6 +26,7 @@ KEYS = "LIUYI_API_KEYS"
 @click.option(
     "--max-tokens", type=click.IntRange(2), help="Tokens of prompt and answer [default: the model's context]."
 )
+@click.option("--dtype", type=click.Choice(("fp32", "bf16")), help="Number format to compute in [default: fp32].")
 @click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
 @click.option(
     "--api-key-env",
@@ -44,6 +45,7 @@ def command(
     port: int,
     slots: int | None,
     max_tokens: int | None,
+    dtype: str | None,
     max_queue: int,
     api_key_env: str,
     drain_s: int,
@@ -68,7 +70,7 @@ def command(
 
     bound = bind(host, port)
     try:
-        backend = open_backend(chosen, place, slots=slots, max_tokens=max_tokens, max_queue=max_queue)
+        backend = open_backend(chosen, place, slots=slots, max_tokens=max_tokens, max_queue=max_queue, dtype=dtype)
 
         def record(answer: Answer) -> None:
             place.ledger.add_answer(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from liuyi.infer.async_engine import AsyncEngine, Stream
 from liuyi.infer.engine import Engine
@@ -54,14 +55,15 @@ class ModelBackend:
         max_slots: int | None = None,
         max_tokens: int | None = None,
         max_queue: int = 256,
+        dtype: torch.dtype = torch.float32,
     ) -> ModelBackend:
         """A backend over a model folder; as many slots as fit into a quarter of the free memory, up to 64, by default.
 
         Raises ModelError if the folder cannot be read.
         """
-        model, tokenizer = load_model(folder), Tokenizer.load(folder)
+        model, tokenizer = load_model(folder, dtype=dtype), Tokenizer.load(folder)
         context = min(max_tokens or model.config.max_position_embeddings, model.config.max_position_embeddings)
-        slots = max_slots or slots_that_fit(model.config, context)
+        slots = max_slots or slots_that_fit(model.config, context, dtype)
         engine = Engine(model, tokenizer, max_slots=slots, max_tokens=context)
         return cls(engine, digest=digest, max_queue=max_queue, defaults=sampling_defaults(folder))
 
@@ -172,9 +174,11 @@ class _Answers:
         return pieces[token] if token < len(pieces) else b""
 
 
-def slots_that_fit(config: DecoderConfig, max_tokens: int, most: int = 64, share: float = 0.25) -> int:
+def slots_that_fit(
+    config: DecoderConfig, max_tokens: int, dtype: torch.dtype, most: int = 64, share: float = 0.25
+) -> int:
     """How many slots of `max_tokens` tokens fit into a share of the memory that is free now; at least one."""
-    token_bytes = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    token_bytes = 2 * dtype.itemsize * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     free = psutil.virtual_memory().available
     return max(1, min(most, int(free * share / (token_bytes * max_tokens))))
 
