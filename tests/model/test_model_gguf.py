@@ -1,0 +1,225 @@
+"""GGUF files that another library wrote: tensors, model, tokenizer, and what is wrong with damaged ones."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from chat_templates import SMOLLM2
+from tiny_models import hf_model, our_model, relative
+
+from liuyi.core.errors import ModelError
+from liuyi.model.decoder import Decoder
+from liuyi.model.gguf import GGUF
+from liuyi.model.gguf_import import load_gguf
+from liuyi.model.tokenizer import Tokenizer, train_bpe
+
+Kind = gguf.GGMLQuantizationType
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+TEXTS = ["turn on the kitchen lights, 123 4567", "    def f(x):\n\n        return 'é' 中文\t!!"] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(TEXTS, 262)
+
+
+def _writer(path: Path, model: Decoder, arch: str, tokenizer: Tokenizer | None, pre: str = "smollm") -> gguf.GGUFWriter:
+    config = model.config
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    if tokenizer is None:
+        writer.add_token_list([f"t{at}" for at in range(config.vocab_size)])
+        writer.add_token_merges([])
+    else:
+        written = [tokenizer.backend.id_to_token(at) for at in range(tokenizer.vocab_size)]
+        writer.add_token_list(written)
+        writer.add_token_types([3 if token in tokenizer.special_tokens else 1 for token in written])
+        import json
+
+        merges = json.loads(tokenizer.backend.to_str())["model"]["merges"]
+        writer.add_token_merges([" ".join(merge) for merge in merges])
+        writer.add_eos_token_id(2)
+        writer.add_pad_token_id(3)
+        writer.add_chat_template(SMOLLM2)
+    return writer
+
+
+def _add_tensors(writer: gguf.GGUFWriter, model: Decoder, arch: str, kind: Any = Kind.F32) -> None:
+    config = model.config
+    for name, tensor in model.state_dict().items():
+        stem, suffix = name.rsplit(".", 1)
+        layer = stem.removeprefix("model.layers.").split(".")[0]
+        short = NAMES[stem] if stem in NAMES else f"blk.{layer}.{NAMES[stem.split('.', 3)[3]]}"
+        if arch == "llama" and stem.endswith(("q_proj", "k_proj")):
+            halves = tensor.view(-1, 2, config.head_dim // 2, *tensor.shape[1:])
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        values = tensor.numpy()
+        if values.ndim == 1 or values.shape[1] % 32:
+            writer.add_tensor(f"{short}.{suffix}", values)
+        else:
+            writer.add_tensor(f"{short}.{suffix}", gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write(path: Path, name: str, tokenizer: Tokenizer | None = None, kind: Any = Kind.F32) -> Decoder:
+    model = our_model(hf_model(name))
+    arch = {"mistral": "llama"}.get(model.config.family, model.config.family)
+    writer = _writer(path, model, arch, tokenizer)
+    _add_tensors(writer, model, arch, kind)
+    _finish(writer)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama2", "smollm2", "llama-biased", "mistral", "qwen2", "qwen3"])
+def test_a_model_comes_back(name: str, tmp_path: Path) -> None:
+    model = _write(tmp_path / "m.gguf", name)
+    loaded, _ = load_gguf(tmp_path / "m.gguf")
+    tokens = torch.arange(40).view(2, 20)
+    with torch.inference_mode():
+        assert torch.equal(loaded.logits(loaded(tokens)), model.logits(model(tokens)))
+    assert loaded.config.num_parameters == model.config.num_parameters
+    assert loaded.config.rms_norm_eps == model.config.rms_norm_eps
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1])
+def test_tensors_are_widened_as_by_the_format_s_own_library(kind: Any, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(5, 96)).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    packed = gguf.quants.quantize(values, kind)
+    writer.add_tensor("t", packed, raw_dtype=kind)
+    _finish(writer)
+    ours = GGUF(tmp_path / "t.gguf").tensor("t")
+    assert ours.dtype == torch.float32
+    assert np.array_equal(ours.numpy(), gguf.quants.dequantize(packed, kind))
+    assert relative(ours, torch.from_numpy(values)) < 0.15
+
+
+def test_a_tokenizer_comes_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = our_model(hf_model("llama2"))
+    writer = _writer(tmp_path / "m.gguf", model, "llama", tokenizer)
+    _finish(writer)
+    from liuyi.model.gguf_import import _tokenizer
+
+    loaded = _tokenizer(GGUF(tmp_path / "m.gguf"))
+    for text in [*TEXTS, "a<|im_end|>\nb  c"]:
+        assert loaded.encode(text) == tokenizer.encode(text)
+        assert loaded.decode(loaded.encode(text)) == text
+    assert (loaded.eos_id, loaded.pad_id, loaded.bos_id, loaded.chat_template) == (2, 3, None, SMOLLM2)
+    assert loaded.special_tokens == tokenizer.special_tokens
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", "ab ' D Ġ 1 2 3 4 ĠC"),
+        ("gpt-2", "ab ' D Ġ1234 ĠC"),
+        ("llama-bpe", "ab 'D Ġ 123 4 ĠC"),
+        ("qwen2", "ab 'D Ġ 1 2 3 4 ĠC"),
+    ],
+)
+def test_text_is_cut_as_the_file_says(pre: str, pieces: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from liuyi.model.gguf_import import _tokenizer
+
+    model = our_model(hf_model("llama2"))
+    _finish(_writer(tmp_path / "m.gguf", model, "llama", tokenizer, pre))
+    backend = _tokenizer(GGUF(tmp_path / "m.gguf")).backend
+    assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("ab'D 1234 C")] == pieces.split(" ")
+
+
+def test_what_is_not_supported_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = our_model(hf_model("llama2"))
+    path = tmp_path / "m.gguf"
+
+    def refused(message: str) -> None:
+        with pytest.raises(ModelError, match=message) as raised:
+            load_gguf(path)
+        assert "m.gguf" in raised.value.where
+
+    writer = _writer(path, model, "gpt2", None)
+    _finish(writer)
+    refused("architecture 'gpt2' is not supported")
+    writer = _writer(path, model, "llama", tokenizer, "strange")
+    _add_tensors(writer, model, "llama")
+    _finish(writer)
+    refused("the shape")
+    writer = _writer(path, model, "llama", None)
+    writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32))
+    _finish(writer)
+    refused("holds the tensor 'rope_freqs.weight'")
+    writer = _writer(path, model, "llama", None)
+    _finish(writer)
+    refused(r"has no tensor for 'model\.embed_tokens\.weight'")
+    writer = _writer(path, model, "llama", None, "strange")
+    _add_tensors(writer, model, "llama")
+    _finish(writer)
+    refused("cut like 'strange'")
+    writer = gguf.GGUFWriter(path, "llama")
+    _finish(writer)
+    refused("has no 'llama.attention.head_count'")
+    packed = gguf.quants.quantize(np.ones((4, 256), np.float32), Kind.Q5_0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("t", packed, raw_dtype=Kind.Q5_0)
+    _finish(writer)
+    with pytest.raises(ModelError, match="format number 6"):
+        GGUF(path).tensor("t")
+
+
+def test_no_damage_is_more_than_an_error(tmp_path: Path) -> None:
+    """Cut short anywhere, or with bytes changed in the header: a ModelError or a model, nothing else."""
+    path = tmp_path / "m.gguf"
+    _write(path, "smollm2")
+    whole = path.read_bytes()
+    chance = random.Random(1)
+    damaged = [whole[: chance.randrange(len(whole))] for _ in range(15)]
+    for _ in range(60):
+        changed = bytearray(whole)
+        for _ in range(3):
+            changed[chance.randrange(3000)] = chance.randrange(256)
+        damaged.append(bytes(changed))
+    refused = 0
+    for content in [*damaged, b"", b"GGUF", b"x" * 100]:
+        path.write_bytes(content)
+        try:
+            load_gguf(path)
+        except ModelError:
+            refused += 1
+    assert refused > 40
