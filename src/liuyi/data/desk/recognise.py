@@ -51,16 +51,18 @@ class Recogniser:
         self._cjk_whitespace = CJK_WHITESPACE
         self._intents = Intents.from_dict(dict(grammar))
         self._blocks: list[tuple[Intent, IntentData]] = []
-        self._clauses: list[frozenset[frozenset[str]]] = []
+        needing: dict[frozenset[str], int] = {}
         names = _Surfaces(grammar)
         for intent in self._intents.intents.values():
             for block in intent.data:
                 (sentence,) = block.sentences
                 words = sentence.get_required_clauses(self._intents.expansion_rules)
                 lists = _needed_lists(sentence.expression, self._intents)
+                for clause in words | names.clauses(lists, block.requires_context.get("domain", ())):
+                    needing[clause] = needing.get(clause, 0) | 1 << len(self._blocks)
                 self._blocks.append((intent, block))
-                self._clauses.append(words | names.clauses(lists, block.requires_context.get("domain", ())))
-        self._fragments = sorted({fragment for clauses in self._clauses for clause in clauses for fragment in clause})
+        self._needing = list(needing.items())
+        self._fragments = sorted(frozenset().union(*needing))
 
     def readings(self, text: str) -> list[RecognizeResult]:
         """Everything that hassil makes of the sentence."""
@@ -107,11 +109,11 @@ class Recogniser:
         # hassil takes "living-room" for "living room".
         haystack = "\n".join((plain, plain.translate(_BREAKS), self._cjk_whitespace.sub("", plain)))
         present = {fragment for fragment in self._fragments if fragment in haystack}
-        return [
-            number
-            for number, clauses in enumerate(self._clauses)
-            if all(not clause.isdisjoint(present) for clause in clauses)
-        ]
+        ruled_out = 0
+        for clause, blocks in self._needing:
+            if clause.isdisjoint(present):
+                ruled_out |= blocks
+        return [number for number in range(len(self._blocks)) if not ruled_out >> number & 1]
 
 
 class _Surfaces:
