@@ -14,7 +14,10 @@ from chat_templates import SMOLLM2
 from tiny_models import hf_model, our_model, relative
 
 from liuyi.core.errors import ModelError
+from liuyi.core.home import Home
+from liuyi.model.checkpoint import load_model
 from liuyi.model.decoder import Decoder
+from liuyi.model.exchange import import_model
 from liuyi.model.gguf import GGUF
 from liuyi.model.gguf_import import load_gguf
 from liuyi.model.tokenizer import Tokenizer, train_bpe
@@ -163,6 +166,22 @@ def test_text_is_cut_as_the_file_says(pre: str, pieces: str, tokenizer: Tokenize
     _finish(_writer(tmp_path / "m.gguf", model, "llama", tokenizer, pre))
     backend = _tokenizer(GGUF(tmp_path / "m.gguf")).backend
     assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("ab'D 1234 C")] == pieces.split(" ")
+
+
+def test_it_is_imported_as_a_checkpoint_under_its_own_licence(home: Home, tmp_path: Path) -> None:
+    model = our_model(hf_model("smollm2"))
+    writer = _writer(tmp_path / "small.gguf", model, "llama", None)
+    writer.add_license("apache-2.0")
+    _add_tensors(writer, model, "llama", Kind.Q8_0)
+    _finish(writer)
+    artifact = import_model(home, tmp_path / "small.gguf")
+    assert (artifact.kind, artifact.manifest.licences) == ("checkpoint", ("apache-2.0",))
+    assert artifact.manifest.metrics["parameters"] == model.config.num_parameters
+    loaded, _ = load_gguf(tmp_path / "small.gguf")
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(load_model(artifact.path)(tokens), loaded(tokens))
+    assert import_model(home, tmp_path / "small.gguf").digest == artifact.digest
 
 
 def test_what_is_not_supported_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:

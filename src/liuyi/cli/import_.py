@@ -1,4 +1,4 @@
-"""`liuyi import`: an archive or a model folder into the store."""
+"""`liuyi import`: an archive or a model into the store."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from liuyi.cli.common import console, home, short, size_text
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
-@click.option("--licence", "licences", multiple=True, help="Licence of a model folder, if its card does not say it.")
+@click.option("--licence", "licences", multiple=True, help="Licence of a model, if its card or file does not say it.")
 @click.pass_context
 def command(ctx: click.Context, path: Path, licences: tuple[str, ...]) -> None:
-    """Take PATH into the store: a file that 'liuyi export' wrote, or a model folder as transformers reads it.
+    """Take PATH into the store: what 'liuyi export' wrote, a model folder as transformers reads it, or a GGUF file.
 
     Every byte of an archive is compared with its digest, and nothing is kept if one differs. What an archive says of
     finished work is believed: import archives only from people you trust. What is imported is pinned.
     """
     place = home(ctx)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".gguf":
         from liuyi.model.exchange import import_model
 
         manifest = import_model(place, path, licences=licences).manifest
         count = 1
     else:
         if licences:
-            raise click.UsageError("--licence is for model folders; an archive states its own")
+            raise click.UsageError("--licence is for models; an archive states its own")
         from liuyi.core.archive import import_archive
 
         packed = import_archive(place, path)

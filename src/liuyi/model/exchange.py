@@ -20,9 +20,11 @@ from liuyi.core.disk import full_disk_is_told, sync_tree
 from liuyi.core.errors import ArtifactError, ModelError
 from liuyi.core.home import Home
 from liuyi.core.store import Store
-from liuyi.model.checkpoint import INDEX, load_config, weight_files
+from liuyi.model.checkpoint import INDEX, load_config, save_model, weight_files
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
+from liuyi.model.gguf import GGUF
+from liuyi.model.gguf_import import load_gguf
 from liuyi.model.tokenizer import Tokenizer
 
 OURS = ("liuyi.json", "training.jsonl", "effect.json")
@@ -43,30 +45,43 @@ _TAKEN = (
 )
 
 
-def import_model(home: Home, folder: Path, *, licences: Collection[str] = ()) -> Artifact:
-    """Take a model folder in Hugging Face's layout into the store as a checkpoint, and pin it.
+def import_model(home: Home, source: Path, *, licences: Collection[str] = ()) -> Artifact:
+    """Take a model folder in Hugging Face's layout, or a GGUF file, into the store as a checkpoint, and pin it.
 
-    Only files that a model needs are taken, and nothing is unpickled. Licences that are not given are read from the
-    model card. Raises ModelError, naming file and tensor, if the folder is not a model that can be loaded here.
+    Of a folder only files that a model needs are taken, and nothing is unpickled; a GGUF file's weights are widened to
+    float32. Licences that are not given are read from the model card or the file's metadata. Raises ModelError, naming
+    file and tensor, if the source is not a model that can be loaded here.
     """
-    config = load_config(folder)
-    weights = weight_files(folder)
-    _check_weights(config, weights)
-    Tokenizer.load(folder)
-    names = [*(name for name in _TAKEN if (folder / name).is_file()), *(path.name for path in weights)]
     staging = home.store.stage("checkpoint")
     try:
         with full_disk_is_told("importing a model", staging.path):
-            for name in names:
-                shutil.copyfile(folder / name, staging.path / name)
-        staging.licences |= set(licences) or _card_licences(folder)
-        staging.metrics["parameters"] = config.num_parameters
-        artifact = home.store.publish(staging, step="import", output="checkpoint", params={"folder": folder.name})
+            stated = (_take_gguf if source.is_file() else _take_folder)(source, staging.path)
+        staging.licences |= set(licences) or stated
+        staging.metrics["parameters"] = load_config(staging.path).num_parameters
+        artifact = home.store.publish(staging, step="import", output="checkpoint", params={"source": source.name})
     finally:
         home.store.discard(staging)
-    home.ledger.pin(artifact.digest, f"imported from {folder.name}")
+    home.ledger.pin(artifact.digest, f"imported from {source.name}")
     home.ledger.record_artifact(artifact.manifest)
     return artifact
+
+
+def _take_folder(folder: Path, target: Path) -> set[str]:
+    """Copy what a model needs; gives the licences that the model card states."""
+    config, weights = load_config(folder), weight_files(folder)
+    _check_weights(config, weights)
+    Tokenizer.load(folder)
+    for name in [*(name for name in _TAKEN if (folder / name).is_file()), *(path.name for path in weights)]:
+        shutil.copyfile(folder / name, target / name)
+    return _card_licences(folder)
+
+
+def _take_gguf(path: Path, target: Path) -> set[str]:
+    """Write a GGUF file's model as a folder; gives the licence that its metadata state."""
+    model, tokenizer = load_gguf(path)
+    save_model(target, model, tokenizer)
+    licence = GGUF(path).metadata.get("general.license")
+    return {str(licence)} if licence else set()
 
 
 def export_model(store: Store, ref: str, folder: Path) -> list[str]:
