@@ -304,6 +304,11 @@ def test_a_spike_is_skipped_and_noise_is_not(tmp_path: Path) -> None:
     assert guard.judge(6.0, 1.0) == ("skip", "spike")
     assert guard.judge(3.0, math.inf) == ("skip", "non-finite")
     assert guard.judge(6.0, 1.0) == ("rollback", "spike")
+    tuned = Guard(GuardConfig(spike_z=10))
+    quiet = [tuned.judge(0.01 + 0.001 * rng.standard_normal(), 1.0)[0] for _ in range(100)]
+    assert set(quiet) == {"step"}
+    assert tuned.judge(0.2, 1.0) == ("step", "")
+    assert tuned.judge(0.6, 1.0) == ("skip", "spike")
 
 
 def test_a_batch_without_a_target_is_an_error(tmp_path: Path) -> None:

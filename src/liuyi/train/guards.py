@@ -30,6 +30,8 @@ class GuardConfig:
     """A rollback goes to a multiple of this many steps."""
     spike_z: float = 10.0
     """A loss this many robust deviations above the window's median is a spike."""
+    least_deviation: float = 0.05
+    """In nats: a fine-tuned model's losses lie so close together that any hard batch would stand out."""
     window: int = 64
     min_window: int = 32
 
@@ -73,7 +75,7 @@ class Guard:
             window = np.array(self.losses)
             median = float(np.median(window))
             deviation = 1.4826 * float(np.median(np.abs(window - median)))
-            if (loss - median) > self.config.spike_z * max(deviation, 0.01 * abs(median), 1e-6):
+            if (loss - median) > self.config.spike_z * max(deviation, self.config.least_deviation):
                 return "spike"
         return ""
 
