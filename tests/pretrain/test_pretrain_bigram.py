@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_a_decoder_starts_as_the_table(table: NDArray[np.float64], tmp_path: Pat
     about = {"dtype": "uint16", "tokens": len(train), "vocab_size": VOCAB, "eos_id": EOS}
     (tmp_path / "tokens.json").write_text(json.dumps(about))
     stream = TokenStream(tmp_path)
-    config = config_for_size(200_000, vocab_size=VOCAB, seq_len=32, eos_id=EOS, pad_id=None, tie_embeddings=False)
+    config = config_for_size(200_000, vocab_size=VOCAB, seq_len=32, eos_id=EOS, pad_id=None)
     model = Decoder(config).eval()
     fresh_weights(model, "bigram", stream, seed=3)
     embedding, head = bigram_embeddings(train, vocab_size=VOCAB, hidden_size=config.hidden_size, eos_id=EOS, seed=3)
@@ -83,6 +84,6 @@ def test_a_decoder_starts_as_the_table(table: NDArray[np.float64], tmp_path: Pat
     with torch.no_grad():
         logits = model.logits(model(torch.from_numpy(text)[None]))[0]
     torch.testing.assert_close(logits, torch.from_numpy(embedding[text] @ head.T), rtol=1e-3, atol=1e-3)
-    tied = Decoder(config_for_size(200_000, vocab_size=VOCAB, seq_len=32, eos_id=EOS, pad_id=None))
+    tied = Decoder(replace(config, tie_word_embeddings=True))
     with pytest.raises(ModelError, match="tied embeddings cannot hold"):
         fresh_weights(tied, "bigram", stream, seed=3)

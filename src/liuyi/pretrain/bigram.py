@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 
 def bigram_embeddings(
-    tokens: NDArray[Any], *, vocab_size: int, hidden_size: int, eos_id: int, smoothing: float = 10.0, seed: int = 0
+    tokens: NDArray[Any], *, vocab_size: int, hidden_size: int, eos_id: int, smoothing: float = 40.0, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Embedding and head, both float32 `[vocab, hidden]`, for a stream whose documents end with `eos_id`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Recommended:
     lr: float
     """Peak learning rate of Muon's matrices; AdamW alone takes a third of it."""
     embed_lr: float
+    scalar_lr: float
     batch_tokens: int
 
 
@@ -31,16 +33,16 @@ def parse_size(text: str) -> int:
 
 
 def config_for_size(
-    parameters: int, *, vocab_size: int, seq_len: int, eos_id: int, pad_id: int | None, tie_embeddings: bool = True
+    parameters: int, *, vocab_size: int, seq_len: int, eos_id: int, pad_id: int | None, tie_embeddings: bool = False
 ) -> DecoderConfig:
-    """The decoder nearest to that many parameters whose depth grows with its width (one layer for 64 channels)."""
+    """The decoder nearest to that many parameters: a layer for 64 channels of width, four layers at least."""
     candidates = [
         DecoderConfig(
             family="qwen3",
             vocab_size=vocab_size,
             hidden_size=width,
             intermediate_size=3 * width,
-            num_hidden_layers=max(2, round(width / HEAD_DIM)),
+            num_hidden_layers=max(4, round(width / HEAD_DIM)),
             num_attention_heads=width // HEAD_DIM,
             num_key_value_heads=_kv_heads(width // HEAD_DIM),
             head_dim=HEAD_DIM,
@@ -58,13 +60,12 @@ def config_for_size(
 
 
 def _kv_heads(heads: int) -> int:
-    return next(kv for kv in (heads // 4, heads // 3, heads // 2, 1) if kv and heads % kv == 0)
+    """Small models keep all of them: there is no cache to save."""
+    return heads if heads <= 4 else next(kv for kv in range(max(1, heads // 4), heads + 1) if heads % kv == 0)
 
 
 def recommended(config: DecoderConfig) -> Recommended:
-    """Learning rates fall with the width, the batch grows with the number of parameters."""
-    width = config.hidden_size
-    batch = 4096
-    while batch < 524_288 and batch * batch < 4 * config.num_parameters:
-        batch *= 2
-    return Recommended(lr=0.02 * (256 / width) ** 0.5, embed_lr=0.01 * (256 / width) ** 0.5, batch_tokens=batch)
+    """Learning rates fall with the root of the width, the batch grows with the root of the number of parameters."""
+    narrower = (128 / config.hidden_size) ** 0.5
+    batch = 2 ** round(math.log2(2 * config.num_parameters**0.5))
+    return Recommended(lr=0.008 * narrower, embed_lr=0.02 * narrower, scalar_lr=0.008, batch_tokens=max(4096, batch))

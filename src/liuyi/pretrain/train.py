@@ -15,7 +15,7 @@ from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.bigram import bigram_embeddings
-from liuyi.pretrain.size import config_for_size, parse_size, recommended
+from liuyi.pretrain.size import Recommended, config_for_size, parse_size, recommended
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.effect import training_effect
@@ -47,7 +47,7 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
         model,
         ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows),
         CausalLM(choose_compute_dtype(params.compute_dtype, ctx.workdir)),
-        Optimiser(model, optimiser_config(params, advice.lr, advice.embed_lr)),
+        Optimiser(model, optimiser_config(params, advice)),
         make_schedule(
             params.schedule,
             steps=steps,
@@ -84,15 +84,14 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
         out.metrics.update(loss=result.loss, tokens=result.tokens, steps=result.steps, parameters=parameters)
 
 
-def optimiser_config(params: TrainParams, lr: float, embed_lr: float) -> OptimiserConfig:
-    """Learning rates as given, else those that go with the size."""
-    if params.optimiser == "adamw":
-        lr, embed_lr = lr / 3, embed_lr / 3
+def optimiser_config(params: TrainParams, advice: Recommended) -> OptimiserConfig:
+    """Learning rates as given, else those that go with the size; AdamW alone takes a third of them."""
+    scale = 1.0 if params.optimiser == "muon" else 1 / 3
     return OptimiserConfig(
         params.optimiser,
-        lr=params.lr or lr,
-        embed_lr=params.embed_lr or params.lr or embed_lr,
-        scalar_lr=params.embed_lr or params.lr or embed_lr,
+        lr=params.lr or advice.lr * scale,
+        embed_lr=params.embed_lr or params.lr or advice.embed_lr * scale,
+        scalar_lr=params.lr or advice.scalar_lr * scale,
         weight_decay=params.weight_decay,
     )
 
