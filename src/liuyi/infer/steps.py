@@ -21,7 +21,7 @@ class QuantizeParams(Params):
 
 @step(
     "infer.quantize",
-    version=1,
+    version=2,
     inputs={"model": Input("checkpoint", "the model in full precision")},
     outputs={"checkpoint": Output("checkpoint", "the same model with int8 matrices, one scale for each row")},
 )

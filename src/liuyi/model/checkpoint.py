@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liuyi.core.digest import canonical_json
 from liuyi.core.errors import ModelError
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
@@ -121,7 +122,9 @@ def _check_quantization(path: Path) -> None:
     values = read_json(path)
     if values != FORMAT:
         raise ModelError(
-            f"the quantisation {values.get('format')!r} is not supported", where=str(path), hint="'int8' is"
+            f"the quantisation {canonical_json(values)} is not supported",
+            where=str(path),
+            hint=f"{canonical_json(FORMAT)} is; quantise the full-precision model again",
         )
 
 
