@@ -113,7 +113,7 @@ def test_twice_is_refused() -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, quantize_int8(our_model(hf_model("llama2"))))
     (tmp_path / "quantization.json").write_text(json.dumps({"format": "int3"}))
-    with pytest.raises(ModelError, match="'int3' is not supported"):
+    with pytest.raises(ModelError, match='"int3"} is not supported'):
         load_model(tmp_path)
 
 
