@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Parrot:
     ) -> list[ModelAnswer]:
         self.asked += requests
         said = [self.known.get(text, (hand_off(), 0.9)) for text in requests]
-        return [ModelAnswer(text, (confidence - 1.0,), 7, True) for text, confidence in said]
+        return [ModelAnswer(text, (math.log(max(p, 1e-9)),), 7, True) for text, p in said]
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +68,7 @@ def make_cascade(knowledge: Knowledge) -> Callable[..., Cascade]:
             "model_threshold": 0.7,
             "guarded_threshold": 0.9,
         }
-        # Isotonic through (-1, 0) and (0, 1): a score of c − 1 has the confidence c.
-        calibrator = Calibrator("isotonic", (-1.0, 0.0, 0.0, 1.0))
+        calibrator = Calibrator("platt", (1.0, 0.0))  # a probability is its own confidence
         return Cascade(
             knowledge.rules,
             Parrot(known or {}),

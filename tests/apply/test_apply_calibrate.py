@@ -33,10 +33,20 @@ def sample(seed: int, items: int, slope: float = 1.5, intercept: float = 2.0) ->
 
 def test_scores_of_logprobs() -> None:
     logprobs = [-0.1, -0.5, -0.2]
-    assert score_logprobs(logprobs, "sum") == pytest.approx(-0.8)
-    assert score_logprobs(logprobs, "mean") == pytest.approx(-0.8 / 3)
-    assert score_logprobs(logprobs, "min") == -0.5
+    for score, logprob in (("sum", -0.8), ("mean", -0.8 / 3), ("min", -0.5)):
+        assert 1 / (1 + math.exp(-score_logprobs(logprobs, score))) == pytest.approx(math.exp(logprob))  # type: ignore[arg-type]
     assert score_logprobs([], "sum") == -math.inf
+    assert math.isfinite(score_logprobs([0.0], "sum"))
+    assert math.isfinite(score_logprobs([-800.0], "sum"))
+
+
+def test_platt_leaves_a_calibrated_model_alone() -> None:
+    rng = np.random.default_rng(4)
+    p = rng.uniform(0.02, 0.999, 4000)
+    scores = [score_logprobs([math.log(value)], "sum") for value in p]
+    slope, intercept = fit(scores, list(rng.random(4000) < p), "platt").parameters
+    assert slope == pytest.approx(1.0, abs=0.1)
+    assert intercept == pytest.approx(0.0, abs=0.1)
 
 
 def test_platt_is_the_likeliest_logistic_curve() -> None:

@@ -16,6 +16,7 @@ import pytest
 from in_process import run_step
 from liuyi.apply.app import AppConfig, Case, Knowledge, calibrate
 from liuyi.apply.backend import AppBackend, open_app
+from liuyi.apply.calibrate import score_logprobs
 from liuyi.apply.cascade import Cascade
 from liuyi.apply.model_rung import ModelAnswer
 from liuyi.apply.trial import try_out
@@ -159,8 +160,8 @@ def test_calibration_lets_a_sure_model_answer(knowledge: Knowledge, tmp_path: Pa
     found = calibrate(knowledge, cases, said, score="sum", method="platt", risk=0.05, guarded_risk=0.02, level=0.95)
     assert found.plain.holds
     assert found.guarded.value >= found.plain.value
-    assert found.allowed.model(found.calibrator(-0.001), guarded=False)
-    assert not found.allowed.model(found.calibrator(-3.0), guarded=False)
+    assert found.allowed.model(found.calibrator(score_logprobs([-0.001], "sum")), guarded=False)
+    assert not found.allowed.model(found.calibrator(score_logprobs([-3.0], "sum")), guarded=False)
     assert found.error < 0.1
     config = AppConfig("m" * 64, "sum", True, 64, found.calibrator, found.allowed)
     config.save(tmp_path, found)

@@ -24,17 +24,26 @@ Method = Literal["platt", "isotonic"]
 Score = Literal["sum", "mean", "min"]
 
 
+_SUREST = 1e-9
+
+
 def score_logprobs(logprobs: Sequence[float], score: Score) -> float:
-    """One figure from the log-probabilities of an answer's tokens, in nats; minus infinity for no token."""
+    """One figure from the log-probabilities of an answer's tokens: the log-odds of the whole answer (`sum`), of its
+    tokens' geometric mean or of its least likely token; minus infinity for no token.
+
+    In log-odds a model that is calibrated already stays as it is: Platt's line is then the identity.
+    """
     if not logprobs:
         return -math.inf
     match score:
         case "sum":
-            return float(sum(logprobs))
+            logprob = sum(logprobs)
         case "mean":
-            return float(sum(logprobs)) / len(logprobs)
+            logprob = sum(logprobs) / len(logprobs)
         case "min":
-            return float(min(logprobs))
+            logprob = min(logprobs)
+    logprob = min(float(logprob), -_SUREST)
+    return logprob - math.log(-math.expm1(logprob))
 
 
 @dataclass(frozen=True)

@@ -114,17 +114,19 @@ class Cascade:
         whole = known[text]
         read, written = known.cost(text, ways)
         best: tuple[Answer, ...] = ()
+        understood = 0
         surest = whole.confidence if isinstance(whole, Answer) else 0.0
         for way in ways:
             parts = [known[part] for part in way]
             answers = tuple(part for part in parts if isinstance(part, Answer))
+            understood = max(understood, len(answers))
             if len(answers) == len(parts) and min(answer.confidence for answer in answers) > surest:
                 best, surest = answers, min(answer.confidence for answer in answers)
         if best:
             return Outcome(best, "", read, written)
         if isinstance(whole, Answer):
             return Outcome((whole,), "", read, written)
-        return Outcome((), whole.reason, read, written)
+        return Outcome((), "only a part of it is understood" if understood else whole.reason, read, written)
 
     def judge(self, text: str, rule: object, said: ModelAnswer | None) -> Answer | Refusal:
         """One request by itself: the rules' answer, else the model's, else why not."""

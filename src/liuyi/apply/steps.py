@@ -12,8 +12,8 @@ PRELOAD = ("torch", "scipy.stats", "hassil")
 
 
 class BuildParams(Params):
-    risk: float = Field(0.05, gt=0, lt=1, description="share of wrong answers that is allowed among those given")
-    guarded_risk: float = Field(0.02, gt=0, lt=1, description="the same for locks, alarm, gates and main valves")
+    risk: float = Field(0.1, gt=0, lt=1, description="share of wrong answers that is allowed among the model's")
+    guarded_risk: float = Field(0.05, gt=0, lt=1, description="the same for locks, alarm, gates and main valves")
     level: float = Field(0.95, gt=0.5, lt=1, description="confidence that the allowed risk is kept")
     score: Literal["sum", "mean", "min"] = Field("sum", description="figure that an answer's log-probabilities give")
     calibration: Literal["platt", "isotonic"] = Field("platt", description="how scores become confidences")
