@@ -66,8 +66,8 @@ def chain(ctx: Context, params: ChainParams) -> None:
         state = {"link": state["link"] + 1, "value": hashlib.sha256(state["value"].encode()).hexdigest()}
         beside = checkpoint.with_suffix(".new")
         beside.write_text(json.dumps(state))
+        _note(params.diary, f"link {state['link']}")  # before the rename: a kill between the two writes the line twice
         beside.rename(checkpoint)
-        _note(params.diary, f"link {state['link']}")
         ctx.metric("loss", 1 / state["link"], index=state["link"])
         ctx.progress(state["link"], params.links, "links", loss=1 / state["link"])
     with ctx.output("model") as out:
