@@ -176,19 +176,22 @@ def test_evaluation_of_documents(shelf: Shelf, tmp_path: Path) -> None:
     table = pq.read_table(evaluation.file("items.parquet")).to_pydict()
     summary = json.loads(evaluation.file("evaluation.json").read_text())["metrics"]
     total = sum(table["bytes"])
-    for name in ("model", "untrained", "unigram", "5gram", "xz"):
+    for name in ("model", "untrained", "unigram", "5gram", "xz", "xz_package"):
         assert summary[f"bits_{name}"]["mean"] == pytest.approx(sum(table[f"bits_{name}"]) / total)
         assert summary[f"bits_{name}"]["low"] <= summary[f"bits_{name}"]["mean"] <= summary[f"bits_{name}"]["high"]
     means = {name: summary[f"bits_{name}"]["mean"] for name in ("model", "untrained", "unigram")}
     assert means["model"] < means["unigram"] < means["untrained"]
     corpus = pq.read_table(shelf.corpus.file("documents.parquet")).to_pydict()
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    alone = dict(zip(table["item"], table["bits_xz"], strict=True))
+    for id, text in zip(corpus["id"], corpus["text"], strict=True):
+        assert alone[id] == 8 * len(lzma.compress(text.encode(), format=lzma.FORMAT_RAW, filters=filters))
     by_package = defaultdict(list)
     for cluster, text in zip(corpus["cluster"], corpus["text"], strict=True):
         by_package[cluster].append(text)
     for cluster, members in by_package.items():
-        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
         packed = lzma.compress("\n\n".join(members).encode(), format=lzma.FORMAT_RAW, filters=filters)
-        shares = [bits for bits, own in zip(table["bits_xz"], table["cluster"], strict=True) if own == cluster]
+        shares = [bits for bits, own in zip(table["bits_xz_package"], table["cluster"], strict=True) if own == cluster]
         assert sum(shares) == pytest.approx(8 * len(packed))
 
 

@@ -1,8 +1,9 @@
-"""Bits of documents, one by one: under a decoder, under n-gram models, and their share of a compressed package.
+"""Bits of documents, one by one: under a decoder, under n-gram models, and compressed, alone or with their package.
 
 All models are given the same tokens: a document's bits are those of its tokens and of the `<eos>` that ends it, given
-only what comes before in that document. `xz` is given the whole text of a package at once, which is more than the
-others see; its bits are shared out to the package's documents by their bytes, so that sums over packages are exact.
+only what comes before in that document. `xz` is given the same, a document alone. Beside it stands `xz` of the whole
+text of a package at once, which is more than the others see; its bits are shared out to the package's documents by
+their bytes, so that sums over packages are exact.
 """
 
 from __future__ import annotations
@@ -131,14 +132,18 @@ def baseline_bits(train: TokenStream, heldout: TokenStream, documents: Documents
     }
 
 
-def xz_bits(texts: Mapping[str, str], clusters: Mapping[str, str], documents: Documents) -> Floats:
+def xz_bits(texts: Mapping[str, str], documents: Documents) -> Floats:
+    """Bits of each document's compressed text, a document alone; `texts` are by document id."""
+    _all_there(texts, documents)
+    return np.array([float(_compressed_bits([texts[id]])) for id in documents.ids])
+
+
+def xz_package_bits(texts: Mapping[str, str], clusters: Mapping[str, str], documents: Documents) -> Floats:
     """Bits of each document's share of its package's compressed text; `texts` and `clusters` are by document id."""
+    _all_there(texts, documents)
     by_cluster: dict[str, list[str]] = defaultdict(list)
     for id in texts:
         by_cluster[clusters[id]].append(id)
-    missing = [id for id in documents.ids if id not in texts]
-    if missing:
-        raise DataError(f"the corpus lacks {len(missing)} of the held-out documents, such as '{missing[0]}'")
     wanted = set(documents.clusters)
     per_byte = {
         cluster: _compressed_bits([texts[id] for id in ids]) / sum(len(texts[id].encode()) for id in ids)
@@ -146,6 +151,12 @@ def xz_bits(texts: Mapping[str, str], clusters: Mapping[str, str], documents: Do
         if cluster in wanted
     }
     return np.array([per_byte[c] * size for c, size in zip(documents.clusters, documents.bytes, strict=True)])
+
+
+def _all_there(texts: Mapping[str, str], documents: Documents) -> None:
+    missing = [id for id in documents.ids if id not in texts]
+    if missing:
+        raise DataError(f"the corpus lacks {len(missing)} of the held-out documents, such as '{missing[0]}'")
 
 
 def _compressed_bits(texts: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from liuyi.infer.request import Request
 from liuyi.model.checkpoint import load_model
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.pretrain.bits import Documents, Floats, baseline_bits, bits_per_byte, model_bits, xz_bits
+from liuyi.pretrain.bits import Documents, Floats, baseline_bits, bits_per_byte, model_bits, xz_bits, xz_package_bits
 from liuyi.train.data import TokenStream
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ SUBJECTS = {
     "untrained": "the same model before training",
     "unigram": "token frequencies",
     "5gram": "5-gram, modified Kneser–Ney",
-    "xz": "xz -9e, a package at once",
+    "xz": "xz -9e, a document alone",
+    "xz_package": "xz -9e, a package at once",
 }
 
 
@@ -61,7 +62,9 @@ def evaluate_bits(ctx: Context, params: EvaluateParams) -> None:
         )
     ctx.log("counting n-grams")
     bits |= baseline_bits(train, heldout, documents)
-    bits["xz"] = xz_bits(*read_texts(ctx.input("corpus").path), documents)
+    texts, clusters = read_texts(ctx.input("corpus").path)
+    bits["xz"] = xz_bits(texts, documents)
+    bits["xz_package"] = xz_package_bits(texts, clusters, documents)
     with ctx.output("evaluation") as out:
         figures = write_evaluation(
             out.path,

@@ -59,7 +59,7 @@ class EvaluateParams(Params):
 
 @step(
     "pretrain.evaluate",
-    version=1,
+    version=2,
     inputs={
         "model": Input("checkpoint"),
         "tokens": Input("tokens", "held-out documents"),
