@@ -184,17 +184,14 @@ def choose_threshold(
     """The lowest confidence above which at most `risk` of the answers are wrong, with confidence `level`.
 
     Candidates are quantiles of the confidences, so they do not depend on what was right. From each of `starts` places
-    they are tested downwards, each start with an equal part of the error probability, until one fails. The first start
-    is where the answers above are just enough to show the risk if none of them is wrong.
+    they are tested downwards, each start with an equal part of the error probability, until one fails.
     """
     c, wrong = np.asarray(confidence, dtype=np.float64), ~np.asarray(right, dtype=bool)
     marks = np.asarray(labels(list(clusters), len(c)))
     candidates = np.unique(np.quantile(c, np.linspace(0, 1, steps)))[::-1] if len(c) else np.empty(0)
     strict = 1 - (1 - level) / starts
     best = Threshold(math.inf, 0, 0, 1.0, risk, level)
-    enough = math.log(1 - strict) / math.log(1 - risk)
-    first = sum(len(np.unique(marks[c >= value])) < enough for value in candidates)
-    for start in np.linspace(first, max(first, len(candidates) * 0.75), starts).astype(int):
+    for start in np.linspace(0, len(candidates) * 0.75, starts).astype(int):
         for value in candidates[start:]:
             above = c >= value
             bound = error_bound(list(wrong[above]), list(marks[above]), strict)

@@ -280,8 +280,8 @@ class DeskParams(Params):
     test_share: float = Field(0.15, gt=0, lt=0.4, description="share of each intent's templates held out for test")
     dev_share: float = Field(0.10, gt=0, lt=0.4, description="share held out for calibration")
     practice_share: float = Field(0.08, gt=0, lt=0.4, description="share kept from fine-tuning, for alignment")
-    typo_rows: float = Field(0.15, ge=0, le=0.5, description="share of training rows with a typing error")
-    outside_rows: float = Field(0.10, ge=0, le=0.5, description="share of training rows that are not the desk's")
+    typo_rows: float = Field(0.08, ge=0, le=0.5, description="share of training rows with a typing error")
+    outside_rows: float = Field(0.06, ge=0, le=0.5, description="share of training rows that are not the desk's")
     compound_rows: float = Field(0.03, ge=0, le=0.5, description="share of training rows with several requests")
     number_words: float = Field(0.05, ge=0, le=1, description="share of numbers written in words")
 

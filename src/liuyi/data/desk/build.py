@@ -41,8 +41,8 @@ class Plan:
     test_share: float = 0.15
     dev_share: float = 0.10
     practice_share: float = 0.08
-    typo_rows: float = 0.15
-    outside_rows: float = 0.10
+    typo_rows: float = 0.08
+    outside_rows: float = 0.06
     compound_rows: float = 0.03
     number_words: float = 0.05
 
@@ -155,7 +155,7 @@ class _Writer:
             "outside": self._outside("test", half(plan.outside_items)),
             "compound": self._compounds(test + familiar, half(plan.compound_items), "compound"),
             "dev": [self._held_out_row(sentence, "dev") for sentence in dev]
-            + [self._row(sentence, "familiar", "dev") for sentence in self._sentences("train", 2 * fifth, "dev")]
+            + [self._row(sentence, "familiar", "dev") for sentence in self._sentences("train", fifth, "dev")]
             + self._typos(dev, fifth, "dev")
             + self._outside("dev", fifth),
         }
