@@ -22,7 +22,7 @@ from liuyi.core.errors import ModelError
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_grammar
 from liuyi.infer.request import Completion, Request, Update
-from liuyi.infer.runner import ModelRunner
+from liuyi.infer.torch_runner import ModelRunner
 from liuyi.infer.sampler import Sampler
 from liuyi.infer.sampling import Scored, derive_seed, score, unpack_mask
 from liuyi.infer.scheduler import Chunk, Scheduler
