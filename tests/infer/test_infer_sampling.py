@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from liuyi.infer.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    keep_typical,
     noise_keys,
     penalise,
     score,
@@ -103,6 +107,43 @@ class TestFilters:
             surely = set((ratio > p * (1 + 1e-5)).nonzero().flatten().tolist())
             perhaps = set((ratio > p * (1 - 1e-5)).nonzero().flatten().tolist())
             assert surely <= ids <= perhaps | {int(row.argmax())}
+
+    @pytest.mark.parametrize("value", [0.05, 0.2, 0.5, 0.9, 0.999])
+    @pytest.mark.parametrize(
+        ("ours", "theirs", "argument"),
+        [
+            (keep_top_k, "TopKLogitsWarper", lambda value: max(1, int(value * 300))),
+            (keep_top_p, "TopPLogitsWarper", float),
+            (keep_min_p, "MinPLogitsWarper", float),
+            (keep_typical, "TypicalLogitsWarper", float),
+        ],
+    )
+    def test_each_filter_is_that_of_transformers(
+        self, ours: Any, theirs: str, argument: Callable[[float], float], value: float
+    ) -> None:
+        import transformers
+
+        torch.manual_seed(3)
+        # Peaked and flat rows, and one in which an earlier filter has left seven tokens.
+        logits = torch.randn(4, 3000) * torch.tensor([[8.0], [3.0], [0.5], [2.0]])
+        logits[3, 7:] = -float("inf")
+        parameter = argument(value)
+        expected = getattr(transformers, theirs)(parameter)(None, logits.clone())
+        result = ours(logits, torch.full((4,), parameter))
+        assert (result.isfinite() != expected.isfinite()).sum(dim=1).max() <= 1
+        both = result.isfinite() & expected.isfinite()
+        torch.testing.assert_close(result[both], expected[both])
+
+    @given(rows_of_logits, st.floats(0.01, 1.0))
+    @settings(deadline=None, max_examples=60)
+    def test_typical_keeps_the_mass_and_nothing_less_typical(self, logits: torch.Tensor, p: float) -> None:
+        result = kept(keep_typical(logits, torch.full((len(logits),), p)))
+        for row, ids in zip(logits.double(), result, strict=True):
+            logprobs = row.log_softmax(0)
+            assert float(logprobs.exp()[list(ids)].sum()) >= p - 1e-4
+            strangeness = (-logprobs + (logprobs.exp() * logprobs).sum()).abs()
+            outside = [token for token in range(len(row)) if token not in ids]
+            assert not outside or strangeness[list(ids)].max() <= strangeness[outside].min() + 1e-3
 
 
 class TestDraws:

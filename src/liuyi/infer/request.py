@@ -47,7 +47,8 @@ class Request:
 
     prompt_ids: Sequence[int]
     max_tokens: int = 256
-    """At most this many tokens are generated; the end of the context may come sooner."""
+    """At most this many tokens are generated; the end of the context may come sooner. 0 only reads the prompt, for
+    `prompt_logprobs`."""
     temperature: float = 0.0
     """0 takes the most probable token; above 0, logits are divided by it."""
     top_k: int = 0
@@ -56,6 +57,9 @@ class Request:
     """The smallest set of most probable tokens whose mass reaches p (Holtzman et al., 2020)."""
     min_p: float = 0.0
     """Only tokens at least this fraction as probable as the most probable one (Nguyen et al., 2024)."""
+    typical_p: float = 1.0
+    """The smallest set of the most typical tokens, those whose surprise is closest to the distribution's entropy, whose
+    mass reaches p (Meister et al., 2023; arXiv 2202.00666)."""
     repetition_penalty: float = 1.0
     """Logits of tokens seen in prompt or output are divided (positive) or multiplied by it (Keskar et al., 2019)."""
     presence_penalty: float = 0.0
@@ -70,6 +74,8 @@ class Request:
     """The text ends before the first of these strings."""
     stop_token_ids: Sequence[int] = ()
     """Further tokens that end the output, beside the model's end-of-sequence tokens."""
+    visible_ids: Sequence[int] = ()
+    """Special tokens whose names are part of the text, which shows none otherwise; such as those around tool calls."""
     ignore_eos: bool = False
     """Go on to `max_tokens` whatever the model says; for measurements."""
     schema: Mapping[str, Any] | None = None
@@ -78,17 +84,22 @@ class Request:
     logprobs: bool = False
     """Report the log-probability of each generated token."""
     top_logprobs: int = 0
-    """Report also the most probable tokens at each position; needs `logprobs`."""
+    """Report also the most probable tokens at each position; needs `logprobs` or `prompt_logprobs`."""
+    prompt_logprobs: bool = False
+    """Report the log-probability of each token of the prompt after the first."""
+    priority: int = 0
+    """Among requests that wait, the lower goes first; of equals, the one that came first."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise RequestError("the prompt is empty", param="prompt")
         checks = (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens >= (0 if self.prompt_logprobs else 1), "at least 1"),
             ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"),
             ("presence_penalty", -100 <= self.presence_penalty <= 100, "between -100 and 100"),
             ("frequency_penalty", -100 <= self.frequency_penalty <= 100, "between -100 and 100"),
@@ -96,7 +107,11 @@ class Request:
             ("stop", len(self.stop) <= MAX_STOP_STRINGS, f"at most {MAX_STOP_STRINGS} strings"),
             ("stop", all(self.stop), "strings that are not empty"),
             ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"between 0 and {MAX_TOP_LOGPROBS}"),
-            ("top_logprobs", self.logprobs or not self.top_logprobs, "asked together with logprobs"),
+            (
+                "top_logprobs",
+                self.logprobs or self.prompt_logprobs or not self.top_logprobs,
+                "asked together with logprobs",
+            ),
             ("grammar", self.schema is None or self.grammar is None, "left out when there is a schema"),
         )
         for name, holds, should in checks:
@@ -123,6 +138,11 @@ class Completion:
     """For each position the most probable tokens of the same distribution. Empty unless the request asked."""
     finish_reason: FinishReason
     prompt_tokens: int
+    prompt_logprobs: tuple[float, ...] = ()
+    """Log-probability of each token of the prompt after the first, given those before it: `prompt_tokens` - 1 of them.
+    Empty unless the request asked."""
+    prompt_top_logprobs: tuple[TopLogprobs, ...] = ()
+    """The most probable tokens at the same places. Empty unless the request asked for both."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,9 @@ class Update:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()
+    """As in `Completion`; in the first update of a request that asked."""
+    prompt_top_logprobs: tuple[TopLogprobs, ...] = ()
     completion: Completion | None = None
     """The whole answer, in the last update of a request."""
     error: LiuyiError | None = None

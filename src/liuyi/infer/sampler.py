@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from liuyi.infer.request import Request
-from liuyi.infer.sampling import NEVER, draw, keep_min_p, keep_top_k, keep_top_p, noise_keys, penalise
+from liuyi.infer.sampling import NEVER, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, noise_keys, penalise
 
 
 class Sampler:
@@ -24,6 +24,7 @@ class Sampler:
         self._top_k = torch.zeros(slots, dtype=torch.int64)
         self._top_p = torch.ones(slots)
         self._min_p = torch.zeros(slots)
+        self._typical_p = torch.ones(slots)
         self._penalties = torch.tensor([[1.0], [0.0], [0.0]]).repeat(1, slots)
         self._history: _History | None = None
         self._bias: Tensor | None = None
@@ -36,6 +37,7 @@ class Sampler:
         self._top_k[slot] = request.top_k
         self._top_p[slot] = request.top_p
         self._min_p[slot] = request.min_p
+        self._typical_p[slot] = request.typical_p
         self._penalties[:, slot] = torch.tensor(
             [request.repetition_penalty, request.presence_penalty, request.frequency_penalty]
         )
@@ -93,6 +95,7 @@ class Sampler:
             (keep_top_k, self._top_k, 0),
             (keep_top_p, self._top_p, 1),
             (keep_min_p, self._min_p, 0),
+            (keep_typical, self._typical_p, 1),
         ):
             values = parameter[owners]
             rows = (values != everything).nonzero(as_tuple=True)[0]

@@ -1,9 +1,9 @@
 """From logits to tokens: penalties, filters and noise, each a function over a batch of rows.
 
-The order is that of Hugging Face's generation: grammar mask, penalties, bias, temperature, top-k, top-p, min-p, draw.
-A draw is the Gumbel-max trick (arXiv 1611.01144): the largest of logit + noise, with noise that is a hash of (seed,
-position, token). It needs no normalisation, and rounding in the logits changes a draw only where two candidates lie
-that close, so that a request gives the same tokens alone and in a batch.
+The order is that of Hugging Face's generation: grammar mask, penalties, bias, temperature, top-k, top-p, min-p,
+typical, draw. A draw is the Gumbel-max trick (arXiv 1611.01144): the largest of logit + noise, with noise that is a
+hash of (seed, position, token). It needs no normalisation, and rounding in the logits changes a draw only where two
+candidates lie that close, so that a request gives the same tokens alone and in a batch.
 """
 
 from __future__ import annotations
@@ -74,6 +74,22 @@ def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
     """Only tokens at least p [rows] times as probable as the most probable one (arXiv 2407.01082)."""
     threshold = logits.amax(dim=-1, keepdim=True) + p.log()[:, None]
     return logits.masked_fill(logits < threshold, NEVER)
+
+
+def keep_typical(logits: Tensor, p: Tensor) -> Tensor:
+    """Only the smallest set of most typical tokens whose mass reaches p [rows] (arXiv 2202.00666).
+
+    A token is typical when its surprise, -log probability, is close to the entropy of its row. Tokens as typical as
+    the last one kept are kept too.
+    """
+    logprobs = logits.log_softmax(dim=-1)
+    probabilities = logprobs.exp()
+    entropy = -(logprobs * probabilities).nansum(dim=-1, keepdim=True)
+    strangeness, order = (-logprobs - entropy).abs().sort(dim=-1, stable=True)
+    before = probabilities.gather(1, order).cumsum(dim=-1)
+    last = (before < p[:, None]).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    threshold = torch.where(p[:, None] < 1, strangeness.gather(1, last), float("inf"))
+    return logits.masked_fill((-logprobs - entropy).abs() > threshold, NEVER)
 
 
 def noise_keys(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.uint64]:
