@@ -1,0 +1,108 @@
+// Linear layers y = x·Wᵀ: packed weights, prepared activations, and the product, for every number format.
+//
+//     Linear w = linear_new(Format::int8, rows, columns, /*gated=*/false);       // allocates, packs nothing
+//     for each panel in parallel:  linear_pack(w, sources, count, panel);        // quantises and lays out 32 rows
+//     avx512::prepare(w, x, prepared);                                           // one row of float32 -> its format
+//     avx512::multiply(w, prepared, {0, tokens}, {0, w.panels}, y, stride, Epilogue::store);
+//
+// Nothing here starts a thread: callers cut panels (decoding) or tokens (prefill) between theirs. An output depends on
+// its own row of x and its own row of W alone, bit for bit: not on the other rows, nor on how the work is cut.
+//
+// `prepare` and `multiply` exist once per instruction set, in the namespaces avx2 and avx512, with the same layouts.
+// A file compiled for one of them finds the right ones in the namespace LIUYI_ISA (simd.h).
+//
+// Formats, and what a row of x becomes (`prepared_bytes` each, 64-byte aligned, from `prepare`):
+//   f32    float32 weights                                    x stays float32
+//   bf16   bfloat16 weights                                   x stays float32, or bfloat16 where vdpbf16ps is faster
+//   int8   −127..127, one bfloat16 scale per `group` columns  x in int8, a float32 scale per `group` columns
+//   int4   0..15, a bfloat16 scale and minimum per 32 columns x in int8, a float32 scale per 32 columns
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace liuyi {
+
+enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+
+// What to do with a product: write it, add it to what is there, or (gated) write silu(gate)·up, half as wide.
+enum class Epilogue : int { store = 0, add = 1, swiglu = 2 };
+
+// Rows of W that lie together in memory.
+constexpr int kPanel = 32;
+
+// Half-open range of tokens or panels.
+struct Range {
+    int begin, end;
+};
+
+// A packed matrix. Panels of 32 rows lie one after the other, each one stream of bytes in the order it is read in:
+//   f32   [depth][32]            bf16  [depth/2][32][2]
+//   int8  for each group: [group/4][32][4] weights + 128, then [32] bfloat16 scales
+//   int4  for each group: [4][32][4] bytes (low half: column 8i+j, high half: column 8i+4+j), then [32] bfloat16
+//         scales, then [32] bfloat16 minima: weight = scale·q + minimum
+// A gated matrix holds gate (rows 0..rows/2) and up (the rest) interleaved by 16, so that one panel has both.
+struct Linear {
+    Format format;
+    int rows, columns;
+    int group;            // columns that share a scale; 0 for float formats
+    int depth;            // columns, rounded up to whole groups (2 for bf16); what is beyond is zero
+    int panels;
+    bool gated;
+    size_t panel_bytes;
+    size_t prepared_bytes;  // of one row of x
+    uint8_t* weights;     // panels · panel_bytes, in huge pages where the system has them
+    float* bias;          // [panels · 32] in the order of the panels, or null
+};
+
+// One of the matrices that are stacked, top to bottom, into a Linear, row-major [rows, columns].
+//   f32, bf16          values: float / bfloat16 bits; any format can be made of them
+//   int8               values: int8, scales: bfloat16 bits [rows, ceil(columns/group)]; only for Format::int8
+//   int4               values: two to a byte, [rows, ceil(columns/2)], column 2i in the low half; scales and minima as
+//                      above with groups of 32; only for Format::int4
+struct Source {
+    Format format;
+    int rows;
+    const void* values;
+    const uint16_t* scales;
+    const uint16_t* minima;
+    const float* bias;    // [rows] or null
+};
+
+// Columns that share a scale in a fresh Linear of the format.
+int linear_group(Format format);
+
+// An unfilled matrix; throws std::bad_alloc. `gated`: rows is gate's plus up's, which are equal.
+Linear linear_new(Format format, int rows, int columns, bool gated);
+void linear_free(Linear& linear);
+
+// Fill one panel from the sources, whose rows add up to linear.rows. Panels may be filled at the same time.
+void linear_pack(const Linear& linear, const Source* sources, int count, int panel);
+
+// The row of W that stands at `row` 0..31 of a panel, or -1 for padding.
+int linear_row(const Linear& linear, int panel, int row);
+
+// The weights of W's row `row` as the kernels see them, into out[columns] (embedding look-up of a tied head, tests).
+void linear_unpack(const Linear& linear, int row, float* out);
+
+#define LIUYI_LINEAR_FUNCTIONS                                                                                     \
+    /* x [columns] float32 -> out, w.prepared_bytes, 64-byte aligned. Linears of the same format and columns share \
+       prepared rows. */                                                                                           \
+    void prepare(const Linear& w, const float* x, void* out);                                                      \
+    /* y[t] for tokens t in `tokens` and the rows of `panels`: `prepared` is the row of token 0, rows lie          \
+       w.prepared_bytes apart; y is the row of token 0, rows `stride` floats apart; nothing is written beyond      \
+       rows. In a gated matrix `store` and `add` put gate at 0..rows/2 and up behind it; `swiglu` writes           \
+       rows/2. */                                                                                                  \
+    void multiply(const Linear& w, const void* prepared, Range tokens, Range panels, float* y, size_t stride,      \
+                  Epilogue epilogue);                                                                              \
+    /* out[i] = silu(gate[i])·up[i], the same bits as Epilogue::swiglu. */                                         \
+    void swiglu(const float* gate, const float* up, int count, float* out);
+
+namespace avx2 {
+LIUYI_LINEAR_FUNCTIONS
+}
+namespace avx512 {
+LIUYI_LINEAR_FUNCTIONS
+}
+
+}  // namespace liuyi

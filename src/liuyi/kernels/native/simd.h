@@ -1,0 +1,213 @@
+// One vector vocabulary for the kernels, as wide as the instruction set a file is compiled for.
+//
+// A file compiled with -mavx512f (and bw, vl, dq, vnni, bf16) sees 16 floats a vector in namespace avx512, one compiled
+// with -mavx2 -mfma sees 8 in namespace avx2. Kernels are written once, inside `namespace liuyi { namespace LIUYI_ISA`,
+// against the names below. Loads and stores need no alignment.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define LIUYI_ISA avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LIUYI_ISA avx2
+#else
+#error "kernels are compiled for AVX512 (f, bw, vl, dq, vnni, bf16) or AVX2 with FMA"
+#endif
+
+#define LIUYI_INLINE inline __attribute__((always_inline))
+
+namespace liuyi {
+namespace LIUYI_ISA {
+
+#if defined(__AVX512F__)
+
+constexpr int kWidth = 16;
+using Floats = __m512;
+using Ints = __m512i;
+
+LIUYI_INLINE Floats load(const float* p) { return _mm512_loadu_ps(p); }
+LIUYI_INLINE Ints load(const void* p) { return _mm512_loadu_si512(p); }
+LIUYI_INLINE void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+LIUYI_INLINE Floats zero() { return _mm512_setzero_ps(); }
+LIUYI_INLINE Floats all(float x) { return _mm512_set1_ps(x); }
+LIUYI_INLINE Ints all(int32_t x) { return _mm512_set1_epi32(x); }
+LIUYI_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+LIUYI_INLINE Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+LIUYI_INLINE Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+LIUYI_INLINE Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+LIUYI_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+LIUYI_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+LIUYI_INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+LIUYI_INLINE Floats abs(Floats a) { return _mm512_abs_ps(a); }
+LIUYI_INLINE Floats nearest(Floats a) { return _mm512_roundscale_ps(a, 0); }
+LIUYI_INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+LIUYI_INLINE Ints to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
+LIUYI_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+// 2^n for whole n in −126..127.
+LIUYI_INLINE Floats power_of_two(Floats n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+// The low 8 bits of each of the 16 numbers, saturated.
+LIUYI_INLINE void store_bytes(int8_t* p, Ints v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v)); }
+LIUYI_INLINE Floats load_bytes(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+LIUYI_INLINE Floats load_bf16(const uint16_t* p) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+// The first or second of each pair of bfloat16 numbers.
+LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+LIUYI_INLINE Floats second_bf16(Ints pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+// The first n of a vector, the rest zero; n in 0..kWidth.
+LIUYI_INLINE Floats load_first(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+LIUYI_INLINE void store_first(float* p, Floats v, int n) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+}
+
+LIUYI_INLINE __m256 lower_half(Floats v) { return _mm512_castps512_ps256(v); }
+LIUYI_INLINE __m256 upper_half(Floats v) { return _mm512_extractf32x8_ps(v, 1); }
+LIUYI_INLINE __m256i lower_half(Ints v) { return _mm512_castsi512_si256(v); }
+LIUYI_INLINE __m256i upper_half(Ints v) { return _mm512_extracti32x8_epi32(v, 1); }
+
+// c + Σ of four products of unsigned by signed bytes, in each of the 32-bit lanes. Written as assembly because gcc 12
+// copies and spills the accumulators of the intrinsic.
+LIUYI_INLINE Ints dot_bytes(Ints c, Ints unsigned_bytes, Ints signed_bytes) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(unsigned_bytes), "v"(signed_bytes));
+    return c;
+}
+
+#else
+
+constexpr int kWidth = 8;
+using Floats = __m256;
+using Ints = __m256i;
+
+LIUYI_INLINE Floats load(const float* p) { return _mm256_loadu_ps(p); }
+LIUYI_INLINE Ints load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+LIUYI_INLINE void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+LIUYI_INLINE Floats zero() { return _mm256_setzero_ps(); }
+LIUYI_INLINE Floats all(float x) { return _mm256_set1_ps(x); }
+LIUYI_INLINE Ints all(int32_t x) { return _mm256_set1_epi32(x); }
+LIUYI_INLINE Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+LIUYI_INLINE Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+LIUYI_INLINE Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+LIUYI_INLINE Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+LIUYI_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+LIUYI_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+LIUYI_INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+LIUYI_INLINE Floats abs(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+LIUYI_INLINE Floats nearest(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+LIUYI_INLINE Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
+LIUYI_INLINE Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
+LIUYI_INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+LIUYI_INLINE Floats power_of_two(Floats n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+LIUYI_INLINE void store_bytes(int8_t* p, Ints v) {
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+LIUYI_INLINE Floats load_bytes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+LIUYI_INLINE Floats load_bf16(const uint16_t* p) {
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+}
+LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+LIUYI_INLINE Floats second_bf16(Ints pairs) {
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+LIUYI_INLINE __m256i first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+LIUYI_INLINE Floats load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+LIUYI_INLINE void store_first(float* p, Floats v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+
+// Without VNNI: |signed| ≤ 127 keeps the sums of pairs within 16 bits once the sign has moved to the other factor.
+LIUYI_INLINE Ints dot_bytes(Ints c, Ints unsigned_bytes, Ints signed_bytes) {
+    const Ints pairs_low = _mm256_maddubs_epi16(_mm256_and_si256(unsigned_bytes, _mm256_set1_epi8(127)), signed_bytes);
+    const Ints top = _mm256_and_si256(_mm256_srli_epi16(unsigned_bytes, 7), _mm256_set1_epi8(1));
+    const Ints pairs_top = _mm256_maddubs_epi16(top, signed_bytes);
+    const Ints ones = _mm256_set1_epi16(1), weight = _mm256_set1_epi16(128);
+    return _mm256_add_epi32(c, _mm256_add_epi32(_mm256_madd_epi16(pairs_low, ones), _mm256_madd_epi16(pairs_top, weight)));
+}
+
+#endif
+
+// ---- made of the above, the same arithmetic in both ----
+
+// Sums in a fixed tree: lane i with lane i+8 (16 lanes only), then i+4, i+2, i+1.
+LIUYI_INLINE float sum(__m256 v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+LIUYI_INLINE float largest(__m256 v) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+LIUYI_INLINE int32_t sum(__m256i v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+#if defined(__AVX512F__)
+LIUYI_INLINE float sum(Floats v) { return sum(_mm256_add_ps(lower_half(v), upper_half(v))); }
+LIUYI_INLINE float largest(Floats v) { return largest(_mm256_max_ps(lower_half(v), upper_half(v))); }
+LIUYI_INLINE int32_t sum(Ints v) { return sum(_mm256_add_epi32(lower_half(v), upper_half(v))); }
+#endif
+
+// e^x to 2 units in the last place; 0 below −87, and no more than e^88.
+LIUYI_INLINE Floats exp(Floats x) {
+    x = min(max(x, all(-87.3f)), all(88.0f));
+    const Floats n = nearest(mul(x, all(1.44269504f)));
+    const Floats r = fma(n, all(1.42860677e-6f), fma(n, all(-0.693145752f), x));  // x − n·ln 2, in two parts
+    Floats p = all(1.9875691500e-4f);  // Cephes' expf
+    p = fma(p, r, all(1.3981999507e-3f));
+    p = fma(p, r, all(8.3334519073e-3f));
+    p = fma(p, r, all(4.1665795894e-2f));
+    p = fma(p, r, all(1.6666665459e-1f));
+    p = fma(p, r, all(5.0000001201e-1f));
+    p = fma(mul(p, r), r, add(r, all(1.0f)));
+    return mul(p, power_of_two(n));
+}
+
+LIUYI_INLINE Floats silu(Floats x) { return div(x, add(all(1.0f), exp(sub(zero(), x)))); }
+
+// The same four bytes in every lane.
+LIUYI_INLINE Ints all_bytes(const void* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return all(four);
+}
+
+// Nearest bfloat16, ties to even; numbers only (no NaN).
+LIUYI_INLINE uint16_t to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+LIUYI_INLINE float from_bf16(uint16_t x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+}  // namespace LIUYI_ISA
+}  // namespace liuyi
