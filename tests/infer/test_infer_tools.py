@@ -125,7 +125,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     calls=st.lists(st.tuples(st.sampled_from(sorted(NAMES)), st.dictionaries(st.text(max_size=4), values)), min_size=1),
     before=st.sampled_from(["", "I call: ", "x\n"]),

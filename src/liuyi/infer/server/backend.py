@@ -26,9 +26,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from liuyi.infer.request import FinishReason, Grammar
+from liuyi.infer.tools.calls import Function
+
+
+AnswerReason = FinishReason | Literal["tool_calls"]
+"""`tool_calls`: the model has called functions, and waits for their results."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,14 @@ class Options:
 
     n: int = 1
     """Answers to give to the one prompt."""
+    best_of: int = 1
+    """Answers to generate, of which the `n` with the highest mean log-probability are given; `n` if it is smaller."""
     max_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -59,16 +67,35 @@ class Options:
     seed: int | None = None
     """Answer `i` of several uses `seed + i`."""
     stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    priority: int = 0
     grammar: Grammar | None = None
     logprobs: bool = False
     top_logprobs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """Functions that the model may call, and whether it must."""
+
+    functions: Sequence[Function]
+    choice: Literal["auto", "required"] | str = "auto"
+    """`auto` leaves it to the model, `required` asks for a call; else the one function that it has to call, as
+    `function:NAME`."""
+    parallel: bool = True
+    """Several calls in one answer are welcome."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """A conversation to continue: OpenAI messages whose content is text."""
+    """A conversation to continue: OpenAI messages whose content is text.
+
+    The arguments of `tool_calls` in it are objects, as chat templates want them; text where they are no JSON object.
+    """
 
     messages: Sequence[Mapping[str, Any]]
+    tools: ToolUse | None = None
     options: Options = field(default_factory=Options)
 
 
@@ -77,16 +104,32 @@ class TextRequest:
     """Prompts to continue as they are, each a text or token ids."""
 
     prompts: Sequence[str | Sequence[int]]
+    echo: bool = False
+    """The answers begin with the prompt; with its log-probabilities too, if they are asked for."""
     options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One generated token with its log-probability, and the most probable tokens at its place."""
+    """One token with its log-probability, and the most probable tokens at its place."""
 
     bytes: bytes
-    logprob: float
+    logprob: float | None
+    """None for the first token of a prompt, which nothing stands before."""
     top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """A further piece of a tool call."""
+
+    index: int
+    """Number of the call in its answer."""
+    id: str | None = None
+    """Set, as `name` is, in the first piece of a call."""
+    name: str | None = None
+    arguments: str = ""
+    """JSON, as the model wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +141,8 @@ class Delta:
     text: str = ""
     tokens: tuple[TokenLogprob, ...] = ()
     """The new tokens, when log-probabilities were asked for."""
-    finish_reason: FinishReason | None = None
+    calls: tuple[CallDelta, ...] = ()
+    finish_reason: AnswerReason | None = None
     """Set on the last delta of each answer, as are the fields below."""
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from liuyi.infer.request import FinishReason
-from liuyi.infer.server.backend import BackendInfo, Delta, TokenLogprob
+from liuyi.infer.server.backend import AnswerReason, BackendInfo, Delta, TokenLogprob
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Answering:
     """Answers to each prompt."""
     tokens: dict[int, int] = field(default_factory=dict)
     prompt_tokens: dict[int, int] = field(default_factory=dict)
-    finish_reasons: dict[int, FinishReason] = field(default_factory=dict)
+    finish_reasons: dict[int, AnswerReason] = field(default_factory=dict)
     details: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def see(self, delta: Delta) -> None:

@@ -14,7 +14,7 @@ from liuyi.infer.tools.reader import NoCall, Reading, ToolReader
 _INTRODUCTION = """\
 You may call these functions, given as JSON Schema, one a line:
 {functions}
-To call one, answer with nothing but {{"name": "its name", "arguments": {{its arguments}}}}; several calls are one a line.
+To call one, answer with nothing but {{"name": "its name", "arguments": {{its arguments}}}}, one call a line.
 Otherwise answer in words."""
 
 
