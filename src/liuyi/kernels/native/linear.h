@@ -1,7 +1,7 @@
 // Linear layers y = x·Wᵀ: packed weights, prepared activations, and the product, for every number format.
 //
-//     Linear w = linear_new(Format::int8, rows, columns, /*gated=*/false);       // allocates, packs nothing
-//     for each panel in parallel:  linear_pack(w, sources, count, panel);        // quantises and lays out 32 rows
+//     Linear w = linear_new(Format::int8, rows, columns, gated, bias);         // allocates, packs nothing
+//     for each panel in parallel:  linear_pack(w, sources, panel);               // quantises and lays out 32 rows
 //     avx512::prepare(w, x, prepared);                                           // one row of float32 -> its format
 //     avx512::multiply(w, prepared, {0, tokens}, {0, w.panels}, y, stride, Epilogue::store);
 //
@@ -20,6 +20,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include "buffer.h"
 
 namespace liuyi {
 
@@ -45,14 +47,15 @@ struct Range {
 struct Linear {
     Format format;
     int rows, columns;
-    int group;            // columns that share a scale; 0 for float formats
-    int depth;            // columns, rounded up to whole groups (2 for bf16); what is beyond is zero
+    int group;              // columns that share a scale; 0 for float formats
+    int depth;              // columns, rounded up to whole groups (2 for bf16); what is beyond is zero
     int panels;
     bool gated;
     size_t panel_bytes;
     size_t prepared_bytes;  // of one row of x
-    uint8_t* weights;     // panels · panel_bytes, in huge pages where the system has them
-    float* bias;          // [panels · 32] in the order of the panels, or null
+    bool rounds_x;          // bf16: x is rounded to bfloat16, for vdpbf16ps
+    Buffer weights;         // panels · panel_bytes
+    Buffer bias;            // float32 [panels · 32] in the order of the panels; empty without one
 };
 
 // One of the matrices that are stacked, top to bottom, into a Linear, row-major [rows, columns].
@@ -69,15 +72,15 @@ struct Source {
     const float* bias;    // [rows] or null
 };
 
-// Columns that share a scale in a fresh Linear of the format.
+// Columns that share a scale: 64 in int8, 32 in int4, 0 in the others.
 int linear_group(Format format);
 
 // An unfilled matrix; throws std::bad_alloc. `gated`: rows is gate's plus up's, which are equal.
-Linear linear_new(Format format, int rows, int columns, bool gated);
-void linear_free(Linear& linear);
+Linear linear_new(Format format, int rows, int columns, bool gated, bool bias);
 
-// Fill one panel from the sources, whose rows add up to linear.rows. Panels may be filled at the same time.
-void linear_pack(const Linear& linear, const Source* sources, int count, int panel);
+// Fill one panel, and its part of the bias, from the sources, whose rows add up to linear.rows. Panels may be filled at
+// the same time. Throws std::bad_alloc.
+void linear_pack(const Linear& linear, const Source* sources, int panel);
 
 // The row of W that stands at `row` 0..31 of a panel, or -1 for padding.
 int linear_row(const Linear& linear, int panel, int row);
