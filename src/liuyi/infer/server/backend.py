@@ -31,7 +31,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from liuyi.infer.request import FinishReason, Grammar
 from liuyi.infer.tools.calls import Function
 
-
 AnswerReason = FinishReason | Literal["tool_calls"]
 """`tool_calls`: the model has called functions, and waits for their results."""
 
@@ -80,9 +79,10 @@ class ToolUse:
     """Functions that the model may call, and whether it must."""
 
     functions: Sequence[Function]
-    choice: Literal["auto", "required"] | str = "auto"
-    """`auto` leaves it to the model, `required` asks for a call; else the one function that it has to call, as
-    `function:NAME`."""
+    required: bool = False
+    """The answer has to be a call; otherwise that is left to the model."""
+    only: str | None = None
+    """The one function that the answer has to call, and nothing else."""
     parallel: bool = True
     """Several calls in one answer are welcome."""
 
