@@ -65,7 +65,7 @@ class Matcher:
     @property
     def problem(self) -> str:
         """Why the grammar cannot be followed any further, such as a limit that it broke; empty while it can."""
-        return _in_short(self.state.get_error()) if self.state.is_error() else ""
+        return describe_problem(self.state.get_error()) if self.state.is_error() else ""
 
 
 class GrammarCompiler:
@@ -114,7 +114,7 @@ class GrammarCompiler:
         if problem:
             kind = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}[grammar.kind]
             raise RequestError(
-                f"invalid or unsupported {kind}: {_in_short(problem)}",
+                f"invalid or unsupported {kind}: {describe_problem(problem)}",
                 param="response_format",
                 code="invalid_json_schema" if grammar.kind == "json_schema" else "invalid_grammar",
             )
@@ -134,5 +134,6 @@ def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> NDArray[np.int32
     return bits
 
 
-def _in_short(problem: str) -> str:
+def describe_problem(problem: str) -> str:
+    """What llguidance says is wrong, in one line."""
     return " ".join(problem.partition("<state>")[0].split())[:300]

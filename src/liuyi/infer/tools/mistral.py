@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from liuyi.infer.tools.reader import Call, NoCall, Reading, ToolReader
 
-TAG = "[TOOL_CALLS]"
+TAG, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 
 
 class MistralReader(ToolReader):
@@ -38,7 +38,7 @@ class MistralReader(ToolReader):
         name = self._held[-1]
         while _in_name(name[-1]):
             name += yield from self._char()
-        if name[-1] == "[" and (yield from self._tag()) == "[CALL_ID]":
+        if name[-1] == "[" and (yield from self._tag()) == CALL_ID:
             while (yield from self._char()) != "[":
                 pass
             yield from self._tag()
@@ -53,9 +53,9 @@ class MistralReader(ToolReader):
     def _tag(self) -> Reading[str]:
         """The tag whose bracket has been read, `[CALL_ID]` or `[ARGS]`. Raises NoCall if it is none of them."""
         tag = "["
-        while tag not in ("[CALL_ID]", "[ARGS]"):
+        while tag not in (CALL_ID, ARGS):
             tag += yield from self._char()
-            if not ("[CALL_ID]".startswith(tag) or "[ARGS]".startswith(tag)):
+            if not (CALL_ID.startswith(tag) or ARGS.startswith(tag)):
                 raise NoCall
         return tag
 

@@ -1,0 +1,106 @@
+"""A grammar of answers with tool calls: whatever calls there are name a function on offer and fit its schema.
+
+Where the model is free to call or not, text stays free until a call begins; from there the grammar holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import llguidance
+
+from liuyi.infer.errors import RequestError
+from liuyi.infer.grammar import describe_problem
+from liuyi.infer.request import Grammar
+from liuyi.infer.tools.calls import Function
+from liuyi.infer.tools.formats import ToolFormat
+from liuyi.infer.tools.shape import lark_text
+
+# As `json.dumps` writes, and so as templates show calls to the model in training.
+_SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_COMPACT = {"whitespace_flexible": False}
+
+
+def tool_grammar(
+    form: ToolFormat,
+    functions: Sequence[Function],
+    special: Mapping[str, int],
+    *,
+    required: bool,
+    parallel: bool,
+    content: Grammar | None = None,
+) -> Grammar:
+    """A grammar for an answer that may, or if `required` must, be calls of these functions.
+
+    `special` are the tokenizer's special tokens by name. `content` is what an answer without calls has to match.
+    Raises RequestError if a schema is invalid, or cannot be enforced though the function is strict, or if `content`
+    cannot be told from a call.
+    """
+    names = [function.name for function in functions]
+    rules = form.shape.calls(names, special, parallel=parallel and form.parallel)
+    for number, function in enumerate(functions):
+        rules.append(f"arguments_{number}: %json {_enforceable(number, function)}")
+    tag = form.shape.tag
+    if required:
+        start = [f"start: {lark_text(tag, special)} calls"]
+    elif content is not None:
+        start = [f"start: content | {lark_text(tag, special)} calls", f"content: {_content(content, tag)}"]
+    elif not tag:
+        begins = rf'\s*\{{\s*"name"\s*:\s*"({"|".join(names)})"'
+        start = ["start: calls | TEXT", f"TEXT: /(?s:.*)/ & ~/{begins}(?s:.*)/"]
+    elif tag in special:
+        start = [f"start: TEXT ({lark_text(tag, special)} calls)?", "TEXT: /(?s:.*)/"]
+    else:
+        until = f"/(?s:.*)/ {json.dumps(tag)}"
+        start = [
+            "start: before calls | TEXT",
+            f"before[lazy]: {until}",
+            f"TEXT: /(?s:.*)/ & ~(/(?s:.*)/ {json.dumps(tag)} /(?s:.*)/)",
+        ]
+    return Grammar("lark", "\n".join([*start, *rules]))
+
+
+def _enforceable(number: int, function: Function) -> str:
+    schema: dict[str, Any] = {"x-guidance": _SPACED, "type": "object"} | dict(function.parameters)
+    try:
+        text = json.dumps(schema, ensure_ascii=False)
+        problem = _problem(text)
+    except RecursionError:
+        problem = "they are nested too deeply"
+    if not problem:
+        return text
+    if function.strict:
+        raise RequestError(
+            f"the parameters of '{function.name}' are no schema that can be enforced: {problem}",
+            param=f"tools.{number}.function.parameters",
+            code="invalid_json_schema",
+        )
+    return json.dumps({"type": "object", "x-guidance": _SPACED})
+
+
+@lru_cache(maxsize=256)
+def _problem(schema: str) -> str:
+    """What is wrong with a JSON Schema, or not supported; empty if nothing is."""
+    try:
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
+        return describe_problem(llguidance.LLMatcher.validate_grammar(grammar))
+    except ValueError as error:
+        return describe_problem(str(error))
+
+
+def _content(content: Grammar, tag: str) -> str:
+    if not tag:
+        raise RequestError(
+            "with this model, whose calls are bare JSON, response_format and tools that it may or may not call do not "
+            "go together",
+            param="response_format",
+            hint="tool_choice 'required' or 'none', or no response_format",
+        )
+    if content.kind == "lark":
+        raise RequestError("a Lark grammar and tools do not go together", param="response_format")
+    if content.kind == "regex":
+        return "/" + content.text.replace("/", r"\/") + "/"
+    return "%json " + json.dumps({"x-guidance": _COMPACT} | json.loads(content.text), ensure_ascii=False)
