@@ -253,12 +253,16 @@ Linear linear_new(Format format, int rows, int columns, bool gated, bool bias) {
     w.depth = round_up(columns, w.group ? w.group : format == Format::bf16 ? 2 : 1);
     w.panels = gated ? round_up(rows / 2, kHalf) / kHalf : round_up(rows, kPanel) / kPanel;
     w.gated = gated;
-    w.rounds_x = format == Format::bf16 && bf16_products_pay();
     w.panel_bytes = bytes_of_panel(w);
-    w.prepared_bytes = round_up(bytes_of_prepared(w), size_t{64});
+    linear_round_x(w, bf16_products_pay());
     w.weights = Buffer(w.panel_bytes * w.panels);
     if (bias) w.bias = Buffer(sizeof(float) * kPanel * w.panels);
     return w;
+}
+
+void linear_round_x(Linear& w, bool rounds_x) {
+    w.rounds_x = rounds_x && w.format == Format::bf16;
+    w.prepared_bytes = round_up(bytes_of_prepared(w), size_t{64});
 }
 
 int linear_row(const Linear& w, int panel, int row) {

@@ -78,6 +78,9 @@ int linear_group(Format format);
 // An unfilled matrix; throws std::bad_alloc. `gated`: rows is gate's plus up's, which are equal.
 Linear linear_new(Format format, int rows, int columns, bool gated, bool bias);
 
+// Choose whether x is rounded to bfloat16 for vdpbf16ps (format bf16); a fresh matrix has what is fast on this processor.
+void linear_round_x(Linear& linear, bool rounds_x);
+
 // Fill one panel, and its part of the bias, from the sources, whose rows add up to linear.rows. Panels may be filled at
 // the same time. Throws std::bad_alloc.
 void linear_pack(const Linear& linear, const Source* sources, int panel);

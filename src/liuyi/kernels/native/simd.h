@@ -30,7 +30,8 @@ using Floats = __m512;
 using Ints = __m512i;
 
 LIUYI_INLINE Floats load(const float* p) { return _mm512_loadu_ps(p); }
-LIUYI_INLINE Ints load(const void* p) { return _mm512_loadu_si512(p); }
+LIUYI_INLINE Floats load_floats(const void* p) { return _mm512_loadu_ps(static_cast<const float*>(p)); }
+LIUYI_INLINE Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
 LIUYI_INLINE void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 LIUYI_INLINE Floats zero() { return _mm512_setzero_ps(); }
 LIUYI_INLINE Floats all(float x) { return _mm512_set1_ps(x); }
@@ -47,6 +48,11 @@ LIUYI_INLINE Floats nearest(Floats a) { return _mm512_roundscale_ps(a, 0); }
 LIUYI_INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 LIUYI_INLINE Ints to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
 LIUYI_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+LIUYI_INLINE Ints bits_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+template <int bits>
+LIUYI_INLINE Ints shift_right(Ints a) {
+    return _mm512_srli_epi32(a, bits);
+}
 // 2^n for whole n in −126..127.
 LIUYI_INLINE Floats power_of_two(Floats n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
@@ -57,9 +63,9 @@ LIUYI_INLINE Floats load_bytes(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
-LIUYI_INLINE Floats load_bf16(const uint16_t* p) {
+LIUYI_INLINE Floats load_bf16(const void* p) {
     return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16));
 }
 // The first or second of each pair of bfloat16 numbers.
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
@@ -80,13 +86,6 @@ LIUYI_INLINE __m256 upper_half(Floats v) { return _mm512_extractf32x8_ps(v, 1); 
 LIUYI_INLINE __m256i lower_half(Ints v) { return _mm512_castsi512_si256(v); }
 LIUYI_INLINE __m256i upper_half(Ints v) { return _mm512_extracti32x8_epi32(v, 1); }
 
-// c + Σ of four products of unsigned by signed bytes, in each of the 32-bit lanes. Written as assembly because gcc 12
-// copies and spills the accumulators of the intrinsic.
-LIUYI_INLINE Ints dot_bytes(Ints c, Ints unsigned_bytes, Ints signed_bytes) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(unsigned_bytes), "v"(signed_bytes));
-    return c;
-}
-
 #else
 
 constexpr int kWidth = 8;
@@ -94,7 +93,8 @@ using Floats = __m256;
 using Ints = __m256i;
 
 LIUYI_INLINE Floats load(const float* p) { return _mm256_loadu_ps(p); }
-LIUYI_INLINE Ints load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+LIUYI_INLINE Floats load_floats(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
+LIUYI_INLINE Ints load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 LIUYI_INLINE void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 LIUYI_INLINE Floats zero() { return _mm256_setzero_ps(); }
 LIUYI_INLINE Floats all(float x) { return _mm256_set1_ps(x); }
@@ -111,6 +111,11 @@ LIUYI_INLINE Floats nearest(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_
 LIUYI_INLINE Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
 LIUYI_INLINE Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
 LIUYI_INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+LIUYI_INLINE Ints bits_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
+template <int bits>
+LIUYI_INLINE Ints shift_right(Ints a) {
+    return _mm256_srli_epi32(a, bits);
+}
 LIUYI_INLINE Floats power_of_two(Floats n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
@@ -122,9 +127,9 @@ LIUYI_INLINE Floats load_bytes(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
-LIUYI_INLINE Floats load_bf16(const uint16_t* p) {
+LIUYI_INLINE Floats load_bf16(const void* p) {
     return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))), 16));
 }
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 LIUYI_INLINE Floats second_bf16(Ints pairs) {
@@ -136,15 +141,6 @@ LIUYI_INLINE __m256i first_lanes(int n) {
 }
 LIUYI_INLINE Floats load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 LIUYI_INLINE void store_first(float* p, Floats v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
-
-// Without VNNI: |signed| ≤ 127 keeps the sums of pairs within 16 bits once the sign has moved to the other factor.
-LIUYI_INLINE Ints dot_bytes(Ints c, Ints unsigned_bytes, Ints signed_bytes) {
-    const Ints pairs_low = _mm256_maddubs_epi16(_mm256_and_si256(unsigned_bytes, _mm256_set1_epi8(127)), signed_bytes);
-    const Ints top = _mm256_and_si256(_mm256_srli_epi16(unsigned_bytes, 7), _mm256_set1_epi8(1));
-    const Ints pairs_top = _mm256_maddubs_epi16(top, signed_bytes);
-    const Ints ones = _mm256_set1_epi16(1), weight = _mm256_set1_epi16(128);
-    return _mm256_add_epi32(c, _mm256_add_epi32(_mm256_madd_epi16(pairs_low, ones), _mm256_madd_epi16(pairs_top, weight)));
-}
 
 #endif
 
@@ -176,7 +172,7 @@ LIUYI_INLINE int32_t sum(Ints v) { return sum(_mm256_add_epi32(lower_half(v), up
 LIUYI_INLINE Floats exp(Floats x) {
     x = min(max(x, all(-87.3f)), all(88.0f));
     const Floats n = nearest(mul(x, all(1.44269504f)));
-    const Floats r = fma(n, all(1.42860677e-6f), fma(n, all(-0.693145752f), x));  // x − n·ln 2, in two parts
+    const Floats r = fma(n, all(-1.42860677e-6f), fma(n, all(-0.693145752f), x));  // x − n·ln 2, in two parts
     Floats p = all(1.9875691500e-4f);  // Cephes' expf
     p = fma(p, r, all(1.3981999507e-3f));
     p = fma(p, r, all(8.3334519073e-3f));
@@ -190,10 +186,15 @@ LIUYI_INLINE Floats exp(Floats x) {
 LIUYI_INLINE Floats silu(Floats x) { return div(x, add(all(1.0f), exp(sub(zero(), x)))); }
 
 // The same four bytes in every lane.
-LIUYI_INLINE Ints all_bytes(const void* p) {
+LIUYI_INLINE Ints all_ints(const void* p) {
     int32_t four;
     std::memcpy(&four, p, 4);
     return all(four);
+}
+LIUYI_INLINE Floats all_floats(const void* p) {
+    float one;
+    std::memcpy(&one, p, 4);
+    return all(one);
 }
 
 // Nearest bfloat16, ties to even; numbers only (no NaN).

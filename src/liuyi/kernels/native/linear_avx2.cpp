@@ -1,0 +1,2 @@
+// Linear layers with AVX2 and FMA.
+#include "linear_multiply.h"

@@ -1,0 +1,74 @@
+// Turning a row of x into what the kernels of a format read. Included once per instruction set.
+//   float32   [depth]
+//   bfloat16  [depth]
+//   int8      [depth] numbers, then a float32 scale for each group, then an int32 for each group: what its integer sum
+//             starts from, because the weights are stored with 128 added (kInt8Start in linear_int8.h)
+//   int4      [depth] numbers, then a float32 scale for each group, then for each group the sum of its scaled numbers,
+//             which the weights' minimum is multiplied with
+#pragma once
+
+#include "linear.h"
+#include "linear_dot.h"
+#include "simd.h"
+
+namespace liuyi {
+namespace LIUYI_ISA {
+
+// columns first..first+kWidth of x, with zeros beyond `columns`.
+LIUYI_INLINE Floats load_columns(const float* x, int first, int columns) {
+    const int left = columns - first;
+    if (left >= kWidth) return load(x + first);
+    return left > 0 ? load_first(x + first, left) : zero();
+}
+
+LIUYI_INLINE void prepare_f32(const Linear& w, const float* x, float* out) {
+    int k = 0;
+    for (; k + kWidth <= w.columns; k += kWidth) store(out + k, load(x + k));
+    if (k < w.depth) store_first(out + k, load_columns(x, k, w.columns), w.depth - k);
+}
+
+LIUYI_INLINE void prepare_bf16(const Linear& w, const float* x, uint16_t* out) {
+    for (int k = 0; k < w.columns; ++k) out[k] = to_bf16(x[k]);
+    for (int k = w.columns; k < w.depth; ++k) out[k] = 0;
+}
+
+// One group to int8: returns its scale, the largest magnitude / 127, and the sum of the numbers.
+LIUYI_INLINE float quantize_group(const float* x, int first, int columns, int group, int8_t* out, int32_t& total) {
+    Floats peak = zero();
+    for (int k = 0; k < group; k += kWidth) peak = max(peak, abs(load_columns(x, first + k, columns)));
+    const float highest = largest(peak);
+    const Floats inverse = all(highest > 1e-30f ? 127.0f / highest : 0.0f);
+    Ints sums = all(0);
+    for (int k = 0; k < group; k += kWidth) {
+        const Ints numbers = to_ints(mul(load_columns(x, first + k, columns), inverse));
+        store_bytes(out + first + k, numbers);
+        sums = add(sums, numbers);
+    }
+    total = sum(sums);
+    return highest / 127.0f;
+}
+
+LIUYI_INLINE void prepare_int(const Linear& w, const float* x, uint8_t* out) {
+    const int groups = w.depth / w.group;
+    float* scales = reinterpret_cast<float*>(out + w.depth);
+    for (int g = 0; g < groups; ++g) {
+        int32_t total;
+        scales[g] = quantize_group(x, g * w.group, w.columns, w.group, reinterpret_cast<int8_t*>(out), total);
+        const float scaled = scales[g] * static_cast<float>(total);
+        const int32_t start = kWeightOffset * total;
+        std::memcpy(scales + groups + g, w.format == Format::int8 ? static_cast<const void*>(&start) : &scaled, 4);
+    }
+}
+
+void prepare(const Linear& w, const float* x, void* out) {
+    switch (w.format) {
+        case Format::f32: return prepare_f32(w, x, static_cast<float*>(out));
+        case Format::bf16:
+            if (w.rounds_x) return prepare_bf16(w, x, static_cast<uint16_t*>(out));
+            return prepare_f32(w, x, static_cast<float*>(out));
+        default: return prepare_int(w, x, static_cast<uint8_t*>(out));
+    }
+}
+
+}  // namespace LIUYI_ISA
+}  // namespace liuyi
