@@ -15,7 +15,9 @@ from collections.abc import Callable
 
 import torch
 
-from liuyi.model.cache import SlotCache
+from liuyi.infer.blocks import blocks_for
+from liuyi.infer.runner import Batch, ids
+from liuyi.infer.torch_runner import TorchRunner
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
 
@@ -48,13 +50,22 @@ def main() -> None:
 def _our_step(slots: int, tokens: int) -> Callable[[], object]:
     model = Decoder(CONFIG)
     init_weights(model, seed=1)
-    cache = SlotCache(CONFIG, slots, 2 * tokens)
-    with torch.inference_mode():
-        turn = cache.extend(range(slots), [tokens] * slots)
-        model(torch.randint(CONFIG.vocab_size, (slots, tokens)), cache=turn)
-        turn.commit()
-    new = torch.randint(CONFIG.vocab_size, (slots, 1))
-    return lambda: model.logits(model(new, cache=cache.extend(range(slots), [1] * slots)))
+    per_slot = blocks_for(tokens + 1)
+    runner = TorchRunner(model, slots * per_slot)
+
+    def batch(length: int, count: int) -> Batch:
+        return Batch(
+            tokens=ids(torch.randint(CONFIG.vocab_size, (slots * count,)).numpy()),
+            counts=ids([count] * slots),
+            lengths=ids([length] * slots),
+            tables=ids(range(slots * per_slot)).reshape(slots, -1),
+            rows=ids(range(count - 1, slots * count, count)),
+            adapters=ids([-1] * slots),
+        )
+
+    runner.logits(batch(0, tokens))
+    new = batch(tokens, 1)
+    return lambda: runner.logits(new)
 
 
 def _their_step(slots: int, tokens: int) -> Callable[[], object]:

@@ -19,9 +19,10 @@ from liuyi.core.errors import ModelError
 from liuyi.core.home import Home
 from liuyi.core.machine import Machine
 from liuyi.evaluate.evaluation import Evaluation
-from liuyi.infer.bench import Bench, fractions, limits, weight_bytes
+from liuyi.infer.bench import Bench, fractions, limits
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
+from liuyi.infer.torch_runner import TorchRunner
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
@@ -77,7 +78,7 @@ class TestBench:
         bench.repeat()
         assert bench.figures().batch_tokens_per_s == 4.0
         # With fewer tokens than it takes to read all prompts there is no such time, and all of it counts.
-        bench = bench_of([[30] * 60], new_tokens=2, streams=4, prefill_tokens=8)
+        bench = bench_of([[30 + at] * 60 for at in range(4)], new_tokens=2, streams=4, prefill_tokens=8)
         bench.repeat()
         assert bench.figures().batch_tokens_per_s == 8 / 16
 
@@ -88,8 +89,9 @@ def test_weights_and_limits_follow_from_the_configuration() -> None:
         embedding = model.config.vocab_size * model.config.hidden_size
         # A tied embedding is read as the head; one that is not is only looked up.
         read = model.config.num_parameters - (0 if tied else embedding)
-        assert weight_bytes(model) == 4 * read
-        most = limits(model, MACHINE, streams=3)
+        runner = TorchRunner(model, blocks=1)
+        assert runner.weight_bytes == 4 * read
+        most = limits(runner, MACHINE, streams=3)
         assert most.decode_tokens_per_s == pytest.approx(1e8 / (4 * read))
         assert most.prefill_tokens_per_s == pytest.approx(1e9 / (2 * read))
         assert most.batch_tokens_per_s == pytest.approx(min(3e8 / (4 * read), 1e9 / (2 * read)))
@@ -99,9 +101,11 @@ def test_fractions_leave_out_what_was_not_measured(model: Decoder, tokenizer: To
     bench = Bench(Engine(model, tokenizer, max_slots=2), [[30]], new_tokens=2, streams=2, prefill_tokens=8)
     bench.repeat()
     unknown = MACHINE.model_copy(update={"gemm_flops": {}})
-    found = fractions(bench.figures(), limits(model, unknown, 2))
+    found = fractions(bench.figures(), limits(bench.engine.runner, unknown, 2))
     assert found.keys() == {"decode_tokens_per_s"}
-    assert found["decode_tokens_per_s"] == bench.figures().decode_tokens_per_s / (1e8 / weight_bytes(model))
+    assert found["decode_tokens_per_s"] == bench.figures().decode_tokens_per_s / (
+        1e8 / bench.engine.runner.weight_bytes
+    )
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import Matcher
 from liuyi.infer.request import Completion, Request
-from liuyi.infer.scheduler import Chunk
+from liuyi.infer.runner import Batch
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
@@ -263,13 +263,13 @@ class TestScheduling:
         engine.submit(Request(prompt_ids=[31] * 100, max_tokens=1))
         engine.submit(Request(prompt_ids=[32] * 50, max_tokens=1))
         read: list[int] = []
-        run = engine._runner.run
+        logits = engine.runner.logits
 
-        def counted(chunks: list[Chunk], wanted: list[int]) -> torch.Tensor:
-            read.append(sum(chunk.count for chunk in chunks if not chunk.sequence.is_generating))
-            return run(chunks, wanted)
+        def counted(batch: Batch) -> torch.Tensor:
+            read.append(len(batch.tokens) - 1)
+            return logits(batch)
 
-        monkeypatch.setattr(engine._runner, "run", counted)
+        monkeypatch.setattr(engine.runner, "logits", counted)
         spoke = [any(update.id == speaker for update in engine.step()) for _ in range(10)]
         assert all(spoke)
         assert max(read) == 16
@@ -402,13 +402,13 @@ def test_greedy_generation_is_that_of_transformers(
             assert list(answer.token_ids) == expected[0, len(prompt) :].tolist()
 
 
-def test_unused_slots_take_no_memory(tokenizer: Tokenizer) -> None:
+def test_blocks_that_were_never_used_take_no_memory(tokenizer: Tokenizer) -> None:
     import psutil
 
     model = tiny_model(max_position_embeddings=65_536, num_key_value_heads=4)
     before = psutil.Process().memory_info().rss
-    engine = Engine(model, tokenizer, max_slots=64)
+    engine = Engine(model, tokenizer, max_slots=8)
     assert engine.generate([Request(prompt_ids=[30], max_tokens=4)])
-    held = engine._runner.cache.size_bytes
-    assert held > 10**9
-    assert psutil.Process().memory_info().rss - before < held / 20
+    held = engine.runner.blocks * engine.runner.block_bytes
+    assert held > 10**8
+    assert psutil.Process().memory_info().rss - before < held / 4

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tiny_models import MODELS, hf_model, our_model, relative
 
 from liuyi.core.errors import ModelError
-from liuyi.model.cache import SlotCache
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.quantize import QuantLinear, int8_error, is_quantized, quantize_int8
@@ -84,20 +83,6 @@ def test_the_file_is_a_quarter(tmp_path: Path) -> None:
     dtypes = {name: tensor.dtype for name, tensor in load_file(tmp_path / "small/model.safetensors").items()}
     assert dtypes["lm_head.weight"] == dtypes["model.embed_tokens.weight"] == torch.int8
     assert dtypes["model.norm.weight"] == dtypes["lm_head.weight_scale"] == torch.float32
-
-
-def test_in_bfloat16_it_decodes_with_a_cache(tmp_path: Path) -> None:
-    model = our_model(hf_model("qwen3"))
-    save_model(tmp_path, quantize_int8(model))
-    small = load_model(tmp_path, torch.bfloat16)
-    cache = SlotCache(small.config, 2, 30, dtype=small.dtype)
-    with torch.inference_mode():
-        turn = cache.extend([0, 1], [29, 29])
-        small(TOKENS[:, :29], cache=turn)
-        turn.commit()
-        last = small.logits(small(TOKENS[:, 29:], cache=cache.extend([0, 1], [1, 1])))
-    assert last.dtype == torch.bfloat16
-    assert relative(last[:, 0].float(), _logits(model)[:, -1]) < 0.06
 
 
 def test_it_has_nothing_to_train() -> None:

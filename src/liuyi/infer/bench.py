@@ -12,12 +12,11 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
-import torch
 
 from liuyi.core.machine import Machine
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
-from liuyi.model.decoder import Decoder
+from liuyi.infer.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Bench:
         self.streams = streams
         self._prompts = [list(prompt)[-(engine.max_tokens - new_tokens) :] for prompt in prompts]
         self._new_tokens = new_tokens
-        self._long = [1 + at % (engine.model.config.vocab_size - 1) for at in range(prefill_tokens)]
+        self._long = [1 + at % (engine.runner.config.vocab_size - 1) for at in range(prefill_tokens)]
         self._long = self._long[: engine.max_tokens - 1]
         self.singles: list[list[Single]] = []
         self._batches: list[float] = []
@@ -95,7 +94,7 @@ class Bench:
         singles = [single for repeat in self.singles for single in repeat]
         ttft = [single.ttft_s for single in singles]
         return Figures(
-            weight_bytes=weight_bytes(self.engine.model),
+            weight_bytes=self.engine.runner.weight_bytes,
             ttft_p50_s=float(np.percentile(ttft, 50)),
             ttft_p95_s=float(np.percentile(ttft, 95)),
             decode_tokens_per_s=median(single.tokens_per_s for single in singles),
@@ -135,7 +134,8 @@ class Bench:
         return len(self._long) / first
 
     def _token_times(self, requests: Sequence[Request]) -> list[list[float]]:
-        """Seconds from the submission of all requests to each token, request by request."""
+        """Seconds from the submission of all requests to each token, request by request, beginning with no prefix."""
+        self.engine.forget()
         began = self._clock()
         times: dict[int, list[float]] = {self.engine.submit(request): [] for request in requests}
         while self.engine.has_work:
@@ -146,28 +146,13 @@ class Bench:
         return list(times.values())
 
 
-def weight_bytes(model: Decoder) -> int:
-    """Bytes of weights that a token needs: all but an embedding that is not the head as well, in the dtype computed in.
-
-    Weights stored in int8 are widened when they are loaded, so they save disk and not these bytes.
-    """
-    return _weights_per_token(model) * model.dtype.itemsize
-
-
-def limits(model: Decoder, machine: Machine, streams: int) -> Limits:
-    """The most that this machine could do with a model."""
-    dtype, device = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(model.dtype, ""), str(model.device)
-    decode = machine.decode_tokens_per_s(weight_bytes(model), device)
-    flops = machine.flops(dtype, device)
-    prefill = flops / (2 * _weights_per_token(model)) if flops else None
+def limits(runner: Runner, machine: Machine, streams: int) -> Limits:
+    """The most that this machine could do with a model as the runner computes it."""
+    decode = machine.decode_tokens_per_s(runner.weight_bytes, runner.device)
+    flops = machine.flops(runner.format, runner.device)
+    prefill = flops / (2 * runner.config.num_parameters_read) if flops else None
     batch = min(decode * streams, prefill) if decode and prefill else None
     return Limits(decode, batch, prefill)
-
-
-def _weights_per_token(model: Decoder) -> int:
-    config = model.config
-    looked_up_only = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return config.num_parameters - looked_up_only
 
 
 def fractions(figures: Figures, most: Limits) -> dict[str, float]:

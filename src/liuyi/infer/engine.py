@@ -1,73 +1,85 @@
-"""The engine: many requests at once over one decoder.
+"""The engine: many requests at once over one model.
 
     engine = Engine(model, tokenizer, max_slots=64, max_tokens=1024)
     completions = engine.generate([Request(prompt_ids=ids, max_tokens=64) for ids in prompts])
 
-Requests join and leave between steps (continuous batching, Orca: Yu et al., OSDI 2022). A server uses `submit`,
-`step` and `cancel` from one thread; `infer.async_engine` is that thread.
+Requests join and leave between steps (continuous batching, Orca: Yu et al., OSDI 2022); their keys and values lie in
+blocks that those with the same beginning share. A server uses `submit`, `step` and `cancel` from one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from liuyi.core.errors import ModelError
+from liuyi.infer.blocks import BlockPool
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_grammar
+from liuyi.infer.open import reference
+from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request, Update
-from liuyi.infer.torch_runner import ModelRunner
+from liuyi.infer.runner import BLOCK_TOKENS, Runner
 from liuyi.infer.sampler import Sampler
 from liuyi.infer.sampling import Scored, derive_seed, score, unpack_mask
 from liuyi.infer.scheduler import Chunk, Scheduler
 from liuyi.infer.sequence import Sequence
+from liuyi.infer.stats import Stats
+from liuyi.infer.turn import Turn, pack
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
 
 class Engine:
-    """Continuous batching over a fixed number of slots. Not safe to use from several threads at once."""
+    """Continuous batching over blocks of keys and values. Not safe to use from several threads at once."""
 
     def __init__(
         self,
-        model: Decoder,
+        model: Runner | Decoder,
         tokenizer: Tokenizer,
         *,
         max_slots: int = 64,
         max_tokens: int | None = None,
         prefill_tokens: int = 512,
+        stretch: float | None = None,
         seed: int = 0,
     ) -> None:
-        """`max_tokens` bounds prompt and output together (the model's context when None), `prefill_tokens` the
-        tokens of prompts read in one step; `seed` gives seeds to requests that have none, in the order they come.
+        """`model` is a runner, or a decoder to run as it is: the reference.
+
+        `max_slots` requests run at once. `max_tokens` bounds prompt and output together: the model's context when
+        None, and never more than the runner's blocks hold. `prefill_tokens` and `stretch` say how prompts are read
+        beside what generates: see `Pace`. `seed` gives seeds to requests that have none, in the order they come.
 
         Raises ModelError if the tokenizer has more tokens than the model.
         """
         vocab_size = model.config.vocab_size
         if tokenizer.vocab_size > vocab_size:
             raise ModelError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}")
-        self.model = model.eval()
+        context = min(max_tokens or model.config.context_tokens, model.config.context_tokens)
+        if isinstance(model, Decoder):
+            model = reference(model, slots=max_slots, max_tokens=context)
+        self.runner = model
         self.tokenizer = tokenizer
         self.max_slots = max_slots
-        self.max_tokens = min(max_tokens or model.config.max_position_embeddings, model.config.max_position_embeddings)
+        self.max_tokens = min(context, model.blocks * BLOCK_TOKENS)
         self.stop_ids = frozenset(tokenizer.stop_ids) | frozenset(model.config.eos_token_ids)
         self.seed = seed
         self._pieces = _visible_pieces(tokenizer, vocab_size)
-        self._scheduler = Scheduler(max_slots, prefill_tokens)
-        self._runner = ModelRunner(model, max_slots, self.max_tokens)
+        self._pace = Pace(prefill_tokens, stretch)
+        self._scheduler = Scheduler(max_slots, BlockPool(model.blocks), self._pace)
         self._sampler = Sampler(max_slots, vocab_size)
         self._sequences: dict[int, Sequence] = {}
         self._submitted = 0
 
     @cached_property
     def _grammars(self) -> GrammarCompiler:
-        return GrammarCompiler(self.tokenizer, self.model.config.vocab_size, sorted(self.stop_ids))
+        return GrammarCompiler(self.tokenizer, self.runner.config.vocab_size, sorted(self.stop_ids))
 
     @property
     def running(self) -> int:
@@ -83,6 +95,20 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._sequences)
+
+    @property
+    def stats(self) -> Stats:
+        """What the engine has done and holds now."""
+        scheduler = self._scheduler
+        return Stats(
+            running=self.running,
+            waiting=self.waiting,
+            blocks_used=scheduler.pool.used,
+            blocks_total=scheduler.pool.blocks,
+            queried_tokens=scheduler.queried_tokens,
+            hit_tokens=scheduler.hit_tokens,
+            preemptions=scheduler.preemptions,
+        )
 
     def generate(
         self, requests: Items[Request], on_progress: Callable[[int, int], None] | None = None
@@ -115,16 +141,18 @@ class Engine:
         """
         matcher = self.check(request)
         id = self._submitted if id is None else id
-        seed = request.seed if request.seed is not None else derive_seed(self.seed, self._submitted)
-        self._submitted += 1
+        names = self.tokenizer.special_tokens.items() if request.visible_ids else ()
         sequence = Sequence(
             id,
             request,
             matcher=matcher,
-            seed=seed,
+            seed=request.seed if request.seed is not None else derive_seed(self.seed, self._submitted),
             limit=min(len(request.prompt_ids) + request.max_tokens, self.max_tokens),
             stop_ids=(frozenset() if request.ignore_eos else self.stop_ids) | frozenset(request.stop_token_ids),
+            visible={token: name.encode() for name, token in names if token in request.visible_ids},
+            number=self._submitted,
         )
+        self._submitted += 1
         self._sequences[id] = sequence
         self._scheduler.add(sequence)
         return id
@@ -135,7 +163,7 @@ class Engine:
         Raises RequestError if the request can never be answered: its prompt leaves no room in the context or names
         a token that there is not, or its grammar is not valid. Compiled grammars are kept.
         """
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self.runner.config.vocab_size
         if len(request.prompt_ids) >= self.max_tokens:
             raise RequestError(
                 f"the prompt has {len(request.prompt_ids)} tokens, and the context holds {self.max_tokens} "
@@ -154,10 +182,12 @@ class Engine:
         sequence = self._sequences.pop(id, None)
         if sequence is None:
             return False
-        if sequence.slot >= 0:
-            self._runner.free(sequence.slot)
         self._scheduler.remove(sequence)
         return True
+
+    def forget(self) -> None:
+        """Drop the keys and values of requests that have ended, so that the next ones find none of their prefixes."""
+        self._scheduler.pool.clear()
 
     def step(self) -> list[Update]:
         """One step of every request that takes part in it: schedule → run → sample → publish."""
@@ -171,28 +201,30 @@ class Engine:
     def _schedule(self) -> list[Chunk]:
         for sequence in self._scheduler.admit():
             self._sampler.admit(sequence.slot, sequence.request, sequence.seed)
+            self._sampler.observe(sequence.slot, sequence.tokens[sequence.prompt_tokens :])
         return self._scheduler.schedule()
 
-    def _run(self, chunks: Items[Chunk]) -> tuple[list[_Turn], Tensor]:
-        """The sequences that have been read to their end, and the logits of all of them [rows, vocab]."""
-        wanted = [1 + chunk.sequence.unscored if chunk.is_last else 0 for chunk in chunks]
-        logits = self._runner.run(chunks, wanted)
-        turns, row = [], 0
-        for chunk, rows in zip(chunks, wanted, strict=True):
-            chunk.sequence.computed += chunk.count
-            if rows:
-                turns.append(_Turn(chunk.sequence, row, rows))
-                row += rows
+    def _run(self, chunks: Items[Chunk]) -> tuple[list[Turn], Tensor]:
+        """The sequences of which logits are wanted, and the logits of all of them [rows, vocab]."""
+        batch, turns = pack(chunks)
+        began = perf_counter()
+        logits = self.runner.logits(batch)
+        seconds = perf_counter() - began
+        prompts = sum(chunk.count for chunk in chunks if not chunk.sequence.is_generating)
+        self._pace.observe(len(batch.tokens) - prompts, prompts, seconds)
+        for chunk in chunks:
+            self._scheduler.computed(chunk.sequence, chunk.count)
         return turns, logits
 
-    def _sample(self, turns: Items[_Turn], logits: Tensor) -> None:
+    def _sample(self, turns: Items[Turn], logits: Tensor) -> None:
         """Give each sequence that may go on its next token, and those that the grammar forces after it."""
-        speaking = [turn for turn in turns if not turn.sequence.is_closed]
+        speaking = [turn for turn in turns if turn.speaks and not turn.sequence.is_closed]
         if not speaking:
             return
         sequences = [turn.sequence for turn in speaking]
+        rows = [turn.row_of(turn.sequence.computed - 1) for turn in speaking]
         tokens = self._sampler.sample(
-            logits[[turn.row + turn.rows - 1 for turn in speaking]],
+            logits if len(rows) == len(logits) else logits[rows],
             slots=[sequence.slot for sequence in sequences],
             positions=[sequence.generated for sequence in sequences],
             allowed=self._allowed([sequence.matcher for sequence in sequences]),
@@ -205,7 +237,7 @@ class Engine:
         rows = [row for row, matcher in enumerate(matchers) if matcher is not None]
         if not rows:
             return None
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self.runner.config.vocab_size
         bits = fill_masks([matcher for matcher in matchers if matcher is not None], vocab_size)
         if len(rows) == len(matchers):
             return unpack_mask(bits, vocab_size)
@@ -213,40 +245,38 @@ class Engine:
         allowed[rows] = unpack_mask(bits, vocab_size)
         return allowed
 
-    def _publish(self, turns: Items[_Turn], logits: Tensor) -> list[Update]:
-        """Make new tokens known with their log-probabilities, and free the slots of those that end."""
-        ready = [turn.sequence.take_ready(turn.rows) for turn in turns]
+    def _publish(self, turns: Items[Turn], logits: Tensor) -> list[Update]:
+        """Make new tokens known with their log-probabilities, and let go of the sequences that end."""
+        ready = [turn.sequence.ready if turn.speaks else [] for turn in turns]
         scores = self._score(turns, ready, logits)
         updates = []
-        for turn, tokens in zip(turns, ready, strict=True):
-            asked = turn.sequence.request.logprobs
-            scored = list(islice(scores, len(tokens))) if asked else []
-            update = turn.sequence.publish(self._pieces, tokens, scored)
-            if update.completion is not None or update.error is not None:
-                self.cancel(update.id)
-            updates.append(update)
+        for turn, tokens, scored in zip(turns, ready, scores, strict=True):
+            if turn.speaks:
+                update = turn.sequence.publish(self._pieces, tokens, scored)
+                if update.completion is not None or update.error is not None:
+                    self.cancel(update.id)
+                updates.append(update)
         return updates
 
-    def _score(self, turns: Items[_Turn], ready: Items[Items[int]], logits: Tensor) -> Iterator[Scored]:
-        """Log-probabilities of the ready tokens of the sequences that asked for them, in order."""
+    def _score(self, turns: Items[Turn], ready: Items[Items[int]], logits: Tensor) -> list[list[Scored]]:
+        """Log-probabilities of the ready tokens of each turn, if they are wanted; those of prompts are kept."""
         rows: list[int] = []
         tokens: list[int] = []
         tops: list[int] = []
         for turn, new in zip(turns, ready, strict=True):
-            if turn.sequence.request.logprobs:
-                rows += range(turn.row, turn.row + len(new))
-                tokens += new
-                tops += [turn.sequence.request.top_logprobs] * len(new)
-        return iter(score(logits[rows], tokens, tops) if rows else [])
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """A sequence that may say something in this step, and its rows of logits: one for each token it has to score."""
-
-    sequence: Sequence
-    row: int
-    rows: int
+            sequence = turn.sequence
+            wanted = [*sequence.unscored_prompt, *(new if sequence.request.logprobs else ())]
+            rows += range(turn.row, turn.row + len(wanted))
+            tokens += wanted
+            tops += [sequence.request.top_logprobs] * len(wanted)
+        if not rows:
+            return [[] for _ in turns]
+        scores = iter(score(logits[rows], tokens, tops))
+        result = []
+        for turn, new in zip(turns, ready, strict=True):
+            turn.sequence.score_prompt(list(islice(scores, len(turn.sequence.unscored_prompt))))
+            result.append(list(islice(scores, len(new))) if turn.sequence.request.logprobs else [])
+        return result
 
 
 def _visible_pieces(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:

@@ -16,7 +16,6 @@ arXiv 2309.06180). A runner keeps no state of sequences: the engine decides whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +64,12 @@ class Runner(Protocol):
     """Blocks that there are; tables name them 0 … blocks − 1."""
     block_bytes: int
     """Memory that one block takes, over all layers."""
+    weight_bytes: int
+    """Bytes of weights that are read from memory for each token."""
+    format: str
+    """Number format of the matrix products: `fp32`, `bf16`, `int8`, `int4`."""
+    device: str
+    """Where it computes: `cpu`, `cuda:0`."""
     name: str
     """How it computes, for records and reports: `torch fp32`, `native int8, kv bf16`."""
 
@@ -76,6 +81,3 @@ class Runner(Protocol):
 
     def hidden(self, batch: Batch) -> Tensor:
         """As `logits`, but the hidden states after the final norm, [rows, hidden] float32 on the CPU."""
-
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks, (from, to), one after the other."""

@@ -1,19 +1,31 @@
-"""Which sequences take part in the next step, and with how many tokens.
+"""Which sequences take part in the next step, with how many tokens, and in which blocks.
 
-Sequences join as soon as a slot is free, in the order in which they came. All that generate take part in every
-step; the prompts of the others are read in chunks, so that a long prompt never holds up the rest for long.
+Sequences run as soon as a slot and room for their tokens are free: the lowest priority number first, of equals the
+one that came first. All that generate take part in every step. Prompts are read in chunks beside them, so many tokens
+in a step as `Pace` allows. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and
+reads them again when its turn comes.
+
+Tokens that others have read are not read again: a sequence takes over blocks with its own next tokens wherever they
+are found, and waits where another is about to compute them in the same step.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
+from bisect import insort
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+from liuyi.infer.blocks import BlockPool, blocks_for
+from liuyi.infer.pace import Pace
+from liuyi.infer.runner import BLOCK_TOKENS
 from liuyi.infer.sequence import Sequence
 
+PROMPT_ROWS = 128
+"""Rows of logits that a step makes for log-probabilities of prompts: 25 MB in float32 for 49,152 tokens."""
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class Chunk:
     """The next `count` unread tokens of a sequence."""
 
@@ -31,48 +43,183 @@ class Chunk:
         """After it the model can say the next token."""
         return self.count == self.sequence.pending
 
+    @property
+    def rows(self) -> int:
+        """How many of the chunk's last tokens logits are wanted after."""
+        end = self.sequence.computed + self.count
+        return end - max(self.sequence.computed, min(end, self.sequence.next_row))
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
+
 
 class Scheduler:
-    """A first-come queue before a fixed number of slots."""
+    """A queue in order of rank before a fixed number of slots and blocks."""
 
-    def __init__(self, slots: int, prefill_tokens: int) -> None:
-        self.prefill_tokens = prefill_tokens
-        self.waiting: deque[Sequence] = deque()
+    def __init__(self, slots: int, pool: BlockPool, pace: Pace) -> None:
+        self.pool = pool
+        self.pace = pace
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._free = list(range(slots))
+        self.preemptions = 0
+        self.queried_tokens = 0
+        """Tokens that running sequences have begun with."""
+        self.hit_tokens = 0
+        """Those of them that were in the cache already."""
+        self._slots = list(range(slots))
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue."""
-        self.waiting.append(sequence)
+        """Put a sequence into the queue."""
+        insort(self.waiting, sequence, key=_rank)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out; its slot and blocks are free at once."""
+        if sequence.slot < 0:
+            self.waiting.remove(sequence)
+        else:
+            self._stop(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Give free slots to those that wait; the sequences that have one now."""
-        admitted = []
-        while self.waiting and self._free:
-            sequence = self.waiting.popleft()
-            # The lowest slots, so that those in use lie close together in the cache.
-            sequence.slot = heappop(self._free)
-            self.running.append(sequence)
+        """Let those run whose turn has come; the sequences that did not run before."""
+        admitted: list[Sequence] = []
+        while self.waiting:
+            first = self.waiting[0]
+            if not self._slots or not self._fits(first):
+                if not self.running or self.running[-1].request.priority <= first.request.priority:
+                    break
+                victim = self.running[-1]
+                self.preempt(victim)
+                admitted = [sequence for sequence in admitted if sequence is not victim]
+                continue
+            sequence = self.waiting.pop(0)
+            sequence.slot = heappop(self._slots)
+            sequence.to_read = len(sequence.tokens)
+            self.queried_tokens += sequence.to_read
+            insort(self.running, sequence, key=_rank)
             admitted.append(sequence)
         return admitted
 
     def schedule(self) -> list[Chunk]:
-        """What the next step reads: every generating sequence whole, and at most `prefill_tokens` of prompts."""
-        chunks, budget = [], self.prefill_tokens
-        for sequence in self.running:
-            count = sequence.pending
-            if not sequence.is_generating:
-                count = min(count, budget)
-                budget -= count
-            if count:
-                chunks.append(Chunk(sequence, count))
+        """What the next step reads."""
+        chunks = self._generate()
+        return chunks + self._read(len(chunks))
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Back into the queue with a running sequence: its tokens stay, its blocks are for others."""
+        self._stop(sequence)
+        sequence.computed = 0
+        self.preemptions += 1
+        self.add(sequence)
+
+    def computed(self, sequence: Sequence, count: int) -> None:
+        """The next `count` tokens of a sequence have been read: blocks that they fill can be found from now on."""
+        begin, end = sequence.computed // BLOCK_TOKENS, (sequence.computed + count) // BLOCK_TOKENS
+        sequence.computed += count
+        for at in range(begin, end):
+            self.pool.keep(sequence.blocks[at], sequence.keys[at])
+
+    def _generate(self) -> list[Chunk]:
+        chunks = []
+        for sequence in [sequence for sequence in self.running if sequence.is_generating]:
+            while sequence.slot >= 0 and not self._reserve(sequence, sequence.pending):
+                # Of lower rank than all that have their chunk, for these come in order of rank.
+                self.preempt(self.running[-1])
+            if sequence.slot >= 0:
+                chunks.append(Chunk(sequence, sequence.pending))
         return chunks
 
-    def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out of queue or slot; the slot is free at once."""
-        if sequence.slot < 0:
-            self.waiting.remove(sequence)
-            return
+    def _read(self, generating: int) -> list[Chunk]:
+        reading = [sequence for sequence in self.running if not sequence.is_generating]
+        if not reading:
+            return []
+        budget = self.pace.budget(generating, len(reading) + len(self.waiting))
+        rows = PROMPT_ROWS
+        chunks: list[Chunk] = []
+        coming: set[bytes] = set()
+        for sequence in reading:
+            if not budget:
+                break
+            if sequence.slot < 0:
+                continue
+            self._adopt(sequence)
+            count = min(sequence.pending, budget)
+            if sequence.request.prompt_logprobs:
+                count = min(count, max(0, sequence.next_row - sequence.computed) + rows)
+            if self._is_coming(sequence, coming):
+                continue
+            count = self._reserve_most(sequence, count, alone=not chunks and not generating)
+            if count:
+                chunk = Chunk(sequence, count)
+                if sequence.request.prompt_logprobs:
+                    rows -= chunk.rows
+                coming.update(self._keys(sequence, count))
+                chunks.append(chunk)
+                budget -= count
+        return chunks
+
+    def _adopt(self, sequence: Sequence) -> None:
+        """Take over blocks with the next tokens of a sequence, as far as no logits are wanted of them."""
+        while sequence.computed == BLOCK_TOKENS * len(sequence.blocks):
+            at = len(sequence.blocks)
+            if BLOCK_TOKENS * (at + 1) > sequence.next_row:
+                return
+            block = self.pool.find(sequence.keys[at])
+            if block is None:
+                return
+            sequence.blocks.append(block)
+            sequence.computed += BLOCK_TOKENS
+            self.hit_tokens += BLOCK_TOKENS
+
+    def _is_coming(self, sequence: Sequence, coming: set[bytes]) -> bool:
+        """Whether another computes the next block of a sequence in this step, so that it is found after it."""
+        at = sequence.computed // BLOCK_TOKENS
+        return (
+            sequence.computed == BLOCK_TOKENS * at
+            and BLOCK_TOKENS * (at + 1) <= sequence.next_row
+            and sequence.keys[at] in coming
+        )
+
+    def _keys(self, sequence: Sequence, count: int) -> list[bytes]:
+        """Keys of the blocks that the next `count` tokens fill or begin, if they will be full."""
+        begin = sequence.computed // BLOCK_TOKENS
+        end = min(blocks_for(sequence.computed + count), len(sequence.tokens) // BLOCK_TOKENS)
+        return [sequence.keys[at] for at in range(begin, end)]
+
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
+        """Give a sequence blocks for its next `count` tokens; False, and nothing, if there are not enough."""
+        missing = blocks_for(sequence.computed + count) - len(sequence.blocks)
+        if missing > self.pool.available:
+            return False
+        for _ in range(missing):
+            sequence.blocks.append(self.pool.take())
+        return True
+
+    def _reserve_most(self, sequence: Sequence, count: int, *, alone: bool) -> int:
+        """Reserve for as many of `count` tokens as there is room for; if nothing else runs, others make room."""
+        while True:
+            room = BLOCK_TOKENS * (len(sequence.blocks) + self.pool.available) - sequence.computed
+            if room > 0 or not alone or self.running[-1] is sequence:
+                count = min(count, room)
+                self._reserve(sequence, count)
+                return count
+            self.preempt(self.running[-1])
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether there is room to read a sequence, beside what the running ones will need for theirs."""
+        if not self.running:
+            return True
+        needed = blocks_for(len(sequence.tokens) + 1)
+        for at in range(sequence.next_row // BLOCK_TOKENS):
+            if not self.pool.has(sequence.keys[at]):
+                break
+            needed -= not self.pool.is_idle(sequence.keys[at])
+        promised = sum(max(1, blocks_for(running.to_read + 1) - len(running.blocks)) for running in self.running)
+        return needed + promised <= self.pool.available
+
+    def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        heappush(self._free, sequence.slot)
+        heappush(self._slots, sequence.slot)
         sequence.slot = -1
+        self.pool.release(sequence.blocks)
+        sequence.blocks = array("i")

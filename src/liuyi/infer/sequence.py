@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
+from liuyi.infer.blocks import BlockKeys
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import Matcher
 from liuyi.infer.request import Completion, FinishReason, Request, Update
@@ -12,7 +15,7 @@ from liuyi.infer.text import TextStream
 
 
 class Sequence:
-    """Tokens of prompt and output, how many of them the cache holds, and what has been published."""
+    """Tokens of prompt and output, the blocks that hold them, and what has been published."""
 
     def __init__(
         self,
@@ -23,25 +26,38 @@ class Sequence:
         limit: int,
         stop_ids: frozenset[int],
         matcher: Matcher | None = None,
+        visible: Mapping[int, bytes] | None = None,
+        number: int = 0,
+        root: bytes = b"",
     ) -> None:
-        """`limit` is the greatest number of tokens, prompt and output together."""
+        """`limit` is the greatest number of tokens, prompt and output together; `visible` are special tokens that
+        the text shows; `number` says who came first; `root` stands for all beside the tokens that decides about keys
+        and values."""
         self.id = id
         self.request = request
         self.seed = seed
         self.limit = limit
         self.stop_ids = stop_ids
         self.matcher = matcher
+        self.rank = (request.priority, number)
+        """Whose turn it is: the lowest first."""
         self.tokens = list(request.prompt_ids)
         self.prompt_tokens = len(self.tokens)
-        self.computed = 0
-        """Tokens whose keys and values are in the cache."""
         self.slot = -1
-        self.unscored = 0
-        """Forced tokens at the end that wait for their log-probabilities before they are published."""
+        """Its place in the sampler while it runs."""
+        self.blocks = array("i")
+        self.keys = BlockKeys(self.tokens, root)
+        self.computed = 0
+        """Tokens whose keys and values are in the blocks."""
+        self.to_read = self.prompt_tokens
+        """Tokens that have to be read before the next one can be generated, since it began to run."""
+        self._visible = visible or {}
         self._stream = TextStream(request.stop)
         self._texts: list[str] = []
         self._published = 0
         self._scores: list[Scored] = []
+        self._prompt_scores: list[Scored] = []
+        self._told_prompt = False
 
     @property
     def pending(self) -> int:
@@ -55,8 +71,17 @@ class Sequence:
 
     @property
     def is_generating(self) -> bool:
-        """The whole prompt has been read."""
-        return self.computed >= self.prompt_tokens
+        """What there was when it began to run has been read."""
+        return self.computed >= self.to_read
+
+    @property
+    def next_row(self) -> int:
+        """Position of the first token after which logits are wanted; those before it need only be in the cache."""
+        if self.request.prompt_logprobs and len(self._prompt_scores) < self.prompt_tokens - 1:
+            return len(self._prompt_scores)
+        if self.request.logprobs:
+            return self.prompt_tokens - 1 + self._published
+        return len(self.tokens) - 1
 
     def extend(self, token: int) -> list[int]:
         """Append a sampled token and those that the grammar forces after it; what was appended."""
@@ -65,9 +90,9 @@ class Sequence:
             forced = self.matcher.forced()
             for following in forced:
                 self.matcher.accept(following)
+            new = [token, *forced][: self.limit - len(self.tokens)]
         else:
-            forced = []
-        new = [token, *forced][: self.limit - len(self.tokens)]
+            new = [token]
         self.tokens += new
         return new
 
@@ -76,13 +101,24 @@ class Sequence:
         """No token may follow those there are."""
         return len(self.tokens) >= self.limit or (self.matcher is not None and self.matcher.is_over)
 
-    def take_ready(self, scored: int) -> list[int]:
-        """Output tokens to publish now: all that are new or, if log-probabilities are asked, the `scored` first."""
-        new = self.tokens[self.prompt_tokens + self._published :]
+    @property
+    def unscored_prompt(self) -> list[int]:
+        """Tokens of the prompt that have been predicted and not scored: those after `next_row`, if they are wanted."""
+        if not self.request.prompt_logprobs:
+            return []
+        return self.tokens[len(self._prompt_scores) + 1 : min(self.computed + 1, self.prompt_tokens)]
+
+    def score_prompt(self, scores: Items[Scored]) -> None:
+        """Take the scores of `unscored_prompt`."""
+        self._prompt_scores += scores
+
+    @property
+    def ready(self) -> list[int]:
+        """Output tokens to publish now: all new ones or, if log-probabilities are wanted, those that have logits."""
+        begin = self.prompt_tokens + self._published
         if not self.request.logprobs:
-            return new
-        self.unscored = max(0, len(new) - scored)
-        return new[:scored]
+            return self.tokens[begin:]
+        return self.tokens[begin : self.computed + 1]
 
     def publish(self, pieces: Items[bytes], tokens: Items[int], scores: Items[Scored]) -> Update:
         """Make the next output tokens known, and end the sequence if they do. `pieces` are the bytes of each token.
@@ -96,7 +132,7 @@ class Sequence:
         for token in tokens:
             used += 1
             if token not in self.stop_ids:
-                text += self._stream.push(pieces[token])
+                text += self._stream.push(self._visible.get(token) or pieces[token])
             if token in self.stop_ids or self._stream.stopped:
                 reason = "stop"
                 break
@@ -107,12 +143,16 @@ class Sequence:
             text += self._stream.finish()
         self._texts.append(text)
         self._scores += scores[:used]
+        told = [] if self._told_prompt else self._prompt_scores
+        self._told_prompt = True
         return Update(
             self.id,
             text,
             tuple(tokens[:used]),
-            tuple(logprob for logprob, _ in scores[:used]),
-            tuple(top for _, top in scores[:used]) if self.request.top_logprobs else (),
+            _logprobs(scores[:used]),
+            self._tops(scores[:used]),
+            _logprobs(told),
+            self._tops(told),
             self._completion(reason) if reason is not None else None,
         )
 
@@ -120,8 +160,17 @@ class Sequence:
         return Completion(
             text="".join(self._texts),
             token_ids=tuple(self.tokens[self.prompt_tokens : self.prompt_tokens + self._published]),
-            logprobs=tuple(logprob for logprob, _ in self._scores),
-            top_logprobs=tuple(top for _, top in self._scores) if self.request.top_logprobs else (),
+            logprobs=_logprobs(self._scores),
+            top_logprobs=self._tops(self._scores),
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
+            prompt_logprobs=_logprobs(self._prompt_scores),
+            prompt_top_logprobs=self._tops(self._prompt_scores),
         )
+
+    def _tops(self, scores: Items[Scored]) -> tuple[tuple[tuple[int, float], ...], ...]:
+        return tuple(top for _, top in scores) if self.request.top_logprobs else ()
+
+
+def _logprobs(scores: Items[Scored]) -> tuple[float, ...]:
+    return tuple(logprob for logprob, _ in scores)

@@ -98,7 +98,7 @@ def bench_step(ctx: Context, params: BenchParams) -> None:
             digest=artifact.digest,
             stored_bytes=stored_bytes(artifact),
             figures=bench.figures(),
-            limits=limits(bench.engine.model, machine, params.streams),
+            limits=limits(bench.engine.runner, machine, params.streams),
             prompts=bench.prompt_medians(),
         )
         for (label, artifact), bench in zip(subjects, benches, strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,22 +46,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | N
     return mixed
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention of a few new queries over kept keys, without a gradient.
+class KVCache(Protocol):
+    """What the decoder needs for new tokens that follow tokens computed before."""
 
-    q [rows, heads, queries, head_dim]; k, v [rows, kv_heads, keys, head_dim] of any strides; bias
-    [rows, queries, keys] is 0 where a query sees a key and −∞ where not. Returns [rows, heads, queries, head_dim].
-    """
-    mixed: Tensor
-    rows, heads, queries, head_dim = q.shape
-    if queries > 1:
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None].to(q.dtype), enable_gqa=True)
-    # One query: its heads are the rows of a product with the keys that they share.
-    stacked = (q * head_dim**-0.5).reshape(rows * k.shape[1], -1, head_dim)
-    scores = torch.bmm(stacked, k.flatten(0, 1).transpose(1, 2)).view(rows, heads, -1)
-    weights = scores.add_(bias).softmax(dim=-1).view(stacked.shape[0], stacked.shape[1], -1)
-    mixed = torch.bmm(weights, v.flatten(0, 1)).view(q.shape)
-    return mixed
+    positions: Tensor
+    """Position of each new token in its sequence, [batch, seq]."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k, v [batch, kv_heads, seq, head_dim] of that layer, and attend with q [batch, heads, seq, head_dim].
+
+        Returns [batch, heads, seq, head_dim].
+        """
 
 
 class CausalMask:

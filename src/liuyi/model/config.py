@@ -108,6 +108,17 @@ class DecoderConfig:
         return str(scaling.get("rope_type", scaling.get("type", "default")))
 
     @property
+    def context_tokens(self) -> int:
+        """Tokens of the longest text: `max_position_embeddings`, or more where scaling stretches it."""
+        scaling = self.rope_scaling or {}
+        original = scaling.get("original_max_position_embeddings") or self.max_position_embeddings
+        if self.rope_type == "yarn":
+            return max(self.max_position_embeddings, int(scaling["factor"] * original))
+        if self.rope_type == "dynamic":
+            return int(scaling["factor"] * self.max_position_embeddings)
+        return self.max_position_embeddings
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Every token that ends a text, as a tuple."""
         if self.eos_token_id is None:
@@ -130,6 +141,12 @@ class DecoderConfig:
             block += query + 2 * key + (self.hidden_size if self.output_bias else 0)
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + self.hidden_size
+
+    @property
+    def num_parameters_read(self) -> int:
+        """Those that each token reads: all but an embedding that is not the head as well, for it is only looked up."""
+        looked_up_only = 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
+        return self.num_parameters - looked_up_only
 
     @property
     def output_bias(self) -> bool:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from liuyi.model.attention import CausalMask, attention, segment_starts
-from liuyi.model.cache import KVCache
+from liuyi.model.attention import CausalMask, KVCache, attention, segment_starts
 from liuyi.model.config import DecoderConfig
 from liuyi.model.fused import rms_norm, rotate
 from liuyi.model.rope import Rope

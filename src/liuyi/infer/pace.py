@@ -1,0 +1,66 @@
+"""How many prompt tokens a step may read beside sequences that generate, so that their tokens keep coming evenly.
+
+pace = Pace(prefill_tokens=512, stretch=1.6)
+budget = pace.budget(generating=4, reading=1)
+pace.observe(generating=4, prompt_tokens=budget, seconds=0.011)
+"""
+
+from __future__ import annotations
+
+_FIRST = 32
+_LEAST = 8
+_GAIN = 0.2
+_STRIDE = 0.5
+
+
+class Pace:
+    """Learns what a step takes with and without prompts, and shares its time out between them."""
+
+    def __init__(self, prefill_tokens: int, stretch: float | None = None) -> None:
+        """`prefill_tokens` are the most that a step reads, and what it reads while nothing generates.
+
+        `stretch` is how many times longer than without prompts a step may take where something generates. As many
+        times more as there are prompts for each generating sequence, for then more would wait than speak. None means
+        that a step always reads `prefill_tokens`, whatever time it takes: steps then never depend on a clock.
+        """
+        self.prefill_tokens = prefill_tokens
+        self.stretch = stretch
+        self._step_s: dict[int, float] = {}
+        self._token_s: float | None = None
+
+    def budget(self, generating: int, reading: int) -> int:
+        """Prompt tokens that the next step may read, where so many sequences generate and so many are read."""
+        if self.stretch is None or not generating:
+            return self.prefill_tokens
+        step_s = self._usual(generating)
+        if step_s is None or not self._token_s:
+            return min(_FIRST, self.prefill_tokens)
+        more = (self.stretch - 1) * max(1.0, reading / generating)
+        return max(min(_LEAST, self.prefill_tokens), min(self.prefill_tokens, int(more * step_s / self._token_s)))
+
+    def observe(self, generating: int, prompt_tokens: int, seconds: float) -> None:
+        """A step of so many generated and prompt tokens took so long."""
+        if not generating:
+            return
+        if not prompt_tokens:
+            size = generating.bit_length()
+            self._step_s[size] = _toward(self._step_s.get(size), seconds)
+            return
+        step_s = self._usual(generating)
+        if step_s is not None:
+            token_s = max(seconds - step_s, 0.01 * seconds) / prompt_tokens
+            self._token_s = _toward(self._token_s, token_s)
+
+    def _usual(self, generating: int) -> float | None:
+        """Seconds of a step without prompts, of the most similar number of sequences seen."""
+        if not self._step_s:
+            return None
+        size = generating.bit_length()
+        return self._step_s[min(self._step_s, key=lambda seen: abs(seen - size))]
+
+
+def _toward(mean: float | None, value: float) -> float:
+    """A running mean that no single outlier moves far."""
+    if mean is None:
+        return value
+    return mean + _GAIN * max(-_STRIDE * mean, min(_STRIDE * mean, value - mean))
