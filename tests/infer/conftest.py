@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openai
 import pytest
 import torch
-from infer_support import LINES, VOCAB, LiveServer, live_server, tiny_model
+from infer_support import LINES, VOCAB, LiveServer, backend_over, client_of, live_server, tiny_model
 
 from liuyi.infer.engine import Engine
-from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 
@@ -32,7 +32,17 @@ def engine(model: Decoder, tokenizer: Tokenizer) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def live(model: Decoder, tokenizer: Tokenizer) -> Iterator[LiveServer]:
-    engine = Engine(model, tokenizer, max_slots=8, seed=3)
-    with live_server({"tiny": ModelBackend(engine, digest="d" * 64)}) as server:
+def live_engine(model: Decoder, tokenizer: Tokenizer) -> Engine:
+    return Engine(model, tokenizer, max_slots=8, seed=3)
+
+
+@pytest.fixture(scope="module")
+def live(live_engine: Engine) -> Iterator[LiveServer]:
+    with live_server({"tiny": backend_over(live_engine, digest="d" * 64)}) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def client(live: LiveServer) -> Iterator[openai.OpenAI]:
+    with client_of(live) as client:
+        yield client

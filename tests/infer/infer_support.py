@@ -1,21 +1,28 @@
-"""A tiny random model, and a live server over any backend."""
+"""A tiny random model, an engine in a thread that is served as if in a process, and a live server over any backend."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import openai
 import pytest
 
 from liuyi.infer.engine import Engine
+from liuyi.infer.process.channel import Channel
+from liuyi.infer.process.client import EngineClient
+from liuyi.infer.process.worker import Worker
 from liuyi.infer.request import Update
 from liuyi.infer.server.answers import Answer
 from liuyi.infer.server.app import create_app
 from liuyi.infer.server.backend import ChatBackend
+from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.infer.server.run import bind, make_server, url_of
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
@@ -27,6 +34,9 @@ LINES = [
     "def answer(question): return 42  # numbers 0123456789",
 ]
 VOCAB = 384
+MESSAGES: list[Any] = [{"role": "user", "content": "turn on the lights"}]
+LONG: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 200, "logit_bias": {"0": -100, "2": -100}}
+"""Goes on for 200 tokens."""
 
 
 def tiny_model(seed: int = 1, **changes: Any) -> Decoder:
@@ -45,6 +55,44 @@ def tiny_model(seed: int = 1, **changes: Any) -> Decoder:
     model = Decoder(DecoderConfig(**(shape | changes)))
     init_weights(model, seed=seed, std=0.3)
     return model.eval()
+
+
+class ThreadPeer:
+    """An engine behind a socket, as a process would be, but in a thread where tests can look at it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.sock, theirs = socket.socketpair()
+        self._thread = threading.Thread(target=Worker(engine, Channel(theirs)).run, daemon=True)
+        self._thread.start()
+
+    def kill(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> str:
+        """Wait for the thread."""
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the worker did not end"
+        return "its thread ended"
+
+
+def client_over(engine: Engine, **options: Any) -> EngineClient:
+    """A client of an engine in a thread."""
+    return EngineClient(lambda: ThreadPeer(engine), **options)
+
+
+def backend_over(engine: Engine, **options: Any) -> ModelBackend:
+    """A backend over an engine in a thread."""
+    return ModelBackend(client_over(engine), engine.tokenizer, **options)
+
+
+def eventually(holds: Callable[[], bool], what: str, patience_s: float = 10) -> None:
+    """Wait until it holds."""
+    until = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < until, what
+        time.sleep(0.01)
 
 
 class StepCounter:
@@ -94,3 +142,8 @@ def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[Li
         thread.join(20)
         bound.close()
         assert not thread.is_alive(), "the server did not stop"
+
+
+def client_of(live: LiveServer) -> openai.OpenAI:
+    """The official client."""
+    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0, timeout=30)

@@ -18,7 +18,7 @@ import httpx
 import openai
 import pytest
 from click.testing import CliRunner, Result
-from infer_support import LiveServer, live_server
+from infer_support import LiveServer, backend_over, live_server
 
 from liuyi.cli.main import cli
 from liuyi.cli.models import choose, newest
@@ -27,7 +27,6 @@ from liuyi.core.errors import LiuyiError
 from liuyi.core.home import Home
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
-from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
@@ -166,7 +165,7 @@ class TestChat:
         result = run(home, "chat", "--url", "http://127.0.0.1:9", typed="hello\n")
         assert result.exit_code == 1
         assert "cannot be reached" in result.stderr
-        with live_server({"tiny": ModelBackend(Engine(model, tokenizer, max_slots=1))}, keys=["secret"]) as guarded:
+        with live_server({"tiny": backend_over(Engine(model, tokenizer, max_slots=1))}, keys=["secret"]) as guarded:
             result = run(home, "chat", "--url", guarded.url, typed="hello\n")
             assert "API key" in result.stderr
             assert "--api-key-env" in result.stderr

@@ -11,10 +11,9 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from infer_support import LiveServer, live_server
+from infer_support import LiveServer, backend_over, live_server
 
 from liuyi.infer.engine import Engine
-from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
@@ -100,7 +99,7 @@ wild = st.dictionaries(st.sampled_from([*fields, "tools", "surprise"]), json_val
 
 @pytest.fixture(scope="module")
 def fuzzed(model: Decoder, tokenizer: Tokenizer) -> Iterator[LiveServer]:
-    with live_server({"tiny": ModelBackend(Engine(model, tokenizer, max_slots=4))}) as live:
+    with live_server({"tiny": backend_over(Engine(model, tokenizer, max_slots=4))}) as live:
         yield live
 
 

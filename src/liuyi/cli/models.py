@@ -89,19 +89,14 @@ def open_backend(
 
         model = home.store.open(AppConfig.load(chosen.folder).model)
         return open_app(chosen.artifact, model, max_waiting=max_queue)
-    import torch
-
+    from liuyi.infer.process.messages import EngineSpec
     from liuyi.infer.server.model_backend import ModelBackend
 
-    digest = chosen.artifact.digest if chosen.artifact is not None else ""
-    return ModelBackend.load(
-        chosen.folder,
-        digest=digest,
-        max_slots=slots,
-        max_tokens=max_tokens,
-        max_queue=max_queue,
-        dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
+    spec = EngineSpec(
+        model=str(chosen.folder), max_slots=slots, max_tokens=max_tokens, dtype="bf16" if dtype == "bf16" else "fp32"
     )
+    digest = chosen.artifact.digest if chosen.artifact is not None else ""
+    return ModelBackend.load(chosen.folder, spec, digest=digest, max_queue=max_queue)
 
 
 def _name(home: Home, artifact: Artifact) -> str:

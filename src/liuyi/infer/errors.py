@@ -24,3 +24,11 @@ class Overloaded(LiuyiError):
 
 class EngineError(LiuyiError):
     """The engine failed, or has stopped, while the request was in it."""
+
+
+class Unavailable(EngineError):
+    """There is no engine just now; nothing was done for the request. Try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

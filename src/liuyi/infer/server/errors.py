@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.core.errors import LiuyiError, ModelError, OutOfMemory, did_you_mean
-from liuyi.infer.errors import EngineError, Overloaded, RequestError
+from liuyi.infer.errors import EngineError, Overloaded, RequestError, Unavailable
 
 logger = logging.getLogger("liuyi.server")
 
@@ -71,7 +71,7 @@ def install(app: FastAPI) -> None:
 
     async def known(request: Request, error: Exception) -> Response:
         status, body = describe(error)
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded | Unavailable) else None
         return JSONResponse(body, status, headers=headers)
 
     async def invalid(request: Request, error: Exception) -> Response:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
-from liuyi.infer.async_engine import AsyncEngine, Stream
-from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
+from liuyi.infer.process.client import EngineClient, Stream
+from liuyi.infer.process.messages import EngineSpec
+from liuyi.infer.process.spawn import spawn
 from liuyi.infer.request import Request, Update
+from liuyi.infer.server.admission import Admission, Place
 from liuyi.infer.server.backend import (
     BackendInfo,
     ChatRequest,
@@ -26,89 +27,129 @@ from liuyi.infer.server.backend import (
     TokenLogprob,
 )
 from liuyi.model.chat import encode_chat
-from liuyi.model.checkpoint import load_model
-from liuyi.model.config import DecoderConfig
 from liuyi.model.tokenizer import Tokenizer
 
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+QUEUED_CONTEXTS = 16
+"""Tokens that may wait, in contexts of the model, unless a limit is given."""
+OPEN_ANSWER_TOKENS = 256
+"""What an answer without a limit of its own counts for when room for it is sought."""
 
 
 class ModelBackend:
-    """Chat and plain completions by one engine."""
+    """Chat and plain completions by one engine in a process of its own."""
 
     def __init__(
-        self, engine: Engine, *, digest: str = "", max_queue: int = 256, defaults: dict[str, Any] | None = None
-    ) -> None:
-        """`defaults` are sampling parameters for requests that leave them open; temperature 1 when not named."""
-        self.engine = engine
-        self.info = BackendInfo(model_digest=digest, max_tokens=engine.max_tokens)
-        self._async = AsyncEngine(engine, max_queue=max_queue)
-        self._defaults = {"temperature": 1.0, **(defaults or {})}
-        self._longest_piece = max(map(len, engine.tokenizer.all_token_bytes))
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
         *,
         digest: str = "",
-        max_slots: int | None = None,
-        max_tokens: int | None = None,
         max_queue: int = 256,
-        dtype: torch.dtype = torch.float32,
-    ) -> ModelBackend:
-        """A backend over a model folder; as many slots as fit into a quarter of the free memory, up to 64, by default.
+        max_queue_tokens: int | None = None,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        """`max_queue` requests with `max_queue_tokens` tokens may wait beside those that are decoded. `defaults` are
+        sampling parameters for requests that leave them open; temperature 1 when not named."""
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.digest = digest
+        self._max_queue = max_queue
+        self._max_queue_tokens = max_queue_tokens
+        self._defaults = {"temperature": 1.0, **(defaults or {})}
+        self._longest_piece = max(map(len, tokenizer.all_token_bytes))
+        self.admission = Admission(max_requests=0, max_tokens=0)
 
-        Raises ModelError if the folder cannot be read.
+    @classmethod
+    def load(cls, folder: Path, spec: EngineSpec, **options: Any) -> ModelBackend:
+        """A backend over a model folder, whose engine is opened as `spec` says; `options` as for the class.
+
+        Raises ModelError if the tokenizer cannot be read.
         """
-        model, tokenizer = load_model(folder, dtype=dtype), Tokenizer.load(folder)
-        context = min(max_tokens or model.config.max_position_embeddings, model.config.max_position_embeddings)
-        slots = max_slots or slots_that_fit(model.config, context, dtype)
-        engine = Engine(model, tokenizer, max_slots=slots, max_tokens=context)
-        return cls(engine, digest=digest, max_queue=max_queue, defaults=sampling_defaults(folder))
+        engine = EngineClient(partial(spawn, spec))
+        return cls(engine, Tokenizer.load(folder), defaults=sampling_defaults(folder), **options)
+
+    @property
+    def info(self) -> BackendInfo:
+        """Where its answers come from."""
+        return BackendInfo(model_digest=self.digest, max_tokens=self.engine.facts.max_tokens)
 
     async def start(self) -> None:
-        """Start the engine's thread."""
-        self._async.start()
+        """Start the engine's process, and wait until the model is loaded. Raises LiuyiError if it cannot be."""
+        await self.engine.start()
+        facts = self.engine.facts
+        queued = self._max_queue_tokens or QUEUED_CONTEXTS * facts.max_tokens
+        self.admission = Admission(
+            max_requests=facts.max_slots + self._max_queue, max_tokens=facts.max_slots * facts.max_tokens + queued
+        )
 
     async def close(self) -> None:
-        """Stop the engine's thread."""
-        await self._async.close()
+        """Stop the engine's process."""
+        await self.engine.close()
 
     def busy(self) -> Load:
         """How busy the engine is."""
-        engine = self._async
-        return Load(engine.running, engine.waiting, self.engine.max_slots, engine.alive)
+        running = self.engine.stats.running
+        waiting = max(0, self.admission.requests - running)
+        return Load(running, waiting, self.engine.facts.max_slots, self.engine.state == "ready")
 
     async def chat(self, request: ChatRequest) -> Deltas:
         """Continue a conversation. Raises RequestError, Overloaded, EngineError, ModelError (the template refused)."""
+        size = sum(len(str(message["content"])) for message in request.messages)
 
-        def make() -> list[Request]:
-            self._check_length(sum(len(str(message["content"])) for message in request.messages), "messages")
-            ids, _ = encode_chat(self.engine.tokenizer, request.messages, add_generation_prompt=True)
-            return self._requests([ids], request.options)
+        def make() -> list[list[int]]:
+            ids, _ = encode_chat(self.tokenizer, request.messages, add_generation_prompt=True)
+            return [ids]
 
-        return _Answers(self.engine, await self._async.submit(make, request.options.n))
+        self._check_length(size, "messages")
+        return await self._begin(make, 1, size, request.options)
 
     async def complete(self, request: TextRequest) -> Deltas:
         """Continue texts. Raises RequestError, Overloaded, EngineError."""
+        texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+        for text in texts:
+            self._check_length(len(text), "prompt")
 
-        def make() -> list[Request]:
-            prompts = []
-            for prompt in request.prompts:
-                if isinstance(prompt, str):
-                    self._check_length(len(prompt), "prompt")
-                    prompt = self.engine.tokenizer.encode(prompt)
-                prompts.append(list(prompt))
-            return self._requests(prompts, request.options)
+        def make() -> list[list[int]]:
+            return [
+                self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in request.prompts
+            ]
 
-        return _Answers(self.engine, await self._async.submit(make, len(request.prompts) * request.options.n))
+        given = sum(len(prompt) for prompt in request.prompts if not isinstance(prompt, str))
+        return await self._begin(make, len(request.prompts), sum(map(len, texts)), request.options, given)
+
+    async def _begin(
+        self, make: Callable[[], list[list[int]]], prompts: int, characters: int, options: Options, given: int = 0
+    ) -> _Answers:
+        """Find a place, make the prompts in another thread since that takes time, and submit the requests.
+
+        The prompts are `characters` and `given` tokens long.
+        """
+        context = self.engine.facts.max_tokens
+        answer = min(options.max_tokens or OPEN_ANSWER_TOKENS, context)
+        place = self.admission.enter(
+            requests=prompts * options.n,
+            prompt_bytes=characters * options.n,
+            prompt_tokens=given * options.n,
+            answer_tokens=answer * prompts * options.n,
+        )
+        try:
+            made = await asyncio.to_thread(make)
+            read = sum(map(len, made))
+            needed = sum(min(len(ids) + answer, context) for ids in made) * options.n
+            place.settle(needed, characters, read - given)
+            stream = await self.engine.submit(self._requests(made, options))
+        except BaseException:
+            place.leave()
+            raise
+        return _Answers(self.tokenizer, stream, place)
 
     def _check_length(self, characters: int, param: str) -> None:
         """Refuse what cannot fit without spending time on its tokens: no token covers more than its bytes."""
-        if characters > self._longest_piece * self.engine.max_tokens:
+        context = self.engine.facts.max_tokens
+        if characters > self._longest_piece * context:
             raise RequestError(
-                f"the prompt has {characters} characters, far more than the context of {self.engine.max_tokens} tokens",
+                f"the prompt has {characters} characters, far more than the context of {context} tokens",
                 param=param,
                 code="context_length_exceeded",
             )
@@ -120,7 +161,7 @@ class ModelBackend:
         for ids in prompts:
             request = Request(
                 prompt_ids=ids,
-                max_tokens=options.max_tokens or self.engine.max_tokens,
+                max_tokens=options.max_tokens or self.engine.facts.max_tokens,
                 presence_penalty=options.presence_penalty,
                 frequency_penalty=options.frequency_penalty,
                 logit_bias=options.logit_bias,
@@ -139,20 +180,28 @@ class ModelBackend:
 class _Answers:
     """An engine's stream as deltas."""
 
-    def __init__(self, engine: Engine, stream: Stream) -> None:
-        self._engine = engine
+    def __init__(self, tokenizer: Tokenizer, stream: Stream, place: Place) -> None:
+        self._pieces = tokenizer.all_token_bytes
         self._stream = stream
+        self._place = place
+        self._tokens = 0
 
     def __aiter__(self) -> _Answers:
         return self
 
     async def __anext__(self) -> Delta:
-        index, update = await self._stream.__anext__()
+        try:
+            index, update = await self._stream.__anext__()
+        except BaseException as error:
+            self._place.leave(self._tokens if isinstance(error, StopAsyncIteration) else 0)
+            raise
         completion = update.completion
+        if completion is not None:
+            self._tokens += completion.prompt_tokens + len(completion.token_ids)
         return Delta(
             index=index,
             text=update.text,
-            tokens=tuple(self._tokens(update)),
+            tokens=tuple(self._scored(update)),
             finish_reason=completion.finish_reason if completion else None,
             prompt_tokens=completion.prompt_tokens if completion else 0,
             completion_tokens=len(completion.token_ids) if completion else 0,
@@ -160,8 +209,9 @@ class _Answers:
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+        self._place.leave()
 
-    def _tokens(self, update: Update) -> list[TokenLogprob]:
+    def _scored(self, update: Update) -> list[TokenLogprob]:
         tokens = []
         tops = update.top_logprobs or [()] * len(update.logprobs)
         for token, logprob, top in zip(update.token_ids, update.logprobs, tops, strict=True) if update.logprobs else ():
@@ -170,17 +220,7 @@ class _Answers:
         return tokens
 
     def _bytes(self, token: int) -> bytes:
-        pieces = self._engine.tokenizer.all_token_bytes
-        return pieces[token] if token < len(pieces) else b""
-
-
-def slots_that_fit(
-    config: DecoderConfig, max_tokens: int, dtype: torch.dtype, most: int = 64, share: float = 0.25
-) -> int:
-    """How many slots of `max_tokens` tokens fit into a share of the memory that is free now; at least one."""
-    token_bytes = 2 * dtype.itemsize * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    free = psutil.virtual_memory().available
-    return max(1, min(most, int(free * share / (token_bytes * max_tokens))))
+        return self._pieces[token] if token < len(self._pieces) else b""
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""`python -m liuyi.infer.process FD`: open the engine that the first message on a socket names, and serve it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+from liuyi.core.errors import LiuyiError, OutOfMemory
+from liuyi.infer.errors import EngineError
+from liuyi.infer.process.channel import Channel
+from liuyi.infer.process.messages import Unusable
+
+
+def main() -> None:
+    """Serve until the owner says Stop or is gone. Signals that end the owner's group are the owner's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    spec = channel.receive_spec()
+    if spec is None:
+        return
+    try:
+        from liuyi.infer.process.open import open_engine
+        from liuyi.infer.process.worker import Worker
+
+        engine = open_engine(spec)
+    except LiuyiError as error:
+        channel.send(Unusable(error))
+        channel.close()
+        return
+    except MemoryError as error:
+        channel.send(Unusable(OutOfMemory(f"the model does not fit into memory: {error}")))
+        channel.close()
+        return
+    except Exception as error:
+        channel.send(Unusable(EngineError(f"the model cannot be opened: {type(error).__name__}: {error}")))
+        channel.close()
+        raise
+    # Whatever the engine is doing: nobody is left to hear of it.
+    Worker(engine, channel, gone=lambda: os._exit(0)).run()
+
+
+if __name__ == "__main__":
+    main()

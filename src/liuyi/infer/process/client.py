@@ -1,0 +1,305 @@
+"""The owner's side, for asyncio: hands requests to an engine's process, brings updates back, and replaces a lost one.
+
+engine = EngineClient(partial(spawn, EngineSpec(model=folder)))
+await engine.start()
+stream = await engine.submit([Request(prompt_ids=ids)])
+async for index, update in stream: ...
+await engine.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Literal
+
+from liuyi.core.errors import LiuyiError
+from liuyi.infer.errors import EngineError, Unavailable
+from liuyi.infer.process.messages import (
+    HEADER_BYTES,
+    Cancel,
+    EngineFacts,
+    FromEngine,
+    Ready,
+    Refused,
+    Stats,
+    Step,
+    Stop,
+    Submit,
+    Taken,
+    ToEngine,
+    Unusable,
+    frame,
+    read_from_engine,
+)
+from liuyi.infer.process.spawn import Peer
+from liuyi.infer.request import Completion, Request, Update
+
+logger = logging.getLogger("liuyi.infer")
+
+State = Literal["new", "starting", "ready", "restarting", "failed", "closed"]
+_RETRY_S = 5
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When an engine's process counts as lost, and how often it is replaced."""
+
+    silence_s: float = 30.0
+    """Without a word for so long, it is ended and replaced."""
+    stall_s: float = 300.0
+    """A single step may last so long."""
+    restarts: int = 5
+    """So many replacements are made within `window_s`; then the engine has failed for good."""
+    window_s: float = 600.0
+    backoff_s: float = 0.5
+    """The first replacement is started at once, the second after so long, and each further one after twice as long."""
+
+
+class Stream:
+    """The updates of requests that came together, as (number of the request, update).
+
+    Close it before its end to cancel what is left; after its end closing does nothing.
+    """
+
+    def __init__(self, engine: EngineClient, ids: Sequence[int]) -> None:
+        self.updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
+        self._engine = engine
+        self._ids = ids
+        self._unfinished = len(ids)
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> tuple[int, Update]:
+        if not self._unfinished:
+            raise StopAsyncIteration
+        index, update = await self.updates.get()
+        if update.error is not None:
+            await self.aclose()
+            raise update.error
+        if update.completion is not None:
+            self._unfinished -= 1
+        return index, update
+
+    async def aclose(self) -> None:
+        """Cancel the requests that have not ended; what they hold is free before the next step."""
+        if self._unfinished:
+            self._unfinished = 0
+            self._engine.cancel(self._ids)
+
+
+class EngineClient:
+    """One engine in another process, and its successors."""
+
+    def __init__(self, launch: Callable[[], Peer], *, patience: Patience | None = None) -> None:
+        """`launch` starts a process and returns its peer, whose first message says whether the engine is open."""
+        self._launch = launch
+        self._patience = patience or Patience()
+        self._ids = itertools.count()
+        self._listeners: dict[int, tuple[Stream, int]] = {}
+        self._taking: dict[int, asyncio.Future[None]] = {}
+        self._lost: deque[float] = deque()
+        self._silent_s = 0.0
+        self._peer: Peer
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter
+        self._supervisor: asyncio.Task[None] | None = None
+        self.facts: EngineFacts
+        self.state: State = "new"
+        self.stats = Stats()
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """Start the process, and wait until its engine is open. Raises LiuyiError if it cannot be opened."""
+        self.state = "starting"
+        await self._open()
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def close(self) -> None:
+        """Stop after the current step; requests that have not ended fail with EngineError."""
+        was, self.state = self.state, "closed"
+        if self._supervisor is None:
+            return
+        if was == "ready":
+            self._send(Stop())
+        elif was == "restarting":
+            self._supervisor.cancel()
+        try:
+            await asyncio.wait_for(asyncio.shield(self._supervisor), self._patience.silence_s)
+        except TimeoutError:
+            self._peer.kill()
+            await self._supervisor
+        except asyncio.CancelledError:
+            if not self._supervisor.cancelled():
+                raise
+
+    async def submit(self, requests: Sequence[Request]) -> Stream:
+        """Put requests into the engine's queue, all or none.
+
+        Raises RequestError if one can never be answered, Unavailable while there is no engine, EngineError if it is
+        lost before they are taken.
+        """
+        self._require_ready()
+        ids = list(itertools.islice(self._ids, len(requests)))
+        stream = Stream(self, ids)
+        taken = asyncio.get_running_loop().create_future()
+        self._taking[ids[0]] = taken
+        for index, id in enumerate(ids):
+            self._listeners[id] = (stream, index)
+        self._send(Submit(ids, requests))
+        try:
+            await taken
+        except BaseException:
+            await stream.aclose()
+            raise
+        finally:
+            self._taking.pop(ids[0], None)
+        return stream
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """The completions of all requests, in their order. Cancelling the task cancels the requests."""
+        stream = await self.submit(requests)
+        done: dict[int, Completion] = {}
+        try:
+            async for index, update in stream:
+                if update.completion is not None:
+                    done[index] = update.completion
+        finally:
+            await stream.aclose()
+        return [done[index] for index in range(len(requests))]
+
+    def cancel(self, ids: Sequence[int]) -> None:
+        """Drop those of the requests that have not ended."""
+        left = [id for id in ids if self._listeners.pop(id, None) is not None]
+        if left and self.state == "ready":
+            self._send(Cancel(left))
+
+    def _require_ready(self) -> None:
+        if self.state in ("starting", "restarting"):
+            raise Unavailable("the engine is being started", retry_after_s=_RETRY_S)
+        if self.state != "ready":
+            raise EngineError("the engine does not run")
+
+    def _send(self, message: ToEngine) -> None:
+        self._writer.write(frame(message))
+
+    # One process after the other.
+
+    async def _supervise(self) -> None:
+        while True:
+            watch = asyncio.create_task(self._watch())
+            try:
+                await self._attend()
+            finally:
+                watch.cancel()
+                self._writer.close()
+            closing = self.state == "closed"
+            if not closing:
+                self.state = "restarting"
+            how = await asyncio.to_thread(self._peer.end)
+            if closing:
+                self._fail(EngineError("the engine has stopped"))
+                return
+            logger.error("the engine's process was lost: %s", how)
+            self._fail(EngineError(f"the engine was lost while the request was in it: {how}", hint="ask again"))
+            if not await self._replace():
+                return
+
+    async def _replace(self) -> bool:
+        """Start another process; False once that has been tried too often."""
+        while True:
+            now = monotonic()
+            self._lost.append(now)
+            while self._lost[0] < now - self._patience.window_s:
+                self._lost.popleft()
+            if len(self._lost) > self._patience.restarts:
+                logger.error("the engine was lost %d times; it is not started again", len(self._lost))
+                self.state = "failed"
+                return False
+            if len(self._lost) > 1:
+                await asyncio.sleep(self._patience.backoff_s * 2 ** (len(self._lost) - 2))
+            self.restarts += 1
+            try:
+                await self._open()
+                return True
+            except LiuyiError as error:
+                logger.error("the engine could not be started again: %s", error)
+
+    async def _open(self) -> None:
+        self._peer = peer = self._launch()
+        self._reader, self._writer = await asyncio.open_connection(sock=peer.sock)
+        try:
+            message = await self._read()
+        except BaseException:
+            peer.kill()
+            self._writer.close()
+            raise
+        if isinstance(message, Ready):
+            self.facts, self.stats, self._silent_s = message.facts, Stats(), 0.0
+            self.state = "ready"
+            return
+        self._writer.close()
+        how = await asyncio.to_thread(peer.end)
+        if isinstance(message, Unusable):
+            raise message.error
+        raise EngineError(f"the engine's process could not start: {how}")
+
+    async def _attend(self) -> None:
+        """Take in messages until the process hangs up."""
+        while (message := await self._read()) is not None:
+            self._silent_s = 0.0
+            if isinstance(message, Step):
+                self.stats = message.stats
+                for update in message.updates:
+                    self._deliver(update)
+            elif isinstance(message, Taken):
+                self._settle(message.id, None)
+            elif isinstance(message, Refused):
+                self._settle(message.id, message.error)
+
+    async def _watch(self) -> None:
+        """End a process that is silent, or in one step, for too long. A busy event loop here is not its silence."""
+        tick_s = min(1.0, self._patience.silence_s / 4)
+        while True:
+            await asyncio.sleep(tick_s)
+            self._silent_s += tick_s
+            if self._silent_s > self._patience.silence_s or self.stats.step_s > self._patience.stall_s:
+                logger.error("the engine's process does not answer and is ended")
+                self._peer.kill()
+                return
+
+    async def _read(self) -> FromEngine | None:
+        try:
+            header = await self._reader.readexactly(HEADER_BYTES)
+            return read_from_engine(await self._reader.readexactly(int.from_bytes(header, "big")))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def _deliver(self, update: Update) -> None:
+        ended = update.completion is not None or update.error is not None
+        listener = self._listeners.pop(update.id, None) if ended else self._listeners.get(update.id)
+        if listener is not None:
+            stream, index = listener
+            stream.updates.put_nowait((index, update))
+
+    def _settle(self, id: int, error: LiuyiError | None) -> None:
+        taken = self._taking.get(id)
+        if taken is None or taken.done():
+            return
+        if error is None:
+            taken.set_result(None)
+        else:
+            taken.set_exception(error)
+
+    def _fail(self, error: LiuyiError) -> None:
+        for id in list(self._taking):
+            self._settle(id, error)
+        for id in list(self._listeners):
+            self._deliver(Update(id, error=error))
+        self.stats = Stats()

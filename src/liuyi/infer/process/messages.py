@@ -1,0 +1,159 @@
+"""What an engine's process and its owner say to each other: typed MessagePack in frames, so nothing is unpickled.
+
+A frame is the length of its payload, four bytes big-endian, and the payload. Requests and updates travel as the
+dataclasses that the engine itself takes and gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import msgspec
+
+from liuyi.core.errors import LiuyiError, ModelError, OutOfMemory
+from liuyi.infer.errors import EngineError, RequestError
+from liuyi.infer.request import Request, Update
+
+HEADER_BYTES = 4
+MAX_FRAME_BYTES = 1 << 30
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What to open in the process."""
+
+    model: str
+    """A model folder."""
+    max_slots: int | None = None
+    """Requests decoded at once; None for what memory allows."""
+    max_tokens: int | None = None
+    """Tokens of prompt and answer together; None for the model's context."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process has opened."""
+
+    pid: int
+    max_slots: int
+    max_tokens: int
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True):
+    """How busy an engine is."""
+
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    """Steps taken since it was opened."""
+    step_s: float = 0.0
+    """For how long the step that is being taken has lasted."""
+
+
+class _Message(msgspec.Struct, array_like=True, tag=True):
+    pass
+
+
+class Submit(_Message):
+    """Answer these requests, all or none of them; `ids` name them from now on, and the first names them all."""
+
+    ids: Sequence[int]
+    requests: Sequence[Request]
+
+
+class Cancel(_Message):
+    """Nobody waits for these requests any more."""
+
+    ids: Sequence[int]
+
+
+class Stop(_Message):
+    """End after the current step."""
+
+
+ToEngine = Submit | Cancel | Stop
+
+
+class Ready(_Message):
+    """The engine takes requests."""
+
+    facts: EngineFacts
+
+
+class Unusable(_Message):
+    """The engine could not be opened."""
+
+    error: LiuyiError
+
+
+class Taken(_Message):
+    """The requests with this first id are in the queue."""
+
+    id: int
+
+
+class Refused(_Message):
+    """The requests with this first id can never be answered."""
+
+    id: int
+    error: LiuyiError
+
+
+class Step(_Message):
+    """What a step said, and how busy the engine is after it; also sent now and then without updates, as a heartbeat."""
+
+    updates: Sequence[Update]
+    stats: Stats
+
+
+FromEngine = Ready | Unusable | Taken | Refused | Step
+
+_ERRORS: dict[str, type[LiuyiError]] = {
+    error.__name__: error for error in (LiuyiError, ModelError, OutOfMemory, EngineError, RequestError)
+}
+
+
+def _to_wire(value: object) -> object:
+    if isinstance(value, LiuyiError):
+        kind = type(value).__name__
+        more = (value.param, value.code) if isinstance(value, RequestError) else (None, None)
+        return (kind if kind in _ERRORS else LiuyiError.__name__, value.message, value.where, value.hint, *more)
+    raise NotImplementedError(f"{type(value).__name__} is no part of a message")
+
+
+def _from_wire(type: type, value: Any) -> object:
+    if type is LiuyiError:
+        kind, message, where, hint, param, code = value
+        if kind == RequestError.__name__:
+            return RequestError(message, param=param, code=code, hint=hint)
+        return _ERRORS[kind](message, where=where, hint=hint)
+    raise NotImplementedError(f"{type.__name__} is no part of a message")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_wire)
+_decoders = {
+    side: msgspec.msgpack.Decoder(messages, dec_hook=_from_wire)
+    for side, messages in (("spec", EngineSpec), ("to", ToEngine), ("from", FromEngine))
+}
+
+
+def frame(message: ToEngine | FromEngine | EngineSpec) -> bytes:
+    """A message with its length before it."""
+    payload = _encoder.encode(message)
+    return len(payload).to_bytes(HEADER_BYTES, "big") + payload
+
+
+def read_spec(payload: bytes) -> EngineSpec:
+    """The payload of the first frame that a process gets."""
+    return cast("EngineSpec", _decoders["spec"].decode(payload))
+
+
+def read_to_engine(payload: bytes) -> ToEngine:
+    """The payload of a frame to the engine."""
+    return cast("ToEngine", _decoders["to"].decode(payload))
+
+
+def read_from_engine(payload: bytes) -> FromEngine:
+    """The payload of a frame from the engine."""
+    return cast("FromEngine", _decoders["from"].decode(payload))

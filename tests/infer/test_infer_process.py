@@ -1,0 +1,278 @@
+"""The engine behind its socket: answers, cancellation, failure, and a process that is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from infer_support import StepCounter, client_over
+
+from liuyi.core.errors import ModelError, OutOfMemory
+from liuyi.infer.engine import Engine
+from liuyi.infer.errors import EngineError, RequestError, Unavailable
+from liuyi.infer.process.client import EngineClient, Patience
+from liuyi.infer.process.messages import EngineSpec
+from liuyi.infer.process.spawn import spawn
+from liuyi.infer.request import Grammar, Request
+from liuyi.model.checkpoint import save_model
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+
+
+@asynccontextmanager
+async def running(engine: Engine, **options: Any) -> AsyncIterator[EngineClient]:
+    working = client_over(engine, **options)
+    await working.start()
+    try:
+        yield working
+    finally:
+        await working.close()
+
+
+def long_request(at: int = 0) -> Request:
+    return Request(prompt_ids=[30 + at], max_tokens=200, ignore_eos=True)
+
+
+async def until(holds: Callable[[], bool], patience_s: float = 10) -> None:
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come"
+        await asyncio.sleep(0.01)
+
+
+def test_answers_are_those_of_the_engine_alone(model: Decoder, tokenizer: Tokenizer) -> None:
+    requests = [Request(prompt_ids=[30 + at], max_tokens=20, temperature=1.0, seed=at) for at in range(12)]
+    expected = Engine(model, tokenizer).generate(requests)
+
+    async def together() -> None:
+        async with running(Engine(model, tokenizer, max_slots=3)) as engine:
+            one_by_one = await asyncio.gather(*(engine.generate([request]) for request in requests))
+            assert [answer for (answer,) in one_by_one] == expected
+            assert await engine.generate(requests) == expected
+            await until(lambda: engine.stats.waiting == engine.stats.running == 0)
+
+    asyncio.run(together())
+
+
+def test_every_field_of_requests_and_answers_crosses(engine: Engine) -> None:
+    request = Request(
+        prompt_ids=[30, 31], max_tokens=9, temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.1,
+        presence_penalty=0.1, frequency_penalty=0.1, logit_bias={40: 1.5}, seed=2**63, stop=("zzz", "。"),
+        stop_token_ids=(5,), ignore_eos=True, grammar=Grammar("regex", "[a-z厨]+"), logprobs=True, top_logprobs=3,
+    )  # fmt: skip
+    (expected,) = engine.generate([request])
+
+    async def ask() -> None:
+        async with running(engine) as working:
+            assert await working.generate([request]) == [expected]
+
+    asyncio.run(ask())
+
+
+def test_a_request_that_cannot_be_answered_is_refused_with_all_that_came_with_it(engine: Engine) -> None:
+    async def refuse() -> None:
+        async with running(engine) as working:
+            for wrong in (
+                Request(prompt_ids=[99_999]),
+                Request(prompt_ids=[30] * 300),
+                Request(prompt_ids=[30], grammar=Grammar("regex", "(")),
+            ):
+                with pytest.raises(RequestError) as caught:
+                    await working.submit([long_request(), wrong])
+                assert caught.value.param
+            await until(lambda: working.stats.running == 0)
+            assert not engine.has_work
+
+    asyncio.run(refuse())
+
+
+def test_closing_a_stream_frees_what_it_holds(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def leave() -> None:
+        counter = StepCounter(engine, monkeypatch)
+        async with running(engine) as working:
+            stream = await working.submit([long_request(at) for at in range(12)])
+            await stream.__anext__()
+            await stream.aclose()
+            await stream.aclose()
+            await until(lambda: not engine.has_work)
+            assert counter.steps < 100  # answering all would have taken 400
+            with pytest.raises(StopAsyncIteration):
+                await stream.__anext__()
+
+            task = asyncio.ensure_future(working.generate([long_request()]))
+            await until(lambda: engine.running == 1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await until(lambda: not engine.has_work)
+
+    asyncio.run(leave())
+
+
+def test_leaving_while_the_grammar_is_compiled_leaves_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = engine.check
+
+    def slow(request: Request) -> Any:
+        time.sleep(0.2)
+        return check(request)
+
+    monkeypatch.setattr(engine, "check", slow)
+
+    async def leave() -> None:
+        async with running(engine) as working:
+            request = Request(prompt_ids=[30], max_tokens=200, grammar=Grammar("regex", "a+"))
+            task = asyncio.ensure_future(working.submit([request]))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            answer = await working.generate([Request(prompt_ids=[30], max_tokens=2)])
+            assert answer
+            await asyncio.sleep(0.3)
+            assert not engine.has_work
+
+    asyncio.run(leave())
+
+
+def test_a_reader_that_is_stuck_holds_up_nobody(engine: Engine) -> None:
+    async def stuck() -> None:
+        async with running(engine) as working:
+            never_read = await working.submit([long_request()])
+            answers = await working.generate([long_request(1)])
+            assert len(answers[0].token_ids) == 200
+            assert len([update async for update in never_read]) == 200
+
+    asyncio.run(stuck())
+
+
+def test_a_stuck_event_loop_does_not_hold_up_decoding(engine: Engine) -> None:
+    async def stuck() -> None:
+        async with running(engine) as working:
+            stream = await working.submit([long_request(at) for at in range(8)])
+            began = time.monotonic()
+            while engine.has_work:
+                assert time.monotonic() - began < 20, "decoding waits for the event loop"
+                time.sleep(0.01)  # nothing else runs in this loop meanwhile
+            assert len([update async for update in stream]) == 8 * 200
+
+    asyncio.run(stuck())
+
+
+def test_closing_the_engine_ends_what_is_in_work(engine: Engine) -> None:
+    async def close() -> None:
+        working = client_over(engine)
+        with pytest.raises(EngineError):
+            await working.submit([long_request()])
+        await working.start()
+        stream = await working.submit([long_request()])
+        await stream.__anext__()
+        began = time.monotonic()
+        await working.close()
+        assert time.monotonic() - began < 5
+        with pytest.raises(EngineError):
+            async for _ in stream:
+                pass
+        assert not engine.has_work
+        with pytest.raises(EngineError):
+            await working.submit([long_request()])
+
+    asyncio.run(close())
+
+
+def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        async with running(engine) as working:
+            step = engine.step
+
+            def broken() -> Any:
+                monkeypatch.setattr(engine, "step", step)
+                raise MemoryError("no memory for this")
+
+            monkeypatch.setattr(engine, "step", broken)
+            with pytest.raises(OutOfMemory, match="no memory"):
+                await working.generate([long_request()])
+            assert len(await working.generate([Request(prompt_ids=[30], max_tokens=3)])) == 1
+            assert working.restarts == 0
+
+    asyncio.run(fail())
+
+
+@pytest.fixture(scope="module")
+def folder(model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(path, model, tokenizer)
+    return path
+
+
+def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    async def start() -> None:
+        with pytest.raises(ModelError, match=r"config\.json"):
+            await EngineClient(partial(spawn, EngineSpec(model=str(tmp_path)))).start()
+
+    asyncio.run(start())
+
+
+@pytest.mark.slow
+class TestProcess:
+    def test_a_killed_process_is_replaced_and_its_requests_are_told(self, folder: Path) -> None:
+        async def kill() -> None:
+            patience = Patience(restarts=2, backoff_s=0.1, silence_s=3)
+            client = EngineClient(partial(spawn, EngineSpec(model=str(folder))), patience=patience)
+            await client.start()
+            request = Request(prompt_ids=[30], max_tokens=20, seed=1, temperature=1.0)
+            before = await client.generate([request])
+            # Killed, then frozen, then once too often.
+            for at, number in enumerate((signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL)):
+                stream = await client.submit([long_request(at) for at in range(100)])
+                await stream.__anext__()
+                os.kill(client.facts.pid, number)
+                with pytest.raises(EngineError, match="SIGKILL"):
+                    async for _ in stream:
+                        pass
+                if at == 2:
+                    break
+                with pytest.raises(Unavailable):
+                    await client.submit([request])
+                await until(lambda: client.state == "ready", 30)
+                assert await client.generate([request]) == before
+            await until(lambda: client.state == "failed")
+            assert client.restarts == 2
+            with pytest.raises(EngineError, match="does not run"):
+                await client.submit([request])
+            await client.close()
+
+        asyncio.run(kill())
+
+    def test_it_ends_with_its_owner_whatever_becomes_of_him(self, folder: Path) -> None:
+        code = (
+            "import asyncio, os, sys\n"
+            "from functools import partial\n"
+            "from liuyi.infer.process.client import EngineClient\n"
+            "from liuyi.infer.process.messages import EngineSpec\n"
+            "from liuyi.infer.process.spawn import spawn\n"
+            "async def main():\n"
+            "    client = EngineClient(partial(spawn, EngineSpec(model=sys.argv[1])))\n"
+            "    await client.start()\n"
+            "    print(client.facts.pid, flush=True)\n"
+            "    await asyncio.sleep(60)\n"
+            "asyncio.run(main())\n"
+        )
+        owner = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+        assert owner.stdout is not None
+        engine = psutil.Process(int(owner.stdout.readline()))
+        assert engine.is_running()
+        owner.kill()
+        owner.wait()
+        psutil.wait_procs([engine], timeout=10)
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
