@@ -20,7 +20,7 @@ from liuyi.core.digest import sha256_json
 from liuyi.infer.errors import RequestError
 from liuyi.infer.server import errors, guard, metrics
 from liuyi.infer.server.answers import Answer, AnswerLog
-from liuyi.infer.server.backend import ChatBackend, ChatRequest, Deltas, TextBackend, TextRequest
+from liuyi.infer.server.backend import ChatBackend, Deltas, TextBackend
 from liuyi.infer.server.follow import Followed, Observer
 from liuyi.infer.server.format import Answering, ChatFormat, TextFormat
 from liuyi.infer.server.protocol import ChatCompletionBody, CompletionBody
@@ -55,7 +55,7 @@ def create_app(
     async def chat_completions(body: ChatCompletionBody, request: Request) -> Response:
         """Continue a conversation."""
         backend = service.backend(body.model)
-        chat = ChatRequest(messages=[message.as_dict() for message in body.messages], options=body.options())
+        chat = body.request()
         return await service.answer(body, request, ChatFormat(), backend, lambda: backend.chat(chat), prompts=1)
 
     @app.post("/v1/completions")
@@ -64,7 +64,7 @@ def create_app(
         backend = service.backend(body.model)
         if not isinstance(backend, TextBackend):
             raise RequestError(f"'{body.model}' takes conversations only", param="model", hint="/v1/chat/completions")
-        text = TextRequest(prompts=body.prompts, options=body.options())
+        text = body.request()
         prompts = len(text.prompts)
         return await service.answer(body, request, TextFormat(), backend, lambda: backend.complete(text), prompts)
 

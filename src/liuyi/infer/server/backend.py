@@ -96,6 +96,8 @@ class ChatRequest:
 
     messages: Sequence[Mapping[str, Any]]
     tools: ToolUse | None = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template, such as `enable_thinking`."""
     options: Options = field(default_factory=Options)
 
 

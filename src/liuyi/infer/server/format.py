@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from liuyi.infer.server.backend import AnswerReason, BackendInfo, Delta, TokenLogprob
+from liuyi.infer.server.backend import AnswerReason, BackendInfo, CallDelta, Delta, TokenLogprob
 
 
 @dataclass
@@ -63,26 +64,42 @@ class ChatFormat:
     def choice(self, index: int, deltas: Sequence[Delta], asked_logprobs: bool) -> dict[str, Any]:
         """One whole answer."""
         tokens = [token for delta in deltas for token in delta.tokens]
+        text = "".join(delta.text for delta in deltas)
+        calls: dict[int, dict[str, Any]] = {}
+        for call in (call for delta in deltas for call in delta.calls):
+            if call.name is not None:
+                calls[call.index] = _call(call)
+            else:
+                calls[call.index]["function"]["arguments"] += call.arguments
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+        if calls:
+            message["tool_calls"] = list(calls.values())
         return {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(tokens) if asked_logprobs else None,
             "finish_reason": deltas[-1].finish_reason,
         }
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The chunk that says who speaks."""
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return _chunk(index, {"role": "assistant", "content": "", "refusal": None})
 
-    def piece(self, delta: Delta) -> dict[str, Any]:
-        """A further piece of an answer."""
-        return {
-            "index": delta.index,
-            "delta": {"content": delta.text} if delta.text or delta.tokens else {},
-            "logprobs": self._logprobs(delta.tokens) if delta.tokens else None,
-            "finish_reason": delta.finish_reason,
-        }
+    def pieces(self, delta: Delta) -> list[dict[str, Any]]:
+        """The chunks of a delta: text, then each piece of a call, the reason for the end in the last of them."""
+        chunks = []
+        if delta.text or delta.tokens:
+            chunks.append(_chunk(delta.index, {"content": delta.text}))
+        for call in delta.calls:
+            told = _call(call) if call.name is not None else {"function": {"arguments": call.arguments}}
+            chunks.append(_chunk(delta.index, {"tool_calls": [{"index": call.index} | told]}))
+        if not chunks and delta.finish_reason is not None:
+            chunks.append(_chunk(delta.index, {}))
+        if delta.tokens:
+            chunks[0]["logprobs"] = self._logprobs(delta.tokens)
+        if chunks:
+            chunks[-1]["finish_reason"] = delta.finish_reason
+        return chunks
 
     def _logprobs(self, tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
         content = [_token(token) | {"top_logprobs": [_token(top) for top in token.top]} for token in tokens]
@@ -95,13 +112,16 @@ class TextFormat:
     id_prefix = "cmpl-"
     kind = chunk_kind = "text_completion"
 
+    def __init__(self) -> None:
+        self._offsets: dict[int, int] = {}
+
     def choice(self, index: int, deltas: Sequence[Delta], asked_logprobs: bool) -> dict[str, Any]:
         """One whole answer."""
         tokens = [token for delta in deltas for token in delta.tokens]
         return {
             "index": index,
             "text": "".join(delta.text for delta in deltas),
-            "logprobs": self._logprobs(tokens) if asked_logprobs else None,
+            "logprobs": self._logprobs(index, tokens) if asked_logprobs else None,
             "finish_reason": deltas[-1].finish_reason,
         }
 
@@ -109,18 +129,34 @@ class TextFormat:
         """Text needs no opening."""
         return None
 
-    def piece(self, delta: Delta) -> dict[str, Any]:
-        """A further piece of an answer."""
-        return self.choice(delta.index, [delta], bool(delta.tokens))
+    def pieces(self, delta: Delta) -> list[dict[str, Any]]:
+        """The chunk of a delta, if it has anything to say."""
+        if not (delta.text or delta.tokens or delta.finish_reason):
+            return []
+        return [self.choice(delta.index, [delta], bool(delta.tokens))]
 
-    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """`text_offset` goes on from chunk to chunk. Nothing is said of the first token of a prompt."""
         texts = [_text(token) for token in tokens]
+        begin = self._offsets.get(index, 0)
+        offsets = list(itertools.accumulate(map(len, texts), initial=begin))
+        self._offsets[index] = offsets.pop()
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{_text(top): top.logprob for top in token.top} for token in tokens],
-            "text_offset": [sum(map(len, texts[:at])) for at in range(len(texts))],
+            "top_logprobs": [
+                None if token.logprob is None else {_text(top): top.logprob for top in token.top} for token in tokens
+            ],
+            "text_offset": offsets,
         }
+
+
+def _chunk(index: int, delta: Mapping[str, Any]) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _call(call: CallDelta) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def event(value: Mapping[str, Any] | str) -> bytes:

@@ -1,105 +1,77 @@
-"""The bodies of OpenAI's API, as far as this server understands them.
+"""The bodies of `POST /v1/chat/completions` and `POST /v1/completions`, OpenAI's and some fields beyond.
 
-A field that is not here is refused by name rather than ignored, so that no client believes in an effect that is not
-there. `top_k`, `min_p` and `repetition_penalty` go beyond OpenAI's API, as do the formats `regex` and `lark`.
+Beyond OpenAI's API, by the names that vLLM gives them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`,
+`stop_token_ids`, `ignore_eos`, `priority`, `chat_template_kwargs`, `guided_json`, `guided_regex`, `guided_choice` and
+`guided_grammar`. `response_format` also takes `regex` and `lark`.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from liuyi.infer.errors import RequestError
-from liuyi.infer.grammar import ANY_JSON_OBJECT, schema_grammar
 from liuyi.infer.request import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Grammar
-from liuyi.infer.server.backend import Options
+from liuyi.infer.server.backend import ChatRequest, Options, TextRequest, ToolUse
+from liuyi.infer.server.messages import (
+    Body,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    Tool,
+    answer_grammar,
+    json_grammar,
+)
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_TOOLS = 128
 MAX_SEED = 2**63 - 1
+MAX_INT = 2**31 - 1
+_NO_EFFECT = "accepted for clients that send it; changes nothing"
+
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @field_validator("*")
-    @classmethod
-    def _is_unicode(cls, value: Any) -> Any:
-        """JSON can write half of a surrogate pair, which no text holds."""
-        if isinstance(value, str | dict | list) and not _encodes(value):
-            raise ValueError("the text is not valid Unicode")
-        return value
+Texts = str | list[str] | list[TokenId] | list[list[TokenId]]
+"""A text or several, as such or as token ids."""
 
 
-class TextPart(_Body):
-    type: Literal["text"]
-    text: str
+def not_empty(texts: Texts) -> Texts:
+    """The texts as they are. Raises ValueError if one is empty, or there are too many."""
+    if not texts or (isinstance(texts, list) and any(part in ("", []) for part in texts)):
+        raise ValueError("the text is empty")
+    if isinstance(texts, list) and not isinstance(texts[0], int) and len(texts) > MAX_PROMPTS:
+        raise ValueError(f"at most {MAX_PROMPTS} texts in one request")
+    return texts
 
 
-class Message(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The message as chat templates know it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
+def one_by_one(texts: Texts) -> list[str | list[int]]:
+    """The texts as a list of them."""
+    if isinstance(texts, str):
+        return [texts]
+    ids = [part for part in texts if isinstance(part, int)]
+    return [ids] if ids else [part for part in texts if not isinstance(part, int)]
 
 
-class JsonSchema(_Body):
-    name: Annotated[str, StringConstraints(max_length=64)] = "answer"
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class TextFormat(_Body):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(_Body):
-    type: Literal["json_object"]
-
-
-class JsonSchemaFormat(_Body):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-class RegexFormat(_Body):
-    type: Literal["regex"]
-    regex: str
-
-
-class LarkFormat(_Body):
-    type: Literal["lark"]
-    lark: str
-
-
-ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | LarkFormat, Field(discriminator="type")
-]
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class _Generation(_Body):
+class _Generation(Body):
     """What chat and plain completions share."""
 
     model: str
-    max_tokens: int | None = Field(None, ge=1, le=2**31)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=-1, le=2**31, description="0 or -1 keeps all tokens")
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="0 or -1 keeps all tokens")
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    typical_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10, allow_inf_nan=False)
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
@@ -108,16 +80,31 @@ class _Generation(_Body):
     )
     seed: int | None = Field(None, ge=-MAX_SEED - 1, le=MAX_SEED)
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    priority: int | None = Field(
+        None, ge=-MAX_INT, le=MAX_INT, description="of requests that wait, the lower goes first"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = Field(None, description="accepted for clients that send it; changes nothing")
+    guided_json: dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
+        None, min_length=1, max_length=1024
+    )
+    guided_grammar: str | None = Field(None, description="a grammar in llguidance's Lark dialect")
+    user: str | None = Field(None, description=_NO_EFFECT)
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> _Generation:
+    def _fields_go_together(self) -> _Generation:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream to be true")
+            raise RequestError("stream_options needs stream to be true", param="stream_options")
+        grammars = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        given = [name for name in grammars if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RequestError(f"{given[0]} and {given[1]} do not go together", param=given[1])
         return self
 
     @property
@@ -125,43 +112,99 @@ class _Generation(_Body):
         """Whether the stream ends with a chunk that counts tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def _options(self, *, max_tokens: int | None, top_logprobs: int | None) -> Options:
+    def _options(self, *, max_tokens: int | None, top_logprobs: int | None, best_of: int = 1) -> Options:
         """The backend's options; `top_logprobs` is None where no log-probabilities were asked for."""
         return Options(
             n=self.n or 1,
+            best_of=best_of,
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_k=None if self.top_k is None else max(0, self.top_k),
             top_p=self.top_p,
             min_p=self.min_p,
+            typical_p=self.typical_p,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self.logit_bias or {},
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            grammar=_grammar(self.response_format),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            priority=self.priority or 0,
+            grammar=self._grammar(),
             logprobs=top_logprobs is not None,
             top_logprobs=top_logprobs or 0,
         )
+
+    def _grammar(self) -> Grammar | None:
+        if self.guided_json is not None:
+            return json_grammar(self.guided_json, "guided_json")
+        if self.guided_regex is not None:
+            return Grammar("regex", self.guided_regex)
+        if self.guided_choice is not None:
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in self.guided_choice)
+            return Grammar("lark", f"start: {choices}")
+        if self.guided_grammar is not None:
+            return Grammar("lark", self.guided_grammar)
+        return answer_grammar(self.response_format)
 
 
 class ChatCompletionBody(_Generation):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: None = Field(None, description="tool calls are not supported")
-    metadata: dict[str, str] | None = Field(None, description="accepted for clients that send it; changes nothing")
-    store: bool | None = Field(None, description="accepted for clients that send it; changes nothing")
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="further variables of the chat template")
+    modalities: list[Literal["text"]] | None = None
+    metadata: dict[str, str] | None = Field(None, description=_NO_EFFECT)
+    store: bool | None = Field(None, description=_NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
+    service_tier: Literal["auto", "default"] | None = Field(None, description=_NO_EFFECT)
 
     @model_validator(mode="after")
-    def _top_logprobs_need_logprobs(self) -> ChatCompletionBody:
+    def _chat_fields_go_together(self) -> ChatCompletionBody:
+        if self.max_tokens == 0:
+            raise RequestError("max_tokens must be at least 1", param="max_tokens")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        for at, message in enumerate(self.messages):
+            message.check(f"messages.{at}")
+        names = [tool.function.name for tool in self.tools or ()]
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                raise RequestError(f"two functions are named '{name}'", param=f"tools.{at}.function.name")
+        if not names:
+            for param in ("tool_choice", "parallel_tool_calls"):
+                if getattr(self, param) not in (None, "none", "auto"):
+                    raise RequestError(f"{param} needs tools", param=param)
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise RequestError("tool_choice names no function in tools", param="tool_choice")
         return self
+
+    def request(self) -> ChatRequest:
+        """What the backend is asked. Raises RequestError if a schema cannot be read."""
+        tools = None
+        if self.tools and self.tool_choice != "none":
+            named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+            tools = ToolUse(
+                functions=[tool.as_function() for tool in self.tools],
+                required=self.tool_choice == "required" or named is not None,
+                only=named,
+                parallel=self.parallel_tool_calls is not False,
+            )
+        return ChatRequest(
+            messages=[message.as_dict() for message in self.messages],
+            tools=tools,
+            template_variables=self.chat_template_kwargs or {},
+            options=self.options(),
+        )
 
     def options(self) -> Options:
         """How the backend shall continue."""
@@ -174,54 +217,41 @@ class ChatCompletionBody(_Generation):
 class CompletionBody(_Generation):
     """The body of `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    echo: bool | None = None
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     suffix: None = None
 
     @field_validator("prompt")
     @classmethod
-    def _not_empty(cls, prompt: str | list[Any]) -> str | list[Any]:
-        if not prompt or (isinstance(prompt, list) and not all(part for part in prompt if not isinstance(part, int))):
-            raise ValueError("the prompt is empty")
-        if isinstance(prompt, list) and not isinstance(prompt[0], int) and len(prompt) > 64:
-            raise ValueError("at most 64 prompts in one request")
-        return prompt
+    def _not_empty(cls, prompt: Texts) -> Texts:
+        return not_empty(prompt)
+
+    @model_validator(mode="after")
+    def _text_fields_go_together(self) -> CompletionBody:
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError("max_tokens must be at least 1, or 0 together with echo", param="max_tokens")
+        if self.best_of is not None:
+            if self.best_of < (self.n or 1):
+                raise RequestError("best_of must be at least n", param="best_of")
+            if self.stream and self.best_of > (self.n or 1):
+                raise RequestError("best_of cannot be streamed: the best is known at the end", param="best_of")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        ids = [part for part in self.prompt if isinstance(part, int)]
-        return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]
+        return one_by_one(self.prompt)
+
+    def request(self) -> TextRequest:
+        """What the backend is asked. Raises RequestError if a schema cannot be read."""
+        return TextRequest(prompts=self.prompts, echo=bool(self.echo), options=self.options())
 
     def options(self) -> Options:
         """How the backend shall continue; OpenAI's default of 16 tokens holds."""
-        return self._options(max_tokens=self.max_tokens or 16, top_logprobs=self.logprobs)
-
-
-def _grammar(format: ResponseFormat | None) -> Grammar | None:
-    if isinstance(format, JsonObjectFormat):
-        return ANY_JSON_OBJECT
-    if isinstance(format, JsonSchemaFormat):
-        try:
-            return schema_grammar(format.json_schema.schema_)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(
-                f"the schema cannot be read: {error}", param="response_format", code="invalid_json_schema"
-            ) from error
-    if isinstance(format, RegexFormat):
-        return Grammar("regex", format.regex)
-    if isinstance(format, LarkFormat):
-        return Grammar("lark", format.lark)
-    return None
-
-
-def _encodes(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_encodes(key) and _encodes(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_encodes, value))
-    return not isinstance(value, str) or value.isascii() or not _SURROGATE.search(value)
+        return self._options(
+            max_tokens=16 if self.max_tokens is None else self.max_tokens,
+            top_logprobs=self.logprobs,
+            best_of=self.best_of or 1,
+        )

@@ -65,8 +65,8 @@ class EventStream(Response):
                 yield event(self._answering.object(kind, [opening], **more))
         try:
             async for delta in self._deltas:
-                if delta.text or delta.tokens or delta.finish_reason:
-                    yield event(self._answering.object(kind, [self._form.piece(delta)], **more))
+                for piece in self._form.pieces(delta):
+                    yield event(self._answering.object(kind, [piece], **more))
         except Exception as error:
             status, body = describe(error)
             if status == 500:

@@ -1,0 +1,192 @@
+"""What the bodies of OpenAI's API hold: messages, tools and formats of answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from liuyi.infer.errors import RequestError
+from liuyi.infer.grammar import ANY_JSON_OBJECT, schema_grammar
+from liuyi.infer.request import Grammar
+from liuyi.infer.tools.calls import Function
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Body(BaseModel):
+    """A JSON object of the API. A field that is not known is refused by name rather than ignored, so that no client
+    believes in an effect that is not there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        """JSON can write half of a surrogate pair, which no text holds."""
+        if isinstance(value, str | dict | list) and not _encodes(value):
+            raise ValueError("the text is not valid Unicode")
+        return value
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class CalledFunction(Body):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    arguments: str
+
+    def parsed(self) -> Any:
+        """The arguments as an object, as chat templates want them; as they are if they are none."""
+        try:
+            arguments = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return self.arguments
+        return arguments if isinstance(arguments, dict) and _encodes(arguments) else self.arguments
+
+
+class ToolCall(Body):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called")
+    tool_call_id: str | None = Field(None, description="which call this is the result of")
+    refusal: str | None = None
+    annotations: list[Any] | None = Field(None, description="accepted, as answers of OpenAI's API hold it")
+    audio: None = None
+    function_call: None = None
+
+    def check(self, place: str) -> None:
+        """Raises RequestError if the parts do not go together."""
+        if self.role != "assistant" and self.tool_calls:
+            raise RequestError("only the assistant calls tools", param=f"{place}.tool_calls")
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
+            raise RequestError(f"a message of role '{self.role}' needs content", param=f"{place}.content")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            should = "needs tool_call_id" if self.role == "tool" else "has no tool_call_id"
+            raise RequestError(f"a message of role '{self.role}' {should}", param=f"{place}.tool_call_id")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as chat templates know it."""
+        content = self.content or self.refusal or ""
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content if isinstance(content, str) else "".join(part.text for part in content),
+        }
+        if self.name:
+            message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": call.function.parsed()},
+                }
+                for call in self.tool_calls
+            ]
+        return message
+
+
+class FunctionDefinition(Body):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+    def as_function(self) -> Function:
+        """The function as the engine's side knows it."""
+        given = {} if self.function.parameters is None else {"parameters": self.function.parameters}
+        return Function(self.function.name, self.function.description or "", strict=bool(self.function.strict), **given)
+
+
+class FunctionReference(Body):
+    name: FunctionName
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: FunctionReference
+
+
+class JsonSchema(Body):
+    name: Annotated[str, StringConstraints(max_length=64)] = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="schemas are enforced whether it is set or not")
+
+
+class TextAnswer(Body):
+    type: Literal["text"]
+
+
+class JsonObjectAnswer(Body):
+    type: Literal["json_object"]
+
+
+class JsonSchemaAnswer(Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class RegexAnswer(Body):
+    type: Literal["regex"]
+    regex: str
+
+
+class LarkAnswer(Body):
+    type: Literal["lark"]
+    lark: str
+
+
+ResponseFormat = Annotated[
+    TextAnswer | JsonObjectAnswer | JsonSchemaAnswer | RegexAnswer | LarkAnswer, Field(discriminator="type")
+]
+
+
+def answer_grammar(form: ResponseFormat | None) -> Grammar | None:
+    """The grammar of a `response_format`. Raises RequestError if its schema cannot be read."""
+    if isinstance(form, JsonObjectAnswer):
+        return ANY_JSON_OBJECT
+    if isinstance(form, JsonSchemaAnswer):
+        return json_grammar(form.json_schema.schema_, "response_format")
+    if isinstance(form, RegexAnswer):
+        return Grammar("regex", form.regex)
+    if isinstance(form, LarkAnswer):
+        return Grammar("lark", form.lark)
+    return None
+
+
+def json_grammar(schema: dict[str, Any], param: str) -> Grammar:
+    """The grammar of a JSON Schema. Raises RequestError if it cannot be read."""
+    try:
+        return schema_grammar(schema)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the schema cannot be read: {error}", param=param, code="invalid_json_schema") from error
+
+
+def _encodes(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_encodes(key) and _encodes(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_encodes, value))
+    return not isinstance(value, str) or value.isascii() or not _SURROGATE.search(value)
