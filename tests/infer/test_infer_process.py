@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from infer_support import StepCounter, client_over
 
 from liuyi.core.errors import ModelError, OutOfMemory
@@ -60,7 +62,7 @@ def test_answers_are_those_of_the_engine_alone(model: Decoder, tokenizer: Tokeni
             one_by_one = await asyncio.gather(*(engine.generate([request]) for request in requests))
             assert [answer for (answer,) in one_by_one] == expected
             assert await engine.generate(requests) == expected
-            await until(lambda: engine.stats.waiting == engine.stats.running == 0)
+            await until(lambda: engine.pulse.engine.waiting == engine.pulse.engine.running == 0)
 
     asyncio.run(together())
 
@@ -91,7 +93,7 @@ def test_a_request_that_cannot_be_answered_is_refused_with_all_that_came_with_it
                 with pytest.raises(RequestError) as caught:
                     await working.submit([long_request(), wrong])
                 assert caught.value.param
-            await until(lambda: working.stats.running == 0)
+            await until(lambda: working.pulse.engine.running == 0)
             assert not engine.has_work
 
     asyncio.run(refuse())
@@ -206,6 +208,32 @@ def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(
             assert working.restarts == 0
 
     asyncio.run(fail())
+
+
+def test_embeddings_are_the_mean_of_the_final_hidden_states(model: Decoder, tokenizer: Tokenizer) -> None:
+    texts = [[30], list(range(20, 220)), [40, 41, 42]]
+    with torch.inference_mode():
+        expected = [model(torch.tensor([text]))[0].mean(dim=0).numpy() for text in texts]
+    engine = Engine(model, tokenizer, max_slots=2)
+
+    async def embed() -> None:
+        async with running(engine) as working:
+            beside = asyncio.ensure_future(working.generate([long_request()]))
+            vectors = await working.embed(texts)
+            for vector, right in zip(vectors, expected, strict=True):
+                np.testing.assert_allclose(vector, right, rtol=1e-4, atol=1e-5)
+            await beside
+            for wrong in ([], [99_999], [30] * 300):
+                with pytest.raises(RequestError):
+                    await working.embed([[30], wrong])
+            task = asyncio.ensure_future(working.embed([[30] * 200] * 50))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert len(await working.embed([[30]])) == 1
+            await until(lambda: engine.pool.used == 0)
+
+    asyncio.run(embed())
 
 
 @pytest.fixture(scope="module")

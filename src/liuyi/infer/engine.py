@@ -97,6 +97,11 @@ class Engine:
         return bool(self._sequences)
 
     @property
+    def pool(self) -> BlockPool:
+        """The blocks of keys and values, and who uses them."""
+        return self._scheduler.pool
+
+    @property
     def stats(self) -> Stats:
         """What the engine has done and holds now."""
         scheduler = self._scheduler

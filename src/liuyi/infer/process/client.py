@@ -18,16 +18,21 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.errors import EngineError, Unavailable
 from liuyi.infer.process.messages import (
     HEADER_BYTES,
+    NO_PULSE,
     Cancel,
+    Embed,
+    Embedded,
     EngineFacts,
     FromEngine,
     Ready,
     Refused,
-    Stats,
     Step,
     Stop,
     Submit,
@@ -104,6 +109,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._listeners: dict[int, tuple[Stream, int]] = {}
         self._taking: dict[int, asyncio.Future[None]] = {}
+        self._embedding: dict[int, asyncio.Future[NDArray[np.float32]]] = {}
         self._lost: deque[float] = deque()
         self._silent_s = 0.0
         self._peer: Peer
@@ -112,7 +118,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self.facts: EngineFacts
         self.state: State = "new"
-        self.stats = Stats()
+        self.pulse = NO_PULSE
         self.restarts = 0
 
     async def start(self) -> None:
@@ -173,6 +179,25 @@ class EngineClient:
         finally:
             await stream.aclose()
         return [done[index] for index in range(len(requests))]
+
+    async def embed(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """The mean of the final hidden states of each text, [texts, hidden]. Cancelling the task cancels the work.
+
+        Raises as `submit` does.
+        """
+        self._require_ready()
+        id = next(self._ids)
+        vectors: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
+        self._embedding[id] = vectors
+        self._send(Embed(id, texts))
+        try:
+            return await vectors
+        except asyncio.CancelledError:
+            if self.state == "ready":
+                self._send(Cancel([id]))
+            raise
+        finally:
+            del self._embedding[id]
 
     def cancel(self, ids: Sequence[int]) -> None:
         """Drop those of the requests that have not ended."""
@@ -241,7 +266,7 @@ class EngineClient:
             self._writer.close()
             raise
         if isinstance(message, Ready):
-            self.facts, self.stats, self._silent_s = message.facts, Stats(), 0.0
+            self.facts, self.pulse, self._silent_s = message.facts, NO_PULSE, 0.0
             self.state = "ready"
             return
         self._writer.close()
@@ -255,13 +280,15 @@ class EngineClient:
         while (message := await self._read()) is not None:
             self._silent_s = 0.0
             if isinstance(message, Step):
-                self.stats = message.stats
+                self.pulse = message.pulse
                 for update in message.updates:
                     self._deliver(update)
             elif isinstance(message, Taken):
                 self._settle(message.id, None)
             elif isinstance(message, Refused):
                 self._settle(message.id, message.error)
+            elif isinstance(message, Embedded):
+                self._settle_vectors(message)
 
     async def _watch(self) -> None:
         """End a process that is silent, or in one step, for too long. A busy event loop here is not its silence."""
@@ -269,7 +296,7 @@ class EngineClient:
         while True:
             await asyncio.sleep(tick_s)
             self._silent_s += tick_s
-            if self._silent_s > self._patience.silence_s or self.stats.step_s > self._patience.stall_s:
+            if self._silent_s > self._patience.silence_s or self.pulse.step_s > self._patience.stall_s:
                 logger.error("the engine's process does not answer and is ended")
                 self._peer.kill()
                 return
@@ -289,17 +316,22 @@ class EngineClient:
             stream.updates.put_nowait((index, update))
 
     def _settle(self, id: int, error: LiuyiError | None) -> None:
-        taken = self._taking.get(id)
-        if taken is None or taken.done():
+        waiting = self._taking.get(id) or self._embedding.get(id)
+        if waiting is None or waiting.done():
             return
-        if error is None:
-            taken.set_result(None)
-        else:
-            taken.set_exception(error)
+        if error is not None:
+            waiting.set_exception(error)
+        elif id in self._taking:
+            self._taking[id].set_result(None)
+
+    def _settle_vectors(self, message: Embedded) -> None:
+        waiting = self._embedding.get(message.id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(np.frombuffer(message.vectors, dtype="<f4").reshape(-1, message.hidden_size))
 
     def _fail(self, error: LiuyiError) -> None:
-        for id in list(self._taking):
+        for id in [*self._taking, *self._embedding]:
             self._settle(id, error)
         for id in list(self._listeners):
             self._deliver(Update(id, error=error))
-        self.stats = Stats()
+        self.pulse = NO_PULSE

@@ -14,6 +14,7 @@ import msgspec
 from liuyi.core.errors import LiuyiError, ModelError, OutOfMemory
 from liuyi.infer.errors import EngineError, RequestError
 from liuyi.infer.request import Request, Update
+from liuyi.infer.stats import Stats
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
@@ -38,17 +39,26 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     max_slots: int
     max_tokens: int
+    kv_tokens: int
+    """Tokens whose keys and values fit into the cache."""
+    runner: str
+    """How it computes: formats of weights and of keys and values."""
 
 
-class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """How busy an engine is."""
+class Pulse(msgspec.Struct, frozen=True, array_like=True):
+    """How an engine is."""
 
-    running: int = 0
-    waiting: int = 0
+    engine: Stats
     steps: int = 0
     """Steps taken since it was opened."""
     step_s: float = 0.0
     """For how long the step that is being taken has lasted."""
+
+
+NO_PULSE = Pulse(
+    Stats(running=0, waiting=0, blocks_used=0, blocks_total=0, queried_tokens=0, hit_tokens=0, preemptions=0)
+)
+"""Of an engine that there is not."""
 
 
 class _Message(msgspec.Struct, array_like=True, tag=True):
@@ -68,11 +78,18 @@ class Cancel(_Message):
     ids: Sequence[int]
 
 
+class Embed(_Message):
+    """Embed these texts; `id` names them, and cancels them, as that of a request does."""
+
+    id: int
+    texts: Sequence[Sequence[int]]
+
+
 class Stop(_Message):
     """End after the current step."""
 
 
-ToEngine = Submit | Cancel | Stop
+ToEngine = Submit | Cancel | Embed | Stop
 
 
 class Ready(_Message):
@@ -104,10 +121,18 @@ class Step(_Message):
     """What a step said, and how busy the engine is after it; also sent now and then without updates, as a heartbeat."""
 
     updates: Sequence[Update]
-    stats: Stats
+    pulse: Pulse
 
 
-FromEngine = Ready | Unusable | Taken | Refused | Step
+class Embedded(_Message):
+    """The vectors of the texts with this id: float32, little-endian, [texts, hidden]."""
+
+    id: int
+    vectors: bytes
+    hidden_size: int
+
+
+FromEngine = Ready | Unusable | Taken | Refused | Step | Embedded
 
 _ERRORS: dict[str, type[LiuyiError]] = {
     error.__name__: error for error in (LiuyiError, ModelError, OutOfMemory, EngineError, RequestError)

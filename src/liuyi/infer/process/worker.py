@@ -17,22 +17,28 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
 
+import numpy as np
+
 from liuyi.core.errors import LiuyiError, OutOfMemory
+from liuyi.infer.embed import Embedder
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import EngineError
 from liuyi.infer.process.channel import Channel
 from liuyi.infer.process.messages import (
     Cancel,
+    Embed,
+    Embedded,
     EngineFacts,
+    Pulse,
     Ready,
     Refused,
-    Stats,
     Step,
     Stop,
     Submit,
     Taken,
 )
-from liuyi.infer.request import Update
+from liuyi.infer.request import Request, Update
+from liuyi.infer.runner import BLOCK_TOKENS
 
 logger = logging.getLogger("liuyi.infer")
 
@@ -46,6 +52,8 @@ class Worker:
     def __init__(self, engine: Engine, channel: Channel, gone: Callable[[], None] = lambda: None) -> None:
         """`gone` is called, in another thread, as soon as the other side has hung up."""
         self._engine = engine
+        self._embedder = Embedder(engine.runner, engine.pool)
+        self._embedding: set[int] = set()
         self._channel = channel
         self._gone = gone
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -67,6 +75,8 @@ class Worker:
                     pid=os.getpid(),
                     max_slots=engine.max_slots,
                     max_tokens=engine.max_tokens,
+                    kv_tokens=engine.runner.blocks * BLOCK_TOKENS,
+                    runner=engine.runner.name,
                 )
             )
         )
@@ -75,8 +85,11 @@ class Worker:
         reader.start()
         beat.start()
         while self._empty_inbox():
-            self._step()
-        self._fail(list(self._working), EngineError("the engine has stopped"))
+            if engine.has_work:
+                self._step()
+            if self._embedder.has_work:
+                self._embed()
+        self._fail(EngineError("the engine has stopped"))
         self._ended.set()
         beat.join()
         self._checks.shutdown(cancel_futures=True)
@@ -84,15 +97,10 @@ class Worker:
         reader.join()
 
     @property
-    def stats(self) -> Stats:
-        """How busy the engine is."""
+    def pulse(self) -> Pulse:
+        """How the engine is."""
         began = self._step_began
-        return Stats(
-            running=self._engine.running,
-            waiting=self._engine.waiting,
-            steps=self._steps,
-            step_s=0.0 if began is None else monotonic() - began,
-        )
+        return Pulse(self._engine.stats, self._steps, 0.0 if began is None else monotonic() - began)
 
     # In the thread of the engine.
 
@@ -100,9 +108,9 @@ class Worker:
         """Do what was asked for, waiting for it while there is nothing else to do; False when the end was asked."""
         changed = False
         while True:
-            idle = not self._engine.has_work
+            idle = not (self._engine.has_work or self._embedder.has_work)
             if idle and changed:
-                self._channel.send(Step((), self.stats))
+                self._channel.send(Step((), self.pulse))
                 changed = False
             try:
                 task = self._inbox.get(block=idle)
@@ -130,6 +138,25 @@ class Worker:
         for id in ids:
             self._working.discard(id)
             self._engine.cancel(id)
+        if self._embedding.intersection(ids):
+            self._embedding.difference_update(ids)
+            self._embedder.cancel(ids)
+
+    def _begin_embedding(self, message: Embed) -> None:
+        self._embedding.add(message.id)
+        self._embedder.add(message.id, message.texts)
+
+    def _embed(self) -> None:
+        try:
+            done = self._embedder.step()
+        except Exception as error:
+            logger.exception("texts could not be embedded")
+            self._fail(_for_people(error, "the engine failed"))
+            return
+        for id, vectors in done:
+            self._embedding.discard(id)
+            data = np.stack(vectors).astype("<f4")
+            self._channel.send(Embedded(id, data.tobytes(), data.shape[1]))
 
     def _step(self) -> None:
         self._step_began = monotonic()
@@ -137,7 +164,7 @@ class Worker:
             updates = self._engine.step()
         except Exception as error:
             logger.exception("a step of the engine failed")
-            self._fail(list(self._working), _for_people(error, "the engine failed"))
+            self._fail(_for_people(error, "the engine failed"))
             return
         finally:
             self._step_began = None
@@ -149,12 +176,15 @@ class Worker:
             if update.completion is not None or update.error is not None:
                 self._working.discard(update.id)
         if updates:
-            self._channel.send(Step(updates, self.stats))
+            self._channel.send(Step(updates, self.pulse))
 
-    def _fail(self, ids: Sequence[int], error: LiuyiError) -> None:
-        for id in ids:
-            self._engine.cancel(id)
-        self._publish([Update(id, error=error) for id in ids])
+    def _fail(self, error: LiuyiError) -> None:
+        """End all that is in work with an error."""
+        working, embedding = list(self._working), list(self._embedding)
+        self._end([*working, *embedding])
+        self._publish([Update(id, error=error) for id in working])
+        for id in embedding:
+            self._channel.send(Refused(id, error))
 
     # In threads beside it.
 
@@ -164,6 +194,8 @@ class Worker:
                 self._check_first(message)
             elif isinstance(message, Cancel):
                 self._cancel(message)
+            elif isinstance(message, Embed):
+                self._check_texts(message)
             elif isinstance(message, Stop):
                 break
         else:
@@ -199,6 +231,15 @@ class Worker:
         if problem is not None:
             self._channel.send(Refused(first, problem))
 
+    def _check_texts(self, message: Embed) -> None:
+        try:
+            for text in message.texts:
+                self._engine.check(Request(prompt_ids=text))
+        except LiuyiError as error:
+            self._channel.send(Refused(message.id, error))
+        else:
+            self._inbox.put(partial(self._begin_embedding, message))
+
     def _cancel(self, message: Cancel) -> None:
         with self._checked:
             self._unchecked.difference_update(message.ids)
@@ -206,7 +247,7 @@ class Worker:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            self._channel.send(Step((), self.stats))
+            self._channel.send(Step((), self.pulse))
 
 
 def _for_people(error: Exception, what: str) -> LiuyiError:

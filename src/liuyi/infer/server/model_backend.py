@@ -6,30 +6,33 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from liuyi.infer.errors import RequestError
-from liuyi.infer.process.client import EngineClient, Stream
+from liuyi.infer.process.client import EngineClient
 from liuyi.infer.process.messages import EngineSpec
 from liuyi.infer.process.spawn import spawn
-from liuyi.infer.request import Request, Update
-from liuyi.infer.server.admission import Admission, Place
+from liuyi.infer.request import Request
+from liuyi.infer.server.admission import Admission
 from liuyi.infer.server.backend import (
     BackendInfo,
     ChatRequest,
-    Delta,
     Deltas,
     Load,
     Options,
     TextRequest,
-    TokenLogprob,
 )
+from liuyi.infer.server.best_of import BestOf
+from liuyi.infer.server.calling import Called, as_template_knows, grammar_of
+from liuyi.infer.server.model_answers import Answers, Prompt
+from liuyi.infer.tools.formats import FORMATS, format_of
 from liuyi.model.chat import encode_chat
 from liuyi.model.tokenizer import Tokenizer
 
-SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 QUEUED_CONTEXTS = 16
 """Tokens that may wait, in contexts of the model, unless a limit is given."""
 OPEN_ANSWER_TOKENS = 256
@@ -48,15 +51,18 @@ class ModelBackend:
         max_queue: int = 256,
         max_queue_tokens: int | None = None,
         defaults: dict[str, Any] | None = None,
+        tool_format: str | None = None,
     ) -> None:
         """`max_queue` requests with `max_queue_tokens` tokens may wait beside those that are decoded. `defaults` are
-        sampling parameters for requests that leave them open; temperature 1 when not named."""
+        sampling parameters for requests that leave them open; temperature 1 when not named. `tool_format` is one of
+        `FORMATS`, that of the chat template when None."""
         self.engine = engine
         self.tokenizer = tokenizer
         self.digest = digest
         self._max_queue = max_queue
         self._max_queue_tokens = max_queue_tokens
         self._defaults = {"temperature": 1.0, **(defaults or {})}
+        self._tool_format = FORMATS[tool_format] if tool_format else format_of(tokenizer.chat_template)
         self._longest_piece = max(map(len, tokenizer.all_token_bytes))
         self.admission = Admission(max_requests=0, max_tokens=0)
 
@@ -89,20 +95,34 @@ class ModelBackend:
 
     def busy(self) -> Load:
         """How busy the engine is."""
-        running = self.engine.stats.running
+        running = self.engine.pulse.engine.running
         waiting = max(0, self.admission.requests - running)
         return Load(running, waiting, self.engine.facts.max_slots, self.engine.state == "ready")
 
     async def chat(self, request: ChatRequest) -> Deltas:
         """Continue a conversation. Raises RequestError, Overloaded, EngineError, ModelError (the template refused)."""
-        size = sum(len(str(message["content"])) for message in request.messages)
-
-        def make() -> list[list[int]]:
-            ids, _ = encode_chat(self.tokenizer, request.messages, add_generation_prompt=True)
-            return [ids]
-
+        form, use = self._tool_format, request.tools
+        size = _characters(request)
         self._check_length(size, "messages")
-        return await self._begin(make, 1, size, request.options)
+
+        def make() -> _Task:
+            messages, tools = as_template_knows(request, form)
+            ids, _ = encode_chat(
+                self.tokenizer,
+                messages,
+                tools=tools,
+                variables=request.template_variables,
+                add_generation_prompt=True,
+            )
+            if use is None:
+                return _Task([ids], request.options)
+            special = self.tokenizer.special_tokens
+            grammar = grammar_of(use, form, special, request.options.grammar)
+            visible = [special[tag] for tag in form.tags if tag in special]
+            return _Task([ids], dataclasses.replace(request.options, grammar=grammar), visible_ids=visible)
+
+        answers = await self._begin(make, request.options, 1, characters=size)
+        return answers if use is None else Called(answers, use, form)
 
     async def complete(self, request: TextRequest) -> Deltas:
         """Continue texts. Raises RequestError, Overloaded, EngineError."""
@@ -110,39 +130,51 @@ class ModelBackend:
         for text in texts:
             self._check_length(len(text), "prompt")
 
-        def make() -> list[list[int]]:
-            return [
-                self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in request.prompts
-            ]
+        def make() -> _Task:
+            prompts = [self._as_prompt(prompt) for prompt in request.prompts]
+            ids = [list(prompt.token_ids) for prompt in prompts]
+            return _Task(ids, request.options, echo=prompts if request.echo else ())
 
         given = sum(len(prompt) for prompt in request.prompts if not isinstance(prompt, str))
-        return await self._begin(make, len(request.prompts), sum(map(len, texts)), request.options, given)
+        characters = sum(map(len, texts))
+        return await self._begin(make, request.options, len(request.prompts), characters=characters, given=given)
+
+    def _as_prompt(self, prompt: str | Sequence[int]) -> Prompt:
+        if isinstance(prompt, str):
+            return Prompt(prompt, self.tokenizer.encode(prompt))
+        pieces = self.tokenizer.all_token_bytes
+        known = b"".join(pieces[token] for token in prompt if token < len(pieces))
+        return Prompt(known.decode(errors="replace"), prompt)
 
     async def _begin(
-        self, make: Callable[[], list[list[int]]], prompts: int, characters: int, options: Options, given: int = 0
-    ) -> _Answers:
+        self, make: Callable[[], _Task], options: Options, prompts: int, *, characters: int, given: int = 0
+    ) -> Deltas:
         """Find a place, make the prompts in another thread since that takes time, and submit the requests.
 
         The prompts are `characters` and `given` tokens long.
         """
         context = self.engine.facts.max_tokens
-        answer = min(options.max_tokens or OPEN_ANSWER_TOKENS, context)
+        answer = min(OPEN_ANSWER_TOKENS if options.max_tokens is None else options.max_tokens, context)
+        count = max(options.n, options.best_of)
         place = self.admission.enter(
-            requests=prompts * options.n,
-            prompt_bytes=characters * options.n,
-            prompt_tokens=given * options.n,
-            answer_tokens=answer * prompts * options.n,
+            requests=prompts * count,
+            prompt_bytes=characters * count,
+            prompt_tokens=given * count,
+            answer_tokens=answer * prompts * count,
         )
         try:
-            made = await asyncio.to_thread(make)
-            read = sum(map(len, made))
-            needed = sum(min(len(ids) + answer, context) for ids in made) * options.n
+            task = await asyncio.to_thread(make)
+            read = sum(map(len, task.prompts))
+            needed = sum(min(len(ids) + answer, context) for ids in task.prompts) * count
             place.settle(needed, characters, read - given)
-            stream = await self.engine.submit(self._requests(made, options))
+            stream = await self.engine.submit(self._requests(task, count))
         except BaseException:
             place.leave()
             raise
-        return _Answers(self.tokenizer, stream, place)
+        answers = Answers(stream, place, self.tokenizer.all_token_bytes, task.echo, count)
+        if count == options.n:
+            return answers
+        return BestOf(answers, count=count, n=options.n, show_tokens=options.logprobs)
 
     def _check_length(self, characters: int, param: str) -> None:
         """Refuse what cannot fit without spending time on its tokens: no token covers more than its bytes."""
@@ -154,73 +186,50 @@ class ModelBackend:
                 code="context_length_exceeded",
             )
 
-    def _requests(self, prompts: Sequence[list[int]], options: Options) -> list[Request]:
+    def _requests(self, task: _Task, count: int) -> list[Request]:
+        options = task.options
         chosen = {name: getattr(options, name) for name in SAMPLING_DEFAULTS}
         sampling = self._defaults | {name: value for name, value in chosen.items() if value is not None}
         requests = []
-        for ids in prompts:
+        for ids in task.prompts:
             request = Request(
                 prompt_ids=ids,
-                max_tokens=options.max_tokens or self.engine.facts.max_tokens,
+                max_tokens=self.engine.facts.max_tokens if options.max_tokens is None else options.max_tokens,
                 presence_penalty=options.presence_penalty,
                 frequency_penalty=options.frequency_penalty,
                 logit_bias=options.logit_bias,
                 stop=options.stop,
+                stop_token_ids=options.stop_token_ids,
+                visible_ids=task.visible_ids,
+                ignore_eos=options.ignore_eos,
+                priority=options.priority,
                 grammar=options.grammar,
-                logprobs=options.logprobs,
+                logprobs=options.logprobs or count > options.n,
                 top_logprobs=options.top_logprobs,
+                prompt_logprobs=bool(task.echo) and (options.logprobs or options.max_tokens == 0),
                 **sampling,
             )
-            for choice in range(options.n):
+            for choice in range(count):
                 seed = None if options.seed is None else options.seed + choice
                 requests.append(dataclasses.replace(request, seed=seed))
         return requests
 
 
-class _Answers:
-    """An engine's stream as deltas."""
+@dataclass(frozen=True)
+class _Task:
+    """Prompts and how to continue them."""
 
-    def __init__(self, tokenizer: Tokenizer, stream: Stream, place: Place) -> None:
-        self._pieces = tokenizer.all_token_bytes
-        self._stream = stream
-        self._place = place
-        self._tokens = 0
+    prompts: list[list[int]]
+    options: Options
+    echo: Sequence[Prompt] = ()
+    visible_ids: Sequence[int] = ()
 
-    def __aiter__(self) -> _Answers:
-        return self
 
-    async def __anext__(self) -> Delta:
-        try:
-            index, update = await self._stream.__anext__()
-        except BaseException as error:
-            self._place.leave(self._tokens if isinstance(error, StopAsyncIteration) else 0)
-            raise
-        completion = update.completion
-        if completion is not None:
-            self._tokens += completion.prompt_tokens + len(completion.token_ids)
-        return Delta(
-            index=index,
-            text=update.text,
-            tokens=tuple(self._scored(update)),
-            finish_reason=completion.finish_reason if completion else None,
-            prompt_tokens=completion.prompt_tokens if completion else 0,
-            completion_tokens=len(completion.token_ids) if completion else 0,
-        )
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-        self._place.leave()
-
-    def _scored(self, update: Update) -> list[TokenLogprob]:
-        tokens = []
-        tops = update.top_logprobs or [()] * len(update.logprobs)
-        for token, logprob, top in zip(update.token_ids, update.logprobs, tops, strict=True) if update.logprobs else ():
-            best = tuple(TokenLogprob(self._bytes(id), value) for id, value in top)
-            tokens.append(TokenLogprob(self._bytes(token), logprob, best))
-        return tokens
-
-    def _bytes(self, token: int) -> bytes:
-        return self._pieces[token] if token < len(self._pieces) else b""
+def _characters(request: ChatRequest) -> int:
+    """How much text a conversation has, that of its tools among it."""
+    said = sum(len(str(message["content"])) + len(str(message.get("tool_calls", ""))) for message in request.messages)
+    functions = request.tools.functions if request.tools is not None else ()
+    return said + sum(len(function.description) + len(str(function.parameters)) for function in functions)
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:
