@@ -9,8 +9,6 @@
 namespace liuyi {
 namespace {
 
-constexpr int kInt8Group = 64;
-constexpr int kInt4Group = 32;
 constexpr int kHalf = kPanel / 2;
 
 int round_up(int n, int step) { return (n + step - 1) / step * step; }
@@ -240,16 +238,12 @@ float weight_at(const Linear& w, const uint8_t* panel, int lane, int k) {
 
 }  // namespace
 
-int linear_group(Format format) {
-    return format == Format::int8 ? kInt8Group : format == Format::int4 ? kInt4Group : 0;
-}
-
 Linear linear_new(Format format, int rows, int columns, bool gated, bool bias) {
     Linear w{};
     w.format = format;
     w.rows = rows;
     w.columns = columns;
-    w.group = linear_group(format);
+    w.group = format == Format::int8 ? kInt8Group : format == Format::int4 ? kInt4Group : 0;
     w.depth = round_up(columns, w.group ? w.group : format == Format::bf16 ? 2 : 1);
     w.panels = gated ? round_up(rows / 2, kHalf) / kHalf : round_up(rows, kPanel) / kPanel;
     w.gated = gated;

@@ -14,8 +14,8 @@
 // Formats, and what a row of x becomes (`prepared_bytes` each, 64-byte aligned, from `prepare`):
 //   f32    float32 weights                                    x stays float32
 //   bf16   bfloat16 weights                                   x stays float32, or bfloat16 where vdpbf16ps is faster
-//   int8   −127..127, one bfloat16 scale per `group` columns  x in int8, a float32 scale per `group` columns
-//   int4   0..15, a bfloat16 scale and minimum per 32 columns x in int8, a float32 scale per 32 columns
+//   int8   −127..127, a bfloat16 scale per 64 columns          x in int8, a float32 scale for the same columns
+//   int4   0..15, a bfloat16 scale and minimum per 32      x in int8, a float32 scale for the same columns
 #pragma once
 
 #include <cstddef>
@@ -33,6 +33,10 @@ enum class Epilogue : int { store = 0, add = 1, swiglu = 2 };
 // Rows of W that lie together in memory.
 constexpr int kPanel = 32;
 
+// Columns that share a scale.
+constexpr int kInt8Group = 64;
+constexpr int kInt4Group = 32;
+
 // Half-open range of tokens or panels.
 struct Range {
     int begin, end;
@@ -40,7 +44,7 @@ struct Range {
 
 // A packed matrix. Panels of 32 rows lie one after the other, each one stream of bytes in the order it is read in:
 //   f32   [depth][32]            bf16  [depth/2][32][2]
-//   int8  for each group: [group/4][32][4] weights + 128, then [32] bfloat16 scales
+//   int8  for each group: [16][32][4] weights + 128, then [32] bfloat16 scales
 //   int4  for each group: [4][32][4] bytes (low half: column 8i+j, high half: column 8i+4+j), then [32] bfloat16
 //         scales, then [32] bfloat16 minima: weight = scale·q + minimum
 // A gated matrix holds gate (rows 0..rows/2) and up (the rest) interleaved by 16, so that one panel has both.
@@ -60,7 +64,7 @@ struct Linear {
 
 // One of the matrices that are stacked, top to bottom, into a Linear, row-major [rows, columns].
 //   f32, bf16          values: float / bfloat16 bits; any format can be made of them
-//   int8               values: int8, scales: bfloat16 bits [rows, ceil(columns/group)]; only for Format::int8
+//   int8               values: int8, scales: bfloat16 bits [rows, ceil(columns/64)]; only for Format::int8
 //   int4               values: two to a byte, [rows, ceil(columns/2)], column 2i in the low half; scales and minima as
 //                      above with groups of 32; only for Format::int4
 struct Source {
@@ -71,9 +75,6 @@ struct Source {
     const uint16_t* minima;
     const float* bias;    // [rows] or null
 };
-
-// Columns that share a scale: 64 in int8, 32 in int4, 0 in the others.
-int linear_group(Format format);
 
 // An unfilled matrix; throws std::bad_alloc. `gated`: rows is gate's plus up's, which are equal.
 Linear linear_new(Format format, int rows, int columns, bool gated, bool bias);

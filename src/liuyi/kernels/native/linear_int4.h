@@ -17,20 +17,20 @@ struct Int4Kernel {
     template <int R>
     static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x,
                                       Floats (&total)[R][2]) {
-        const int groups = w.depth / w.group;
+        const int groups = w.depth / kInt4Group;
         for (int g = 0; g < groups; ++g) {
             const uint8_t* scales = x + w.depth + 4 * g;
             Ints c[R][2];
             LIUYI_UNROLL
             for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = all(0);
 #pragma GCC unroll 4
-            for (int k = 0; k < w.group; k += 8) {
+            for (int k = 0; k < kInt4Group; k += 8) {
                 const uint8_t* from = weights + k * kPanel / 2 + slab * 2 * sizeof(Ints);
                 if (R <= kStreamingRows) prefetch_ahead(from);
                 const Ints w0 = load_ints(from), w1 = load_ints(from + sizeof(Ints));
                 LIUYI_UNROLL
                 for (int r = 0; r < R; ++r) {
-                    const uint8_t* numbers = x + r * w.prepared_bytes + g * w.group + k;
+                    const uint8_t* numbers = x + r * w.prepared_bytes + g * kInt4Group + k;
                     const Ints low = all_ints(numbers), high = all_ints(numbers + 4);
                     c[r][0] = dot_unsigned(c[r][0], low_halves(w0), low);
                     c[r][1] = dot_unsigned(c[r][1], low_halves(w1), low);
@@ -38,7 +38,7 @@ struct Int4Kernel {
                     c[r][1] = dot_unsigned(c[r][1], high_halves(w1), high);
                 }
             }
-            weights += w.group * kPanel / 2;
+            weights += kInt4Group * kPanel / 2;
             const uint8_t* scale = weights + slab * 4 * kWidth;
             const uint8_t* minimum = scale + 2 * kPanel;
             weights += 4 * kPanel;

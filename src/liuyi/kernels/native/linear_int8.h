@@ -17,25 +17,25 @@ struct Int8Kernel {
     template <int R>
     static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x,
                                       Floats (&total)[R][2]) {
-        const int groups = w.depth / w.group;
+        const int groups = w.depth / kInt8Group;
         for (int g = 0; g < groups; ++g) {
             const uint8_t* scales = x + w.depth + 4 * g;
             Ints c[R][2];
             LIUYI_UNROLL
             for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = all_ints(scales + r * w.prepared_bytes + 4 * groups);
 #pragma GCC unroll 4
-            for (int k = 0; k < w.group; k += 4) {
-                const uint8_t* from = weights + k * kPanel + slab * 2 * sizeof(Ints);
+            for (int k = 0; k < kInt8Group / 4; ++k) {
+                const uint8_t* from = weights + 4 * k * kPanel + slab * 2 * sizeof(Ints);
                 if (R <= kStreamingRows) prefetch_ahead(from);
                 const Ints w0 = load_ints(from), w1 = load_ints(from + sizeof(Ints));
                 LIUYI_UNROLL
                 for (int r = 0; r < R; ++r) {
-                    const Ints four = all_ints(x + r * w.prepared_bytes + g * w.group + k);
+                    const Ints four = all_ints(x + r * w.prepared_bytes + g * kInt8Group + 4 * k);
                     c[r][0] = dot_weights(c[r][0], w0, four);
                     c[r][1] = dot_weights(c[r][1], w1, four);
                 }
             }
-            weights += w.group * kPanel;
+            weights += kInt8Group * kPanel;
             const Floats s0 = load_bf16(weights + slab * 4 * kWidth), s1 = load_bf16(weights + slab * 4 * kWidth + 2 * kWidth);
             weights += 2 * kPanel;
             LIUYI_UNROLL
