@@ -55,13 +55,15 @@ def encode_chat(
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template: str | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation, and which of them the assistant says: its content and the token that closes it.
 
     What the assistant says is encoded apart from what stands before it, as when the model itself says it: the ids of
     a prompt are a prefix of the ids of the conversation that goes on from it. The names of special tokens are plain
     text where a message holds them: nobody can end a turn from within. (Tokenizers that are not byte-level take the
-    text as a whole, and promise neither.) `template` replaces the tokenizer's own.
+    text as a whole, and promise neither.) `template` replaces the tokenizer's own; `variables`
+    are further names that it may use.
 
     Raises ModelError if there is no template or it refuses the conversation. A conversation that ends with what was
     said, such as one to learn from, must come through whole: ModelError too if the template leaves out or changes a
@@ -72,8 +74,9 @@ def encode_chat(
     if not template:
         raise ModelError("the model has no chat template", hint="name one, or train it on conversations first")
     named = (("bos_token", tokenizer.bos_token), ("eos_token", tokenizer.eos_token), ("pad_token", tokenizer.pad_token))
-    variables = {name: token for name, token in named if token}
     control = _control_tokens(tokenizer)
+    given = _each_text(dict(variables or {}), lambda text: control.sub(_as_text, text))
+    variables = {**given, **{name: token for name, token in named if token}}
     plain_messages = [_each_text(message, lambda text: control.sub(_as_text, text)) for message in messages]
     plain_tools = _each_text(list(tools), lambda text: control.sub(_as_text, text)) if tools else None
     conversation = _Conversation(template, plain_messages, plain_tools, variables)

@@ -1,0 +1,73 @@
+"""The best of several answers to each prompt, by the mean log-probability of their tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+
+from liuyi.infer.server.backend import Delta, Deltas
+
+
+class BestOf:
+    """Waits for all answers, and gives the `n` best of each `count` whole, the best first."""
+
+    def __init__(self, deltas: Deltas, *, count: int, n: int, show_tokens: bool) -> None:
+        """The deltas hold tokens with log-probabilities, which are passed on if `show_tokens`."""
+        self._deltas = deltas
+        self._count = count
+        self._n = n
+        self._show_tokens = show_tokens
+        self._best: deque[Delta] | None = None
+
+    def __aiter__(self) -> BestOf:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._best is None:
+            self._best = await self._choose()
+        if not self._best:
+            raise StopAsyncIteration
+        return self._best.popleft()
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()
+
+    async def _choose(self) -> deque[Delta]:
+        answers: dict[int, list[Delta]] = {}
+        async for delta in self._deltas:
+            answers.setdefault(delta.index, []).append(delta)
+        best: deque[Delta] = deque()
+        for prompt in range(len(answers) // self._count):
+            candidates = [joined(answers[prompt * self._count + at]) for at in range(self._count)]
+            ranked = sorted(candidates, key=mean_logprob, reverse=True)
+            for rank, answer in enumerate(ranked[: self._n]):
+                # All that was generated counts as used, as it does with OpenAI.
+                used = answer.completion_tokens
+                if rank == 0:
+                    used += sum(other.completion_tokens for other in ranked[self._n :])
+                best.append(
+                    dataclasses.replace(
+                        answer,
+                        index=prompt * self._n + rank,
+                        tokens=answer.tokens if self._show_tokens else (),
+                        completion_tokens=used,
+                    )
+                )
+        return best
+
+
+def joined(deltas: list[Delta]) -> Delta:
+    """All deltas of one answer as one."""
+    return dataclasses.replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        calls=tuple(call for delta in deltas for call in delta.calls),
+    )
+
+
+def mean_logprob(answer: Delta) -> float:
+    """Of the generated tokens; those of an echoed prompt do not count."""
+    generated = answer.tokens[len(answer.tokens) - answer.completion_tokens :]
+    values = [token.logprob for token in generated if token.logprob is not None]
+    return sum(values) / len(values) if values else 0.0

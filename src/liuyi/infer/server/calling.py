@@ -1,0 +1,81 @@
+"""Tools of a conversation: how the model is told of them, held to their schemas, and its calls read as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from liuyi.infer.request import Grammar
+from liuyi.infer.server.backend import CallDelta, ChatRequest, Delta, Deltas, ToolUse
+from liuyi.infer.tools.calls import CallPiece, Text
+from liuyi.infer.tools.formats import ToolFormat
+from liuyi.infer.tools.grammar import tool_grammar
+from liuyi.infer.tools.plain import told
+from liuyi.infer.tools.reader import ToolReader
+
+
+def as_template_knows(
+    request: ChatRequest, form: ToolFormat
+) -> tuple[Sequence[Mapping[str, Any]], list[dict[str, Any]] | None]:
+    """Messages and tools for the model's chat template."""
+    functions = request.tools.functions if request.tools is not None else ()
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": function.name,
+                **({"description": function.description} if function.description else {}),
+                "parameters": function.parameters,
+            },
+        }
+        for function in functions
+    ]
+    if form.template_knows:
+        return request.messages, tools or None
+    return told(request.messages, tools), None
+
+
+def grammar_of(use: ToolUse, form: ToolFormat, special: Mapping[str, int], content: Grammar | None) -> Grammar:
+    """What an answer has to match, calls or `content`. Raises RequestError as `tool_grammar` does."""
+    functions = [function for function in use.functions if use.only in (None, function.name)]
+    parallel = use.parallel and use.only is None
+    return tool_grammar(form, functions, special, required=use.required, parallel=parallel, content=content)
+
+
+class Called:
+    """A model's deltas with its calls told apart from its text."""
+
+    def __init__(self, deltas: Deltas, use: ToolUse, form: ToolFormat) -> None:
+        self._deltas = deltas
+        self._use = use
+        self._form = form
+        self._names = {function.name for function in use.functions}
+        self._readers: dict[int, ToolReader] = {}
+        self._called: set[int] = set()
+
+    def __aiter__(self) -> Called:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta = await self._deltas.__anext__()
+        reader = self._readers.setdefault(delta.index, self._form.reader(self._names))
+        pieces = reader.push(delta.text)
+        if delta.finish_reason is not None:
+            pieces += reader.finish()
+        calls = tuple(self._call(piece) for piece in pieces if isinstance(piece, CallPiece))
+        if calls:
+            self._called.add(delta.index)
+        reason = delta.finish_reason
+        if reason == "stop" and delta.index in self._called and self._use.only is None:
+            # As OpenAI has it, an answer that had to call this one function just stops.
+            reason = "tool_calls"
+        text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
+        return dataclasses.replace(delta, text=text, calls=calls, finish_reason=reason)
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()
+
+    def _call(self, piece: CallPiece) -> CallDelta:
+        id = self._form.new_id() if piece.name is not None else None
+        return CallDelta(piece.index, id, piece.name, piece.arguments)
