@@ -60,6 +60,7 @@ def told(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any
             # Many templates want roles to alternate.
             plain[-1]["content"] += f"\n{content}"
         else:
-            plain.append({**message, "role": "user" if role == "tool" else role, "content": content})
+            name = {"name": message["name"]} if "name" in message and role != "tool" else {}
+            plain.append({"role": "user" if role == "tool" else role, "content": content, **name})
         after_result = role == "tool"
     return [{"role": "system", "content": introduction}, *plain] if introduction else plain
