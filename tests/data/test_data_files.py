@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 from html import escape
 from pathlib import Path
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from liuyi.core.errors import DataError
 from liuyi.data.corpus import REJECTED, read_documents
-from liuyi.data.sources.files import find_files
+from liuyi.data.sources.location import find_files
 from liuyi.data.sources.web import html_text
 
 PAGE = """<!doctype html><html><head><title>t</title><style>p{}</style></head><body>
@@ -28,7 +27,7 @@ PAGE = """<!doctype html><html><head><title>t</title><style>p{}</style></head><b
 
 
 def read(folder: Path, out: Path, **params: object) -> tuple[dict[str, dict[str, str]], dict[tuple[str, int], str]]:
-    made = run_step("data.files", out, path=folder, **params).made["corpus"]
+    made = run_step("data.files", out, path=folder, **({"extractor": "plain"} | params)).made["corpus"]
     documents = {row["url"]: row for row in read_documents(made.path).to_pylist()}
     rejected = pq.read_table(made.file(REJECTED)).to_pylist()
     return documents, {(row["file"], row["line"]): row["reason"] for row in rejected}
@@ -47,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     (root / "empty.txt").write_text(" \n")
     (root / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     (root / "nul.txt").write_bytes(b"a\x00b")
-    (root / "old.txt.gz").write_bytes(gzip.compress(b"zipped"))
+    (root / "old.zip").write_bytes(b"PK")
     (root / "loop").symlink_to(root, target_is_directory=True)
     (root / "dangling.txt").symlink_to(root / "nowhere.txt")
     return root
@@ -59,7 +58,7 @@ def test_every_file_is_read_or_named(folder: Path, tmp_path: Path) -> None:
     assert documents["deep/b.md"]["text"] == "# Title\n"
     assert documents["deep/gbk.rst"]["text"].startswith("我们在这里")
     assert set(documents) == {"a.txt", "deep/b.md", "deep/gbk.rst", "page.html"}
-    assert {name for name, _ in rejected} == {"empty.txt", "photo.jpg", "nul.txt", "old.txt.gz", "dangling.txt"}
+    assert {name for name, _ in rejected} == {"empty.txt", "photo.jpg", "nul.txt", "old.zip", "dangling.txt"}
     assert "not a format" in rejected["photo.jpg", 0]
     assert ".parquet" in rejected["photo.jpg", 0]
     assert "NUL" in rejected["nul.txt", 0]
@@ -96,7 +95,7 @@ def test_rows_of_tables(tmp_path: Path) -> None:
     texts = {name: row["text"].strip() for name, row in documents.items()}
     assert texts["a.jsonl#8"] == "\ufffd lone"
     assert texts["a.jsonl#10"] == "末"
-    assert texts["b.csv#3"] == "first, with comma\nand line"
+    assert texts["b.csv#2"] == "first, with comma\nand line"
     assert texts["b.csv#5"] == "第二"
     assert (texts["c.tsv#2"], texts["d.csv#2"], texts["f.parquet#1"], texts["f.parquet#3"]) == (
         "third",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from liuyi.core.errors import ArtifactError
 
@@ -20,6 +21,8 @@ REJECTED = "rejected.parquet"
 COLUMNS = ("id", "text", "source", "url", "license", "lang", "created", "cluster")
 
 _ROWS_PER_GROUP = 1024
+_BYTES_PER_GROUP = 1 << 26
+_REASONS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ def document_schema() -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in COLUMNS])
 
 
+def rejected_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("head", pa.string())])
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table as Parquet (zstd), byte-identical for equal tables."""
     import pyarrow.parquet as pq
@@ -73,32 +82,102 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 def write_documents(folder: Path, documents: Iterable[Document]) -> tuple[int, int]:
     """Write `documents.parquet` as a stream; gives the number of documents and of UTF-8 bytes of text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema, count, size = document_schema(), 0, 0
-    with pq.ParquetWriter(folder / DOCUMENTS, schema, compression="zstd", compression_level=3) as writer:
-        rows: list[dict[str, str]] = []
+    with Rows(folder / DOCUMENTS, document_schema()) as rows:
         for document in documents:
-            rows.append(asdict(document))
-            count += 1
-            size += len(document.text.encode())
-            if len(rows) == _ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows = []
-        if rows or not count:
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return count, size
+            rows.add(asdict(document))
+    return rows.count, rows.bytes["text"]
 
 
 def write_rejected(folder: Path, rejected: Iterable[Rejected]) -> int:
-    """Write `rejected.parquet`, also when nothing was rejected; gives the number of rows."""
-    import pyarrow as pa
+    """Write `rejected.parquet` as a stream, also when nothing was rejected; gives the number of rows."""
+    with Rows(folder / REJECTED, rejected_schema()) as rows:
+        for row in rejected:
+            rows.add(asdict(row))
+    return rows.count
 
-    fields = [("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("head", pa.string())]
-    table = pa.Table.from_pylist([asdict(row) for row in rejected], schema=pa.schema(fields))
-    write_table(table, folder / REJECTED)
-    return int(table.num_rows)
+
+def write_found(folder: Path, found: Iterable[Document | Rejected]) -> Written:
+    """Write both tables of a corpus as one stream: documents, and what could not be read as one."""
+    written = Written()
+    with (
+        Rows(folder / DOCUMENTS, document_schema()) as documents,
+        Rows(folder / REJECTED, rejected_schema()) as rejected,
+    ):
+        for one in found:
+            if isinstance(one, Document):
+                documents.add(asdict(one))
+                written.licences.add(one.license)
+            else:
+                rejected.add(asdict(one))
+                written.reasons[one.reason.partition(":")[0]] += 1
+                written.first_rejected = written.first_rejected or one
+    written.documents, written.bytes, written.rejected = documents.count, documents.bytes["text"], rejected.count
+    return written
+
+
+@dataclass
+class Written:
+    """What a corpus holds once it is written."""
+
+    documents: int = 0
+    bytes: int = 0
+    """UTF-8 bytes of text."""
+    rejected: int = 0
+    licences: set[str] = field(default_factory=set)
+    reasons: Counter[str] = field(default_factory=Counter)
+    """How often each reason occurs, by its words before the first colon."""
+    first_rejected: Rejected | None = None
+
+    def summary(self) -> str:
+        """Lines for people: how much there is, and the reasons for what was rejected, the most frequent first."""
+        lines = [f"{self.documents:,} documents, {self.bytes / 1e6:.1f} MB; {self.rejected:,} files or rows rejected"]
+        lines += [f"  {count:,} × {reason}" for reason, count in self.reasons.most_common(_REASONS_SHOWN)]
+        if len(self.reasons) > _REASONS_SHOWN:
+            lines.append(f"  … and {len(self.reasons) - _REASONS_SHOWN} more reasons")
+        return "\n".join([*lines, f"  {REJECTED} has each of them"] if self.rejected else lines)
+
+
+class Rows:
+    """A Parquet file written row by row, in row groups bounded in rows and in bytes of text: what waits to be written
+    never grows beyond one group, and equal rows give equal bytes.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.count = 0
+        self.bytes: Counter[str] = Counter()
+        """UTF-8 bytes written so far, by column of text."""
+        self._schema = schema
+        self._texts = [column.name for column in schema if pa.types.is_string(column.type)]
+        self._rows: list[dict[str, Any]] = []
+        self._waiting_bytes = 0
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=3)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self.count += 1
+        for name in self._texts:
+            size = len((row[name] or "").encode())
+            self.bytes[name] += size
+            self._waiting_bytes += size
+        if len(self._rows) == _ROWS_PER_GROUP or self._waiting_bytes >= _BYTES_PER_GROUP:
+            self._write()
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is None and (self._rows or not self.count):
+            self._write()
+        self._writer.close()
+
+    def _write(self) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._waiting_bytes = [], 0
 
 
 def read_documents(folder: Path, columns: Iterable[str] = COLUMNS) -> pa.Table:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
-
 from pydantic import Field
 
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
 from liuyi.data.select.thresholds import Thresholds
+from liuyi.data.sources.steps import files
+
+__all__ = ("files",)
 
 
 class PythonDocsParams(Params):
@@ -50,48 +50,6 @@ def python_docs(ctx: Context, params: PythonDocsParams) -> None:
         out.licences.update(document.license for document in documents)
     sources = len({document.source for document in documents})
     ctx.log(f"{count:,} documents, {size / 1e6:.1f} MB from {sources} distributions; {len(rejected)} files unreadable")
-
-
-class FilesParams(Params):
-    path: SourcePath = Field(description="a folder, or one file: txt, md, rst, html, jsonl, csv, tsv, parquet")
-    text_field: str = Field("text", description="the field of a row that holds its text")
-    license: str = Field("unknown", description="the licence of what does not state its own")
-    cluster: Literal["document", "file", "folder"] = Field(
-        "document", description="what is held out together, unless a row has a `cluster` of its own"
-    )
-
-
-@step(
-    "data.files",
-    version=1,
-    inputs={},
-    outputs={"corpus": Output("corpus", "rejected.parquet beside it names each file and row that was not read")},
-)
-def files(ctx: Context, params: FilesParams) -> None:
-    """Documents from a folder of your own."""
-    from liuyi.data.corpus import Document, Rejected, write_documents, write_rejected
-    from liuyi.data.sources.files import Reading, find_files, read_file
-
-    paths = find_files(params.path)
-    reading = Reading(params.text_field, params.license, params.cluster)
-    rejected: list[Rejected] = []
-
-    def documents() -> Iterator[Document]:
-        for number, path in enumerate(paths, 1):
-            for found in read_file(path, params.path, reading):
-                if isinstance(found, Rejected):
-                    rejected.append(found)
-                else:
-                    out.licences.add(found.license)
-                    yield found
-            ctx.progress(number, len(paths), "files")
-
-    with ctx.output("corpus") as out:
-        count, size = write_documents(out.path, documents())
-        out.metrics.update(documents=count, bytes=size, rejected=write_rejected(out.path, rejected))
-        if not count:
-            raise DataError("no document could be read", where=str(params.path), hint=str(rejected[0]))
-    ctx.log(f"{count:,} documents, {size / 1e6:.1f} MB; {len(rejected):,} files or rows rejected, see rejected.parquet")
 
 
 class ChatsParams(Params):

@@ -19,6 +19,9 @@ _DAMAGE = 0.05
 _COMMON_HAN = frozenset(
     "的一是不了在人有我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后"
 )
+_COMMON_TRADITIONAL = frozenset(
+    "的一是不了在人有我他這中大來上個國到說們為子和你地出道也時年得就那要下以生會自著去之過家學對可她裡後"
+)
 _COMMON_SHARE = 0.05
 _UNPAIRED = re.compile("[\ud800-\udfff]")
 
@@ -33,7 +36,8 @@ def decode(data: bytes) -> str:
 
 
 def encoding_of(data: bytes, *, final: bool = True) -> str:
-    """By the byte-order mark, else UTF-8, GB 18030 if that reads as Chinese, UTF-8 with damaged bytes, or Windows-1252.
+    """By the byte-order mark, else UTF-8, GB 18030 or Big5 if that reads as Chinese, UTF-8 with damaged bytes, or
+    Windows-1252.
 
     `final=False` says that `data` is the beginning of a file and may end inside a character.
     Raises DataError where the bytes are not text.
@@ -46,13 +50,14 @@ def encoding_of(data: bytes, *, final: bool = True) -> str:
         raise DataError("binary, not text (it holds NUL bytes)")
     if _decodes(data, "utf-8", final):
         return "utf-8"
-    if _decodes(data, "gb18030", final) and _reads_as_chinese(_decoded(data, "gb18030", final)):
-        return "gb18030"
+    for encoding, common in (("gb18030", _COMMON_HAN), ("big5hkscs", _COMMON_TRADITIONAL)):
+        if _decodes(data, encoding, final) and _reads_as_chinese(_decoded(data, encoding, final), common):
+            return encoding
     mended = data.decode("utf-8", "replace")
     if mended.count("\ufffd") <= _DAMAGE * sum(letter > "\x7f" for letter in mended):
         return "utf-8"
     if not _decodes(data, "cp1252", final):
-        raise DataError("neither UTF-8, GB 18030 nor Windows-1252")
+        raise DataError("neither UTF-8, GB 18030, Big5 nor Windows-1252")
     return "cp1252"
 
 
@@ -78,6 +83,6 @@ def _decodes(data: bytes, encoding: str, final: bool) -> bool:
     return True
 
 
-def _reads_as_chinese(text: str) -> bool:
+def _reads_as_chinese(text: str, common: frozenset[str]) -> bool:
     han = [letter for letter in text[:100_000] if "\u4e00" <= letter <= "\u9fff"]
-    return len(han) >= 4 and sum(letter in _COMMON_HAN for letter in han) >= _COMMON_SHARE * len(han)
+    return len(han) >= 4 and sum(letter in common for letter in han) >= _COMMON_SHARE * len(han)

@@ -1,108 +1,219 @@
-"""Documents from a folder of one's own: text, Markdown, reStructuredText, HTML, and rows of JSONL, CSV and Parquet.
+"""Documents from files of one's own: texts, web pages, Word and PDF documents, web archives, and rows of tables.
 
-Every file is either read, or named with the reason why it was not; only hidden files and folders are passed over.
+Files may be compressed, and lie in a folder or behind a URL. They are read as a stream, so that their size does not
+matter. Every file and row is either read, or named with the reason why it was not; only hidden files and folders are
+passed over.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from liuyi.core.errors import DataError
 from liuyi.data.corpus import Document, Rejected, document_id
-from liuyi.data.sources.rows import read_csv, read_jsonl, read_parquet
-from liuyi.data.sources.web import html_text
+from liuyi.data.pool import map_ordered
+from liuyi.data.sources.extract import Extractor, decode_page, extract
+from liuyi.data.sources.json_rows import read_json
+from liuyi.data.sources.location import SourceFile
+from liuyi.data.sources.office import docx_text, pdf_text
+from liuyi.data.sources.pieces import read_pieces
+from liuyi.data.sources.rows import Row, longer_than, parquet_names, read_csv, read_jsonl, read_parquet
+from liuyi.data.sources.stream import BROKEN, COMPRESSED, opened, seekable, suffixes
+from liuyi.data.sources.warc import Record, WrongRecord, read_warc
 from liuyi.data.text import decode, mend
 
-_TEXT = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
-_HTML = frozenset({".html", ".htm", ".xhtml"})
-_ROWS: Mapping[str, Callable[[Path], Iterator[tuple[int, dict[str, Any] | str]]]] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".parquet": read_parquet,
-}
-KNOWN = tuple(sorted(_TEXT | _HTML | set(_ROWS)))
+TEXT = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
+HTML = frozenset({".html", ".htm", ".xhtml"})
+OFFICE = frozenset({".docx", ".pdf"})
+ROWS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"})
+WARC = ".warc"
+KNOWN = tuple(sorted(TEXT | HTML | OFFICE | ROWS | {WARC}))
 
 _OPTIONAL = ("url", "license", "lang", "created", "cluster")
 _HEAD_CHARS = 200
+_HEAVY = HTML | OFFICE | {WARC}
+_PER_TASK = 16
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a folder: which field of a row is its text, and what holds where a row does not say."""
+    """How to read files: which field of a row is its text, and what holds where a row does not say."""
 
-    text_field: str
-    license: str
-    cluster: str
+    text_field: str = "text"
+    license: str = "unknown"
+    cluster: str = "document"
     """`document`, `file` or `folder`: what is held out together, where rows have no `cluster` of their own."""
+    extractor: Extractor = "trafilatura"
+    longest: int = 16_000_000
+    """Bytes of one document: a longer text file is divided, a longer row or page is rejected."""
 
 
-def find_files(root: Path) -> list[Path]:
-    """The files under `root` in the order of their paths, or `root` itself if it is a file; links to folders are not
-    followed, hidden files and folders are passed over.
+@dataclass(frozen=True)
+class Page:
+    """A text, page or document still to be read. `kind` is the suffix that says its format."""
 
-    Raises DataError where there is nothing.
+    kind: str
+    data: bytes
+    name: str
+    line: int
+    """On which it begins, or the number of its record; 0 where it is the whole file."""
+    source: str
+    url: str
+    column: int = 0
+    """Bytes of its line that stand before it."""
+    created: str = ""
+    charset: str = ""
+    """The encoding that its server named."""
+
+
+Found = Document | Rejected
+
+
+def read_files(
+    files: Sequence[SourceFile],
+    source: str,
+    reading: Reading,
+    *,
+    workers: int | None = None,
+    on_file: Callable[[int], None] = lambda done: None,
+) -> Iterator[Found]:
+    """The documents of `files`, and what could not be read as one, in the order of the files.
+
+    Pages are extracted by `workers` processes (default: one a core); the result does not depend on their number.
+    `on_file` hears how many files were begun and ended.
     """
-    if root.is_file():
-        return [root]
-    found: list[Path] = []
-    for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    if not found:
-        raise DataError("there are no files here", where=str(root))
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+    stream = _all(files, source, reading, on_file)
+    if not any(suffixes(file.name)[0] in _HEAVY for file in files):
+        yield from (_finished(one, reading) for one in stream)
+        return
+    tasks = iter(lambda: (list(islice(stream, _PER_TASK)), reading), ([], reading))
+    for done in map_ordered(_finish, tasks, workers):
+        yield from done
 
 
-def read_file(path: Path, root: Path, reading: Reading) -> Iterator[Document | Rejected]:
-    """The documents of one file, and what could not be read as one, in the order of the file."""
-    name = path.relative_to(root).as_posix() if path != root else path.name
-    source = root.resolve().name if path != root else root.stem
-    suffix = path.suffix.lower()
-    try:
-        if suffix in _ROWS:
-            for line, row in _ROWS[suffix](path):
-                yield _from_row(row, line, name, source, reading)
-        elif suffix in _TEXT | _HTML:
-            text = decode(path.read_bytes())
-            yield _from_text(html_text(text) if suffix in _HTML else text, name, source, reading)
+def _all(
+    files: Sequence[SourceFile], source: str, reading: Reading, on_file: Callable[[int], None]
+) -> Iterator[Found | Page]:
+    for number, file in enumerate(files, 1):
+        line = 0
+        try:
+            for at, one in _contents(file, source, reading):
+                line = at
+                yield one
+        except DataError as error:
+            yield Rejected(file.name, line + 1 if line else 0, _said(error))
+        except BROKEN as error:
+            reason = getattr(error, "strerror", None) or f"broken off: {error or type(error).__name__}"
+            yield Rejected(file.name, line + 1 if line else 0, reason)
+        on_file(number)
+
+
+def _contents(file: SourceFile, source: str, reading: Reading) -> Iterator[tuple[int, Found | Page]]:
+    """(line or number of the record, what is there) for what one file holds."""
+    kind, _ = suffixes(file.name)
+    if kind in ROWS:
+        for line, row in _rows(file, kind, reading):
+            yield line, _from_row(row, line, file.name, source, reading)
+    elif kind in TEXT:
+        with opened(file) as open_file:
+            for line, column, data in read_pieces(open_file, reading.longest):
+                yield line, Page(kind, data, file.name, line, source, file.name, column=column)
+    elif kind in HTML | OFFICE:
+        with opened(file) as open_file:
+            data = open_file.stream.read(reading.longest + 1)
+        long = len(data) > reading.longest
+        reason = Rejected(file.name, 0, longer_than(reading.longest))
+        yield 0, reason if long else Page(kind, data, file.name, 0, source, file.name)
+    elif kind == WARC:
+        with opened(file) as open_file:
+            for record in read_warc(open_file.stream, reading.longest):
+                yield record.number, _from_record(record, file.name, source)
+    else:
+        read = f"{' '.join(KNOWN)}, also with {' '.join(COMPRESSED)}"
+        yield 0, Rejected(file.name, 0, f"not a format that is read: {kind or 'no suffix'}; these are {read}")
+
+
+def _rows(file: SourceFile, kind: str, reading: Reading) -> Iterator[Row]:
+    if kind == ".parquet":
+        with seekable(file) as table:
+            names = parquet_names(table)
+            if reading.text_field not in names:
+                raise DataError(_no_field(reading.text_field, names))
+            table.seek(0)
+            yield from read_parquet(table, (reading.text_field, *_OPTIONAL))
+        return
+    with opened(file) as open_file:
+        if kind in (".csv", ".tsv"):
+            yield from read_csv(open_file, reading.longest, tabs=kind == ".tsv")
+        elif kind == ".json":
+            for _, number, row in read_json(open_file, reading.longest):
+                yield number, row
         else:
-            yield Rejected(
-                name, 0, f"not a format that is read ({suffix or 'no suffix'}); these are: {' '.join(KNOWN)}"
-            )
-    except DataError as error:
-        yield Rejected(name, 0, error.message)
-    except OSError as error:
-        yield Rejected(name, 0, error.strerror or type(error).__name__)
+            yield from read_jsonl(open_file, reading.longest)
 
 
-def _from_text(text: str, name: str, source: str, reading: Reading) -> Document | Rejected:
-    text = mend(text).strip()
-    if not text:
-        return Rejected(name, 0, "empty")
-    text += "\n"
-    return Document(
-        id=document_id(source, name, text),
-        text=text,
-        source=source,
-        url=name,
-        license=reading.license,
-        cluster=_cluster(name, name, reading),
+def _from_record(record: Record | WrongRecord, name: str, source: str) -> Rejected | Page:
+    if isinstance(record, WrongRecord):
+        return Rejected(name, record.number, record.reason, record.url)
+    return Page(
+        record.kind,
+        record.body,
+        name,
+        record.number,
+        source,
+        record.url,
+        created=record.created,
+        charset=record.charset,
     )
+
+
+def _finish(task: tuple[list[Found | Page], Reading]) -> list[Found]:
+    found, reading = task
+    return [_finished(one, reading) for one in found]
+
+
+def _finished(one: Found | Page, reading: Reading) -> Found:
+    if not isinstance(one, Page):
+        return one
+    try:
+        text = mend(_text_of(one, reading.extractor)).strip()
+    except DataError as error:
+        return Rejected(one.name, one.line, _said(error), one.url)
+    if not text:
+        return Rejected(one.name, one.line, "no text in it" if one.data.strip() else "empty", one.url)
+    text += "\n"
+    place = f"{one.name}#{one.line}" if one.line else one.name
+    place += f":{one.column}" if one.column else ""
+    return Document(
+        id=document_id(one.source, place, text),
+        text=text,
+        source=one.source,
+        url=one.url if one.url != one.name else place,
+        license=reading.license,
+        created=one.created,
+        cluster=_cluster(one.name, place, reading),
+    )
+
+
+def _text_of(page: Page, extractor: Extractor) -> str:
+    if page.kind in HTML:
+        return extract(decode_page(page.data, page.charset), extractor, page.url)
+    if page.kind == ".docx":
+        return docx_text(page.data)
+    if page.kind == ".pdf":
+        return pdf_text(page.data)
+    return decode(page.data)
 
 
 def _from_row(row: dict[str, Any] | str, line: int, name: str, source: str, reading: Reading) -> Document | Rejected:
     if isinstance(row, str):
         return Rejected(name, line, row)
     if reading.text_field not in row:
-        return Rejected(
-            name, line, f"there is no field '{reading.text_field}' among {sorted(map(str, row))}", _head(row)
-        )
+        return Rejected(name, line, _no_field(reading.text_field, row), _head(row))
     text = row[reading.text_field]
     if not isinstance(text, str):
         reason = "missing" if text is None else "not text"
@@ -112,7 +223,7 @@ def _from_row(row: dict[str, Any] | str, line: int, name: str, source: str, read
         return Rejected(name, line, f"'{reading.text_field}' is empty", _head(row))
     text += "\n"
     place = f"{name}#{line}"
-    said = {key: str(row[key]) for key in _OPTIONAL if row.get(key)}
+    said = {key: mend(str(row[key])) for key in _OPTIONAL if row.get(key)}
     return Document(
         id=document_id(source, place, text),
         text=text,
@@ -125,10 +236,18 @@ def _from_row(row: dict[str, Any] | str, line: int, name: str, source: str, read
     )
 
 
+def _no_field(field: str, names: Iterable[str]) -> str:
+    return f"there is no field '{field}': the fields are {', '.join(sorted(map(str, names)))}"
+
+
 def _cluster(name: str, place: str, reading: Reading) -> str:
     if reading.cluster == "folder":
         return name.rpartition("/")[0] or "."
     return name if reading.cluster == "file" else place
+
+
+def _said(error: DataError) -> str:
+    return f"{error.message} ({error.hint})" if error.hint else error.message
 
 
 def _head(row: Mapping[str, Any]) -> str:

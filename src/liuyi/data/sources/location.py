@@ -1,0 +1,160 @@
+"""Where files lie: a path on this machine, or a URL that `fsspec` opens (`s3://…`, `https://…`, `memory://…`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, cast
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SerializationInfo, ValidationInfo
+
+from liuyi.core.digest import sha256_json, sha256_tree
+from liuyi.core.errors import DataError
+
+_VERSION_FIELDS = ("ETag", "etag", "md5", "md5Hash", "checksum", "LastModified", "last_modified", "mtime", "created")
+_FETCHED_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read: its path below the root (POSIX), where it lies, and its size (0 where that is not told)."""
+
+    name: str
+    place: str
+    bytes: int
+
+    def open(self) -> BinaryIO:
+        """The bytes of the file, from the first on; a file behind a URL is fetched piece by piece.
+
+        Raises OSError, and DataError where the URL cannot be opened.
+        """
+        if not is_url(self.place):
+            return Path(self.place).open("rb")
+        import fsspec
+
+        try:
+            return cast(BinaryIO, fsspec.open(self.place, "rb", block_size=_FETCHED_AT_ONCE).open())
+        except OSError:
+            raise
+        except Exception as error:
+            raise DataError(f"cannot be opened: {error}", where=self.place) from None
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is a URL and not a path."""
+    return "://" in str(place)
+
+
+def find_files(root: str | Path) -> list[SourceFile]:
+    """The files under `root` in the order of their paths, or `root` itself if it is a file; links to folders are not
+    followed, hidden files and folders are passed over.
+
+    Raises DataError where there is nothing, or where a URL cannot be listed.
+    """
+    found = _remote(str(root)) if is_url(root) else _local(Path(root))
+    if not found:
+        raise DataError("there are no files here", where=str(root))
+    return sorted(found, key=lambda file: file.name)
+
+
+def source_name(root: str | Path) -> str:
+    """What the documents below a root name as their source: the folder's name, or the file's without its suffix."""
+    if is_url(root):
+        return Path(str(root).rstrip("/").rpartition("/")[2]).stem or str(root)
+    path = Path(root)
+    return path.stem if path.is_file() else path.resolve().name
+
+
+def remote_version(root: str | Path) -> str:
+    """What is behind a URL, as a digest of the names, sizes and versions it lists; empty for a path.
+
+    A changed file behind a URL means that a step that reads it is run again.
+    """
+    if not is_url(root):
+        return ""
+    return sha256_json([[name, _version(info)] for name, info in sorted(_listed(str(root)).items())])
+
+
+def _local(root: Path) -> list[SourceFile]:
+    if root.is_file():
+        return [SourceFile(root.name, str(root), root.stat().st_size)]
+    found: list[Path] = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return [SourceFile(path.relative_to(root).as_posix(), str(path), _size(path)) for path in found]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link that leads nowhere: opening it says what is wrong
+        return 0
+
+
+def _remote(url: str) -> list[SourceFile]:
+    import fsspec
+
+    fs, _ = _file_system(url)
+    found = []
+    for name, info in _listed(url).items():
+        if not any(part.startswith(".") for part in name.split("/")):
+            place = (
+                info["name"]
+                if fsspec.core.has_magic(url) or is_url(info["name"])
+                else fs.unstrip_protocol(info["name"])
+            )
+            found.append(SourceFile(name, place, int(info.get("size") or 0)))
+    return found
+
+
+def _listed(url: str) -> dict[str, Mapping[str, Any]]:
+    fs, root = _file_system(url)
+    try:
+        if fs.isfile(root):
+            return {root.rstrip("/").rpartition("/")[2]: fs.info(root)}
+        found = fs.find(root, detail=True)
+    except Exception as error:
+        raise DataError(f"cannot be listed: {error}", where=url) from None
+    base = root.rstrip("/") + "/"
+    return {
+        name.removeprefix(base).lstrip("/"): info for name, info in found.items() if info.get("type") != "directory"
+    }
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DataError(str(error), where=url) from None
+    except Exception as error:
+        raise DataError(f"cannot be opened: {error}", where=url) from None
+    return fs, path
+
+
+def _version(info: Mapping[str, Any]) -> list[str]:
+    return [str(info.get("size")), *(str(info[name]) for name in _VERSION_FIELDS if info.get(name) is not None)]
+
+
+def _at_hand(place: str, info: ValidationInfo) -> str:
+    if is_url(place):
+        return place
+    path = Path(place).expanduser()
+    folder = (info.context or {}).get("folder")
+    if folder is not None and not (folder / path).exists():
+        raise ValueError(f"there is no file or folder '{path}' in {folder}")
+    return str(path)
+
+
+def _place_or_content(place: str, info: SerializationInfo) -> str | list[str]:
+    folder = (info.context or {}).get("folder")
+    return place if folder is None or is_url(place) else [place, sha256_tree(folder / place)]
+
+
+Location = Annotated[str, BeforeValidator(os.fspath), AfterValidator(_at_hand), PlainSerializer(_place_or_content)]
+"""A parameter that names a file or folder: a path relative to the recipe's folder, checked before anything runs and
+with its content in the step key, or a URL (for which the step's fingerprint holds `remote_version`)."""

@@ -1,0 +1,492 @@
+"""Formats, compressions, encodings and places: each read as a stream, each fault named where it is."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_support import run_step
+from fastwarc.warc import WarcRecord, WarcRecordType
+
+from liuyi.core.errors import DataError
+from liuyi.core.step import get_step
+from liuyi.data.corpus import DOCUMENTS, REJECTED, Document, document_id, read_documents, write_documents
+from liuyi.data.sources.extract import decode_page
+from liuyi.data.sources.json_rows import read_json
+from liuyi.data.sources.location import SourceFile, find_files, remote_version
+from liuyi.data.sources.stream import opened
+
+CHINESE = "我们在这里写下一段中文，用来看看编码是不是能够被认出来。这是第二句话，它说的是天气很好。"
+TRADITIONAL = "我們在這裡寫下一段中文，用來看看編碼是不是能夠被認出來。這是第二句話，它說的是天氣很好。"
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstd,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
+
+
+def read(
+    folder: Path | str, out: Path, **params: object
+) -> tuple[dict[str, dict[str, str]], dict[tuple[str, int], str]]:
+    made = run_step("data.files", out, path=folder, **({"extractor": "plain"} | params)).made["corpus"]
+    documents = {row["url"]: row for row in read_documents(made.path).to_pylist()}
+    rejected = pq.read_table(made.file(REJECTED)).to_pylist()
+    return documents, {(row["file"], row["line"]): row["reason"] for row in rejected}
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_every_format_in_every_compression(packing: str, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    rows = [{"text": "first row"}, {"text": "第二行"}]
+    contents = {
+        "a.txt": CHINESE.encode("gb18030"),
+        "b.jsonl": "\n".join(json.dumps(row) for row in rows).encode(),
+        "c.json": json.dumps(rows, indent=2).encode(),
+        "d.csv": "text,n\nfirst row,1\n第二行,2\n".encode(),
+        "e.parquet": parquet(rows),
+        "f.html": b"<p>A page.",
+        "g.warc": warc({"https://a.example/": "<p>An archived page."}),
+    }
+    for name, data in contents.items():
+        (root / f"{name}{packing}").write_bytes(PACKERS[packing](data))
+    documents, rejected = read(root, tmp_path / "out")
+    assert not rejected
+    by_file: dict[str, list[str]] = {}
+    for url, row in documents.items():
+        by_file.setdefault(url.partition("#")[0].removesuffix(packing), []).append(row["text"].strip())
+    assert by_file == {
+        "a.txt": [CHINESE],
+        **{name: ["first row", "第二行"] for name in ("b.jsonl", "c.json", "d.csv", "e.parquet")},
+        "f.html": ["A page."],
+        "https://a.example/": ["An archived page."],
+    }
+
+
+@pytest.mark.parametrize("packing", [name for name in PACKERS if name])
+def test_what_breaks_off_is_named_and_what_came_before_is_kept(packing: str, tmp_path: Path) -> None:
+    import random
+
+    rng = random.Random(1)
+    lines = [json.dumps({"text": rng.randbytes(200).hex()}) for _ in range(4000)]
+    data = PACKERS[packing]("\n".join(lines).encode())
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / f"cut.jsonl{packing}").write_bytes(data[: len(data) // 2])
+    (root / f"no.txt{packing}").write_bytes(b"this is not packed at all")
+    (root / "whole.txt").write_text("whole")
+    documents, rejected = read(root, tmp_path / "out")
+    kept = len(documents) - 1
+    (cut,) = [line for name, line in rejected if name.startswith("cut")]
+    assert kept == 0 if cut == 0 else cut in (kept + 1, kept + 2)
+    assert {name for name, _ in rejected} == {f"cut.jsonl{packing}", f"no.txt{packing}"}
+    if packing in (".gz", ".zst"):
+        assert kept > 1000
+
+
+def test_a_url(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for name, data in {
+        "a.txt": b"one",
+        "deep/b.jsonl.gz": gzip.compress(b'{"text": "two"}'),
+        ".hid/c.txt": b"no",
+    }.items():
+        with fs.open(f"/corpus/{name}", "wb") as file:
+            file.write(data)
+    documents, rejected = read("memory://corpus", tmp_path / "out")
+    assert {url: row["text"] for url, row in documents.items()} == {"a.txt": "one\n", "deep/b.jsonl.gz#1": "two\n"}
+    assert {row["source"] for row in documents.values()} == {"corpus"}
+    assert not rejected
+    one, _ = read("memory://corpus/a.txt", tmp_path / "one")
+    assert list(one) == ["a.txt"]
+    before = remote_version("memory://corpus")
+    fs.pipe("/corpus/a.txt", b"longer than it was")
+    assert remote_version("memory://corpus") != before
+    for url, reason in (("memory://nothing-here", "no files"), ("nosuch://x/y", "nosuch")):
+        with pytest.raises(DataError, match=reason):
+            find_files(url)
+
+
+def test_a_path_is_checked_and_hashed_and_a_url_is_not(tmp_path: Path) -> None:
+    params = get_step("data.files").params
+    (tmp_path / "a.txt").write_text("a")
+    context = {"folder": tmp_path}
+    said = params.model_validate({"path": "a.txt"}, context=context).model_dump(context=context)["path"]
+    assert said[0] == "a.txt"
+    assert len(said[1]) == 64
+    with pytest.raises(ValueError, match=r"no file or folder 'b\.txt'"):
+        params.model_validate({"path": "b.txt"}, context=context)
+    assert params.model_validate({"path": "s3://bucket/x"}, context=context).model_dump(context=context)["path"] == (
+        "s3://bucket/x"
+    )
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("gb18030", CHINESE), ("big5", TRADITIONAL), ("utf-16", CHINESE)])
+def test_chinese_tables_in_any_encoding(encoding: str, text: str, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.jsonl").write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode(encoding))
+    (root / "b.csv").write_bytes(f"text\n{text}\n".encode(encoding))
+    (root / "c.txt").write_bytes(text.encode(encoding))
+    documents, rejected = read(root, tmp_path / "out")
+    assert not rejected
+    assert [row["text"] for row in documents.values()] == [text + "\n"] * 3
+
+
+def test_chinese_that_begins_late(tmp_path: Path) -> None:
+    """The head of the file is ASCII; the lines beyond it are GB 18030, and one is nothing."""
+    root = tmp_path / "in"
+    root.mkdir()
+    plain = [json.dumps({"text": f"row {n} " + "x" * 100}) for n in range(800)]
+    late = json.dumps({"text": CHINESE}, ensure_ascii=False).encode("gb18030")
+    (root / "a.jsonl").write_bytes("\n".join(plain).encode() + b"\n" + late + b'\n{"text": "\xff\xfe\xfd"}')
+    rows = "\n".join(f"{n},{'y' * 100}" for n in range(800))
+    (root / "b.csv").write_bytes(f"n,text\n{rows}\n800,".encode() + CHINESE.encode("gb18030") + b"\n801,\xff\xfe\xfd\n")
+    documents, rejected = read(root, tmp_path / "out")
+    assert documents["a.jsonl#801"]["text"] == documents["b.csv#802"]["text"] == CHINESE + "\n"
+    assert rejected == {("a.jsonl", 802): "not UTF-8", ("b.csv", 803): "'text' is not UTF-8"}
+
+
+def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,n\nfirst,1\n"second,2\nthird,3\nfourth,4\n')
+    documents, rejected = read(path, tmp_path / "out")
+    assert list(documents) == ["a.csv#2"]
+    assert list(rejected) == [("a.csv", 3)]
+    assert "not CSV" in rejected["a.csv", 3]
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\n", " "])
+def test_a_long_text_is_divided(end: str, tmp_path: Path) -> None:
+    """No byte is lost or doubled, and pieces end where paragraphs, lines or at least characters do."""
+    path = tmp_path / "long.txt"
+    whole = "".join(f"段落 {number} 讲的是第 {number} 件事。{end}" for number in range(900))
+    path.write_text(whole, encoding="utf-8")
+    documents, rejected = read(path, tmp_path / "out", max_document_mb=0.004)
+    assert not rejected
+    assert len(documents) > 8
+    assert all(len(row["text"].encode()) <= 4001 for row in documents.values())
+    squeeze = lambda text: "".join(text.split())  # noqa: E731
+    assert squeeze("".join(row["text"] for row in documents.values())) == squeeze(whole)
+    if end != " ":
+        for url, row in documents.items():
+            line = int(url.partition("#")[2])
+            assert whole.split("\n")[line - 1] == row["text"].split("\n")[0]
+            assert row["text"].endswith("件事。\n")
+
+
+def test_rows_and_pages_beyond_the_bound_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * 9000 + '"}\n{"text": "after"}\n')
+    (root / "b.html").write_text("<p>" + "x" * 9000)
+    (root / "c.json").write_text(json.dumps([{"text": "short"}]))
+    (root / "d.txt").write_bytes(("字" * 9000).encode("utf-16"))
+    documents, rejected = read(root, tmp_path / "out", max_document_mb=0.005)
+    assert list(documents) == ["a.jsonl#1", "a.jsonl#3", "c.json#1"]
+    assert set(rejected) == {("a.jsonl", 2), ("b.html", 0), ("d.txt", 0)}
+    assert all("longer than 0.005 MB" in reason for reason in rejected.values())
+
+
+def read_text(path: Path, longest: int = 10**6) -> list[tuple[int, int, object]]:
+    with opened(SourceFile(path.name, str(path), 0)) as file:
+        return list(read_json(file, longest))
+
+
+def test_json_arrays_as_streams(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    rows = [
+        {"n": number, "text": '文\\"本[]{}' * (number % 50), "deep": [{"a": [1, {"b": None}]}]}
+        for number in range(3000)
+    ]
+    for indent, ascii in ((None, True), (None, False), (1, True), (2, False)):
+        path.write_text(json.dumps(rows, indent=indent, ensure_ascii=ascii), encoding="utf-8")
+        found = read_text(path)
+        assert [row for _, _, row in found] == rows
+        assert [number for _, number, _ in found] == list(range(1, 3001))
+        lines = path.read_text(encoding="utf-8").split("\n")
+        assert all("{" in lines[line - 1] for line, _, _ in found)
+    path.write_text("\n".join(json.dumps(row, indent=1) for row in rows), encoding="utf-8")
+    assert [row for _, _, row in read_text(path)] == rows
+
+
+def test_wrong_json_rows_are_told_and_the_next_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(
+        '[\n {"text": "one"},\n {"text": "two" "x"},\n {"z": 1},\n {"text": "four", "in": [\n  {"text": "no"}]}\n]'
+    )
+    assert read_text(path) == [
+        (2, 1, {"text": "one"}),
+        (3, 2, "not JSON: Expecting ',' delimiter"),
+        (4, 3, {"z": 1}),
+        (5, 4, {"text": "four", "in": [{"text": "no"}]}),
+    ]
+    path.write_text('[\n {"text": "one"},\n {"text": two,\n  "in": [\n  {"text": "inner"}]},\n {"text": "three"}\n]')
+    assert [row for _, _, row in read_text(path)] == [
+        {"text": "one"},
+        "not JSON: Expecting value",
+        {"text": "three"},
+    ]
+    for broken in ('[{"text": "one"}, {"text": "tw', '[{"text": "one"}, {"text": x}]'):
+        path.write_text(broken)
+        first, second = read_text(path)
+        assert first[2] == {"text": "one"}
+        assert "nothing after it was read" in str(second[2])
+    path.write_text("[" + "[" * 100_000)
+    assert "nested too deeply" in str(read_text(path)[0][2])
+    path.write_text("")
+    assert read_text(path) == []
+
+
+def warc(pages: dict[str, str | bytes], kind: str = "text/html; charset=utf-8", status: str = "200 OK") -> bytes:
+    """A web archive with a request and a response for each page."""
+    sink = io.BytesIO()
+    for url, body in pages.items():
+        for record_type, head in (
+            (WarcRecordType.request, "GET / HTTP/1.1"),
+            (WarcRecordType.response, f"HTTP/1.1 {status}"),
+        ):
+            record = WarcRecord()
+            record.init_headers(record_type)
+            record.headers["WARC-Target-URI"] = url
+            record.is_http = True
+            data = body if isinstance(body, bytes) else body.encode()
+            content = data if record_type is WarcRecordType.response else b""
+            record.set_bytes_content(f"{head}\r\nContent-Type: {kind}\r\n\r\n".encode() + content)
+            record.write(sink, checksum_data=True)
+    return sink.getvalue()
+
+
+def test_web_archives(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    pages = {f"https://a.example/{number}": f"<p>Page {number}.</p>" for number in range(3)}
+    whole = warc(pages)
+    members = b"".join(gzip.compress(warc({url: page})) for url, page in pages.items())
+    (root / "a.warc.gz").write_bytes(members)
+    damaged = bytearray(whole)
+    damaged[damaged.index(b"Page 1") + 5] ^= 1
+    (root / "b.warc").write_bytes(bytes(damaged))
+    (root / "c.warc").write_bytes(whole[:-8])
+    (root / "d.warc").write_bytes(whole + b"something else\n")
+    (root / "e.warc").write_bytes(
+        warc({"https://a.example/x.png": b"\x89PNG"}, "image/png")
+        + warc({"https://a.example/no": "<p>Gone"}, status="404 Not Found")
+        + warc({"https://a.example/gbk": f"<p>{CHINESE}".encode("gbk")}, "text/html; charset=gb2312")
+        + warc({"https://a.example/t": "Plain text."}, "text/plain")
+    )
+    made = run_step("data.files", tmp_path / "out", path=root, extractor="plain").made["corpus"]
+    documents = read_documents(made.path).to_pylist()
+    texts = [(row["url"].removeprefix("https://a.example/"), row["text"].strip()) for row in documents]
+    numbered = [(str(number), f"Page {number}.") for number in range(3)]
+    assert texts == [
+        *numbered,
+        numbered[0],
+        numbered[2],
+        *numbered[:2],
+        *numbered,
+        ("gbk", CHINESE),
+        ("t", "Plain text."),
+    ]
+    assert len({row["id"] for row in documents}) == len(documents)
+    assert all(row["created"].startswith("20") for row in documents)
+    rejected = {(row["file"], row["line"]): row["reason"] for row in pq.read_table(made.file(REJECTED)).to_pylist()}
+    assert rejected.keys() == {("b.warc", 4), ("c.warc", 6), ("d.warc", 7), ("e.warc", 2), ("e.warc", 4)}
+    assert "digest" in rejected["b.warc", 4]
+    assert "cut off" in rejected["c.warc", 6]
+    assert "damaged after record 6" in rejected["d.warc", 7]
+    assert "HTTP 404" in rejected["e.warc", 4]
+
+
+def test_a_bomb_inside_a_page_is_bounded(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    record = WarcRecord()
+    record.init_headers(WarcRecordType.response)
+    record.headers["WARC-Target-URI"] = "https://a.example/"
+    record.is_http = True
+    body = gzip.compress(b"<p>" + b"a" * 30_000_000)
+    record.set_bytes_content(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n\r\n" + body)
+    record.write(sink)
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.warc").write_bytes(sink.getvalue())
+    (root / "b.txt").write_text("fine")
+    _, rejected = read(root, tmp_path / "out", max_document_mb=1)
+    assert rejected == {("a.warc", 1): "longer than 1 MB"}
+
+
+def docx(path: Path) -> None:
+    from docx import Document as Word
+
+    word = Word()
+    word.add_heading("The house", 1)
+    word.add_paragraph("它有两层。")
+    word.add_paragraph("a garden", style="List Bullet")
+    table = word.add_table(2, 2)
+    for row, values in enumerate((("room", "m²"), ("kitchen", "12"))):
+        for column, value in enumerate(values):
+            table.cell(row, column).text = value
+    word.add_paragraph("After the table.")
+    word.save(str(path))
+
+
+def pdf(*pages: str) -> bytes:
+    """A PDF written by hand: one line of text a page."""
+    kids = " ".join(f"{3 + 2 * number} 0 R" for number in range(len(pages)))
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>"]
+    font = "<< /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >>"
+    for number, text in enumerate(pages):
+        content = f"BT /F1 24 Tf 72 720 Td ({text}) Tj ET" if text else ""
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {4 + 2 * number} 0 R "
+            f"/Resources << /Font {font} >> >>"
+        )
+        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+    out, places = b"%PDF-1.4\n", []
+    for number, text in enumerate(objects, 1):
+        places.append(len(out))
+        out += f"{number} 0 obj\n{text}\nendobj\n".encode()
+    start = len(out)
+    out += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n".encode()
+    out += "".join(f"{place:010d} 00000 n \n" for place in places).encode()
+    return out + f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF".encode()
+
+
+def test_word_and_pdf(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    docx(root / "a.docx")
+    (root / "b.pdf").write_bytes(pdf("First page.", "Second page."))
+    (root / "c.pdf").write_bytes(pdf(""))
+    (root / "d.pdf").write_bytes(b"%PDF-1.4 and then nothing")
+    (root / "e.docx").write_bytes(b"PK\x03\x04 not a zip")
+    (root / "f.pdf").write_bytes(locked(pdf("Secret.")))
+    documents, rejected = read(root, tmp_path / "out")
+    assert documents["a.docx"]["text"] == (
+        "# The house\n\n它有两层。\n\n- a garden\n\n| room | m² |\n| kitchen | 12 |\n\nAfter the table.\n"
+    )
+    assert documents["b.pdf"]["text"] == "First page.\n\nSecond page.\n"
+    assert set(rejected) == {("c.pdf", 0), ("d.pdf", 0), ("e.docx", 0), ("f.pdf", 0)}
+    assert "scan" in rejected["c.pdf", 0]
+    assert "password" in rejected["f.pdf", 0]
+
+
+def locked(data: bytes) -> bytes:
+    from pypdf import PdfReader, PdfWriter
+
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(data)))
+    writer.encrypt("a password", algorithm="RC4-128")
+    sink = io.BytesIO()
+    writer.write(sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "charset"),
+    [
+        (f'<meta charset="gb2312"><p>{CHINESE}'.encode("gbk"), ""),
+        (f'<meta http-equiv="Content-Type" content="text/html; charset=big5"><p>{TRADITIONAL}'.encode("big5"), ""),
+        ("<p>日本語のページ".encode("shift_jis"), "Shift_JIS"),
+        ("<p>Привет".encode("koi8-r"), "koi8-r"),
+        ('<meta charset="utf-8"><p>é'.encode("cp1252"), ""),
+        ("<p>é".encode(), "nonsense"),
+    ],
+)
+def test_declared_encodings(data: bytes, charset: str) -> None:
+    text = decode_page(data, charset)
+    assert text.partition("<p>")[2] in (CHINESE, TRADITIONAL, "日本語のページ", "Привет", "é")
+
+
+def test_pages_are_the_same_whatever_the_workers(tmp_path: Path) -> None:
+    from liuyi.data.sources.files import Reading, read_files
+
+    for number in range(40):
+        (tmp_path / f"{number:02}.html").write_text(f"<p>Page {number}.")
+        (tmp_path / f"{number:02}.jsonl").write_text('{"text": "row"}\nbroken\n')
+    files = find_files(tmp_path)
+    reading = Reading(extractor="plain")
+    alone = list(read_files(files, "s", reading, workers=1))
+    assert len(alone) == 120
+    assert list(read_files(files, "s", reading, workers=2)) == alone
+
+
+def test_row_groups_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liuyi.data.corpus._BYTES_PER_GROUP", 100_000)
+    texts = ["x" * 30_000] * 10 + ["y"] * 2000
+    count, size = write_documents(
+        tmp_path, (Document(document_id("s", str(n), text), text, "s", str(n), "MIT") for n, text in enumerate(texts))
+    )
+    assert (count, size) == (2010, 302_000)
+    metadata = pq.read_metadata(tmp_path / DOCUMENTS)
+    rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    assert rows[:2] == [4, 4]
+    assert sum(rows) == 2010
+    assert max(rows) <= 1024
+
+
+def test_the_summary_says_what_was_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"a": 1}\n{"b": 1}\n{broken\n{"text": 5}\n')
+    bench = run_step("data.files", tmp_path / "out", path=path)
+    (said,) = bench.logs
+    assert "1 documents" in said
+    assert "2 × there is no field 'text'" in said
+    assert "1 × not JSON" in said
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """30 MB and 240 MB of rows take the same memory, within what allocators keep."""
+    peaks = []
+    for megabytes in (30, 240):
+        path = tmp_path / f"{megabytes}.jsonl.gz"
+        row = json.dumps({"text": "a sentence that is said again and again. " * 50}) + "\n"
+        with gzip.open(path, "wt", compresslevel=1) as file:
+            for _ in range(megabytes * 10**6 // len(row) // 100):
+                file.write(row * 100)
+        out = tmp_path / f"out{megabytes}"
+        out.mkdir()
+        code = (
+            "import sys, resource\nfrom pathlib import Path\nfrom liuyi.data.corpus import write_found\n"
+            "from liuyi.data.sources.files import Reading, read_files\n"
+            "from liuyi.data.sources.location import find_files\n"
+            "written = write_found(Path(sys.argv[2]), read_files(find_files(sys.argv[1]), 's', Reading()))\n"
+            "assert written.bytes > 0.9e6 * int(sys.argv[3])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path), str(out), str(megabytes)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout) / 1000)
+    assert peaks[1] < peaks[0] + 120, peaks
