@@ -30,7 +30,9 @@ format: $(VENV)/.lint
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
+KERNELS := setup.py $(wildcard src/liuyi/kernels/native/*.h src/liuyi/kernels/native/*.cpp)
+
+$(VENV)/.base: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
 	$(PIP) torch
 	$(PIP) --editable .
 	@touch $@
@@ -44,4 +46,4 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/liuyi/kernels/native/*.so

@@ -20,7 +20,7 @@ namespace LIUYI_ISA {
 
 // Tiles of so few tokens wait for memory, not for arithmetic.
 constexpr int kStreamingRows = 3;
-constexpr int kPrefetchBytes = 1024;
+constexpr int kPrefetchBytes = 4096;
 constexpr size_t kBlockBytes = size_t{512} << 10;
 
 LIUYI_INLINE void prefetch_ahead(const uint8_t* p) {

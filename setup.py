@@ -1,0 +1,89 @@
+"""Builds the native CPU kernels (`src/liuyi/kernels/native`) where there is a C++ compiler.
+
+The library is a plain shared object with a C interface: it links neither Python nor torch, so one wheel serves every
+Python 3 of its platform. Without a compiler, or on another kind of processor, Liuyi installs all the same and computes
+with torch. `python setup.py build_ext --inplace` builds it in the source tree.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("src/liuyi/kernels/native")
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-pthread",
+    "-Wall",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    "-g0",
+]
+INSTRUCTION_SETS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
+    "avx512": [
+        *("-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mprefer-vector-width=512"),
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
+    ],
+}
+"""The end of a file's name → the flags it is compiled with; other files run on any x86-64."""
+
+
+class BuildKernels(build_ext):
+    """Compiles each file for the instruction set that it names and links all into one library."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        newest = max(Path(path).stat().st_mtime for path in [*ext.sources, *ext.depends])
+        if not self.force and target.exists() and target.stat().st_mtime > newest:
+            return
+
+        def compile_one(source: str) -> str:
+            flags = INSTRUCTION_SETS.get(Path(source).stem.rpartition("_")[2], [])
+            (path,) = self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags])
+            return str(path)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, ext.sources))
+        beside = f"{target}.new"
+        self.compiler.link_shared_object(
+            objects,
+            beside,
+            extra_postargs=["-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
+            target_lang="c++",
+        )
+        Path(beside).replace(target)  # A process that has the old library mapped keeps it.
+
+
+class AnyPythonWheel(bdist_wheel):
+    """A wheel that depends on the platform and not on the version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def kernels() -> list[Extension]:
+    """The library, where its instruction sets exist."""
+    if not sys.platform.startswith("linux") or platform.machine().lower() not in ("x86_64", "amd64"):
+        return []
+    sources = sorted(str(path) for path in SOURCES.glob("*.cpp"))
+    headers = sorted(str(path) for path in SOURCES.glob("*.h"))
+    return [Extension("liuyi.kernels.native.libliuyi", sources, depends=[*headers, "setup.py"], optional=True)]
+
+
+setup(ext_modules=kernels(), cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel})

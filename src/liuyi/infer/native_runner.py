@@ -1,0 +1,184 @@
+"""The native CPU kernels as a runner: the same blocks, one C call a step.
+
+    runner = NativeRunner(model, blocks=1024, weights="int8", kv="bf16")
+    logits = runner.logits(batch)
+
+Weights are packed once and the decoder is not kept. What a token gets is the same to the bit whatever else is in the
+batch, and however its prompt was cut or cached. Against the decoder in float32: `fp32` differs by rounding only,
+`bf16` by that of weights to bfloat16, `int8` and `int4` by that of weights and activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from liuyi.core.errors import ModelError
+from liuyi.infer.runner import Batch
+from liuyi.kernels.library import BatchView
+from liuyi.kernels.model import KV_FORMATS, WEIGHT_FORMATS, NativeModel, NativeShape, Part
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Decoder
+from liuyi.model.quantize import QuantEmbedding, QuantLinear
+from liuyi.model.rope import Rope
+
+Floats = NDArray[np.float32]
+
+
+class NativeRunner:
+    """Runs a decoder's weights through the native library. See `Runner`."""
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        model: Decoder,
+        blocks: int,
+        *,
+        weights: str = "int8",
+        kv: str = "bf16",
+        threads: int | None = None,
+    ) -> None:
+        """`weights` is fp32, bf16, int8 or int4 (the head is int8 then), `kv` fp32, bf16 or int8. A model whose
+        weights are int8 already is packed as it is under `weights="int8"`.
+
+        Raises KernelsAbsent if there is no native library, ModelError for a format that there is not.
+        """
+        for name, known in ((weights, WEIGHT_FORMATS), (kv, KV_FORMATS)):
+            if name not in known:
+                raise ModelError(f"there is no number format '{name}' here", hint=f"known: {', '.join(known)}")
+        self.config: DecoderConfig = model.config
+        self.blocks = blocks
+        self.format = weights
+        self.name = f"native {weights}, kv {kv}"
+        self._native = _packed(model, blocks, weights, kv, threads)
+        self._angles = _Angles(model.config)
+        self.block_bytes = self._native.block_bytes
+        self.weight_bytes = self._native.weight_bytes
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See `Runner.logits`."""
+        out = torch.empty(len(batch.rows), self.config.vocab_size)
+        self._run(batch, out, hidden=False)
+        return out
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """See `Runner.hidden`."""
+        out = torch.empty(len(batch.rows), self.config.hidden_size)
+        self._run(batch, out, hidden=True)
+        return out
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """See `Runner.copy_blocks`."""
+        self._native.copy_blocks(pairs)
+
+    def close(self) -> None:
+        """Give the memory of weights and cache back."""
+        self._native.close()
+
+    def _run(self, batch: Batch, out: Tensor, *, hidden: bool) -> None:
+        cosines, sines = self._angles.of(_positions(batch))
+        arrays = (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters, cosines, sines)
+        sizes = (len(batch.tokens), len(batch.counts), batch.tables.shape[1], len(batch.rows))
+        view = BatchView(*sizes, *(array.ctypes.data for array in arrays))
+        self._native.forward(view, out.data_ptr(), hidden=hidden)
+
+
+class _Angles:
+    """Cosines and sines of positions, from a table that grows with the longest sequence seen."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self._rope = Rope(config)
+        self._stretches_from = config.max_position_embeddings if config.rope_type == "dynamic" else None
+        self._cosines, self._sines = self._compute(np.arange(1024, dtype=np.int32))
+
+    def of(self, positions: NDArray[np.int32]) -> tuple[Floats, Floats]:
+        """Both [positions, head_dim / 2]."""
+        last = int(positions.max())
+        if self._stretches_from is not None and last >= self._stretches_from:
+            return self._compute(positions)
+        if last >= len(self._cosines):
+            self._cosines, self._sines = self._compute(np.arange(2 * last, dtype=np.int32))
+        return self._cosines.take(positions, axis=0), self._sines.take(positions, axis=0)
+
+    def _compute(self, positions: NDArray[np.int32]) -> tuple[Floats, Floats]:
+        # One row for each: with dynamic scaling a token's angles depend on its own position alone.
+        cosines, sines = self._rope(torch.from_numpy(positions)[:, None])
+        return cosines[:, 0, 0].numpy(), sines[:, 0, 0].numpy()
+
+
+def _positions(batch: Batch) -> NDArray[np.int32]:
+    """Position of every new token in its sequence, [n]."""
+    if len(batch.tokens) == len(batch.counts):
+        return batch.lengths
+    begins = np.cumsum(batch.counts) - batch.counts
+    offsets = np.repeat(batch.lengths - begins, batch.counts)
+    positions: NDArray[np.int32] = (np.arange(len(batch.tokens)) + offsets).astype(np.int32)
+    return positions
+
+
+def _packed(model: Decoder, blocks: int, weights: str, kv: str, threads: int | None) -> NativeModel:
+    config = model.config
+    shape = NativeShape(
+        vocab=config.vocab_size,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        norm_eps=config.rms_norm_eps,
+    )
+    windows = [config.window(layer) or 0 for layer in range(shape.layers)]
+    native = NativeModel(shape, windows=windows, kv=kv, blocks=blocks, threads=threads)
+
+    def parts(prefix: str, names: Sequence[str], fmt: str = weights) -> list[Part]:
+        return [_part(model.get_submodule(f"{prefix}.{name}"), fmt) for name in names]
+
+    for layer in range(shape.layers):
+        prefix = f"model.layers.{layer}"
+        native.pack("qkv", layer, weights, parts(f"{prefix}.self_attn", ("q_proj", "k_proj", "v_proj")))
+        native.pack("output", layer, weights, parts(f"{prefix}.self_attn", ("o_proj",)))
+        native.pack("gate_up", layer, weights, parts(f"{prefix}.mlp", ("gate_proj", "up_proj")))
+        native.pack("down", layer, weights, parts(f"{prefix}.mlp", ("down_proj",)))
+        for vector, name in (("attention_norm", "input_layernorm"), ("mlp_norm", "post_attention_layernorm")):
+            native.set_vector(vector, layer, _floats(model.get_parameter(f"{prefix}.{name}.weight")))
+        for vector in ("q_norm", "k_norm") if config.qk_norm else ():
+            native.set_vector(vector, layer, _floats(model.get_parameter(f"{prefix}.self_attn.{vector}.weight")))
+    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+    head_format = "int8" if weights == "int4" else weights
+    native.pack("head", 0, head_format, [_part(head, head_format)])
+    native.set_vector("final_norm", 0, _floats(model.model.norm.weight))
+    embedding = _whole(model.model.embed_tokens)
+    native.set_embedding(_floats(embedding) if weights == "fp32" else _bf16(embedding))
+    return native
+
+
+def _part(module: nn.Module, weights: str) -> Part:
+    bias = getattr(module, "bias", None)
+    kept_bias = None if bias is None else _floats(bias)
+    if isinstance(module, QuantLinear | QuantEmbedding) and weights == "int8":
+        return Part(module.weight.numpy(), kept_bias, _bf16(module.weight_scale))
+    whole = _whole(module)
+    return Part(_bf16(whole) if whole.dtype == torch.bfloat16 else _floats(whole), kept_bias)
+
+
+def _whole(module: nn.Module) -> Tensor:
+    """The matrix of a linear layer or embedding, whatever its format."""
+    return torch.as_tensor(module.widened()).detach()  # type: ignore[operator]
+
+
+def _floats(values: Tensor) -> Floats:
+    array: Floats = values.detach().float().contiguous().numpy()
+    return array
+
+
+def _bf16(values: Tensor) -> NDArray[np.uint16]:
+    array: NDArray[np.uint16] = (
+        values.detach().to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+    )
+    return array

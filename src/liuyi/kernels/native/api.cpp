@@ -1,0 +1,84 @@
+#include "api.h"
+
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "cpu.h"
+#include "model.h"
+
+namespace {
+
+using namespace liuyi;
+
+thread_local std::string last_error;
+
+template <class Body>
+int guarded(const Body& body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        last_error = "out of memory";
+    } catch (const std::exception& error) {
+        last_error = error.what();
+    }
+    return -1;
+}
+
+InstructionSet parse(const char* text) {
+    for (const InstructionSet set : {InstructionSet::avx2, InstructionSet::avx512}) {
+        if (std::strcmp(text, name(set)) == 0) return set;
+    }
+    return InstructionSet::none;
+}
+
+Model& of(void* model) {
+    if (model == nullptr) throw Invalid("there is no model");
+    return *static_cast<Model*>(model);
+}
+
+}  // namespace
+
+int liuyi_interface() { return kInterface; }
+
+const char* liuyi_error() { return last_error.c_str(); }
+
+const char* liuyi_instruction_set(const char* most) { return name(best_instruction_set(parse(most))); }
+
+void* liuyi_model_new(const ModelArguments* a, const char* instruction_set) {
+    Model* model = nullptr;
+    guarded([&] {
+        if (a->kv_format < 0 || a->kv_format > static_cast<int>(KvFormat::int8)) throw Invalid("there is no such format of keys and values");
+        const Shape shape{a->vocab, a->hidden, a->intermediate, a->layers, a->heads, a->kv_heads, a->head_dim, a->norm_eps};
+        model = new Model(shape, a->windows, static_cast<KvFormat>(a->kv_format), a->blocks, a->threads,
+                          best_instruction_set(parse(instruction_set)));
+    });
+    return model;
+}
+
+void liuyi_model_free(void* model) { delete static_cast<Model*>(model); }
+
+int liuyi_model_pack(void* model, int which, int layer, int format, const Source* sources, int count) {
+    return guarded([&] { of(model).pack(static_cast<Matrix>(which), layer, static_cast<Format>(format), sources, count); });
+}
+
+int liuyi_model_set_vector(void* model, int which, int layer, const float* values, int count) {
+    return guarded([&] { of(model).set_vector(static_cast<Vector>(which), layer, values, count); });
+}
+
+int liuyi_model_set_embedding(void* model, int format, const void* values) {
+    return guarded([&] { of(model).set_embedding(static_cast<Format>(format), values); });
+}
+
+int liuyi_model_forward(void* model, const BatchView* batch, int want_hidden, float* result) {
+    return guarded([&] { of(model).forward(*batch, want_hidden != 0, result); });
+}
+
+int liuyi_model_copy_blocks(void* model, const int32_t* pairs, int count) {
+    return guarded([&] { of(model).copy_blocks(pairs, count); });
+}
+
+int64_t liuyi_model_block_bytes(void* model) { return static_cast<int64_t>(of(model).kv().block_bytes); }
+
+int64_t liuyi_model_weight_bytes(void* model) { return static_cast<int64_t>(of(model).weight_bytes()); }

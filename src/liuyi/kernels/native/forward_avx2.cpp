@@ -1,0 +1,2 @@
+// The forward pass for AVX2 and FMA (compiled with -mavx2 -mfma).
+#include "forward.h"

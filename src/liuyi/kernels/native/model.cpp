@@ -1,0 +1,271 @@
+#include "model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace liuyi {
+namespace {
+
+constexpr int kMostHeadDim = 256;
+
+[[noreturn]] void refuse(const std::string& why) { throw Invalid(why); }
+
+void require(bool holds, const char* why) {
+    if (!holds) refuse(why);
+}
+
+KvLayout layout(const Shape& shape, KvFormat format) {
+    KvLayout kv{};
+    kv.format = format;
+    kv.dim = (shape.head_dim + 15) / 16 * 16;
+    const size_t values = size_t{2} * kBlockTokens * kv.dim;
+    switch (format) {
+        case KvFormat::f32: kv.head_bytes = 4 * values; break;
+        case KvFormat::bf16: kv.head_bytes = 2 * values; break;
+        case KvFormat::int8: kv.head_bytes = values + 2 * kBlockTokens * sizeof(float); break;
+    }
+    kv.query_bytes = format == KvFormat::int8 ? 2 * kv.dim + 16 : 4 * kv.dim;
+    kv.layer_bytes = kv.head_bytes * shape.kv_heads;
+    kv.block_bytes = kv.layer_bytes * shape.layers;
+    return kv;
+}
+
+Shape checked(const Shape& shape) {
+    require(shape.vocab > 0 && shape.hidden > 0 && shape.intermediate > 0 && shape.layers > 0 && shape.heads > 0 &&
+                shape.kv_heads > 0 && shape.head_dim > 0,
+            "a size of the model is not positive");
+    require(shape.heads % shape.kv_heads == 0, "the number of heads is not a multiple of the number of kv heads");
+    require(shape.head_dim % 2 == 0 && shape.head_dim <= kMostHeadDim, "head_dim must be even and at most 256");
+    return shape;
+}
+
+}  // namespace
+
+Model::Model(const Shape& shape, const int32_t* windows, KvFormat kv, int blocks, int threads, InstructionSet set)
+    : shape_(checked(shape)),
+      set_(set),
+      kv_(layout(shape, kv)),
+      blocks_(blocks),
+      process_(getpid()),
+      threads_(std::clamp(threads, 1, 256)),
+      layers_(shape.layers),
+      tickets_(shape.layers) {
+    require(blocks > 0, "the cache needs at least one block");
+    require(set != InstructionSet::none, "this processor lacks AVX2");
+    for (int i = 0; i < shape.layers; ++i) {
+        require(windows[i] >= 0, "a window is negative");
+        const auto found = std::find(windows_.begin(), windows_.end(), windows[i]);
+        layer_plan_.push_back(static_cast<int>(found - windows_.begin()));
+        if (found == windows_.end()) windows_.push_back(windows[i]);
+        layers_[i].window = windows[i];
+    }
+    plans_.resize(windows_.size());
+    cache_ = Buffer(kv_.block_bytes * blocks);
+}
+
+Layer& Model::layer(int index) {
+    if (index < 0 || index >= shape_.layers) refuse("there is no layer " + std::to_string(index));
+    return layers_[index];
+}
+
+Linear& Model::matrix(Matrix which, int index) {
+    switch (which) {
+        case Matrix::qkv: return layer(index).qkv;
+        case Matrix::output: return layer(index).output;
+        case Matrix::gate_up: return layer(index).gate_up;
+        case Matrix::down: return layer(index).down;
+        case Matrix::head: return head_;
+    }
+    refuse("there is no such matrix");
+}
+
+void Model::pack(Matrix which, int index, Format format, const Source* sources, int count) {
+    Linear& target = matrix(which, index);
+    const int query = shape_.heads * shape_.head_dim, key = shape_.kv_heads * shape_.head_dim;
+    int rows = shape_.hidden, columns = shape_.hidden;
+    switch (which) {
+        case Matrix::qkv: rows = query + 2 * key; break;
+        case Matrix::output: columns = query; break;
+        case Matrix::gate_up: rows = 2 * shape_.intermediate; break;
+        case Matrix::down: columns = shape_.intermediate; break;
+        case Matrix::head: rows = shape_.vocab; break;
+    }
+    require(format >= Format::f32 && format <= Format::int4, "there is no such format of weights");
+    int given = 0;
+    bool bias = false;
+    for (int i = 0; i < count; ++i) {
+        const Source& source = sources[i];
+        require(source.rows > 0 && source.values != nullptr, "a source is empty");
+        require(source.format <= Format::bf16 || (source.format == format && source.scales != nullptr),
+                "quantised weights can only be packed in their own format, with their scales");
+        given += source.rows;
+        bias |= source.bias != nullptr;
+    }
+    require(given == rows, "the sources have another number of rows than the matrix");
+    Linear packed = linear_new(format, rows, columns, which == Matrix::gate_up, bias);
+    Tickets panels;
+    std::atomic<bool> failed{false};
+    threads_.run([&](int) {
+        try {
+            for (int panel = panels.draw(); panel < packed.panels; panel = panels.draw()) linear_pack(packed, sources, panel);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
+    });
+    if (failed) throw std::bad_alloc();
+    target = std::move(packed);
+}
+
+void Model::set_vector(Vector which, int index, const float* values, int count) {
+    Buffer* target = nullptr;
+    int size = shape_.hidden;
+    switch (which) {
+        case Vector::attention_norm: target = &layer(index).attention_norm; break;
+        case Vector::mlp_norm: target = &layer(index).mlp_norm; break;
+        case Vector::q_norm: target = &layer(index).q_norm; size = shape_.head_dim; break;
+        case Vector::k_norm: target = &layer(index).k_norm; size = shape_.head_dim; break;
+        case Vector::final_norm: target = &final_norm_; break;
+    }
+    require(target != nullptr, "there is no such vector");
+    require(count == size, "the vector has another length than the model's");
+    Buffer copy(size * sizeof(float));
+    std::memcpy(copy.as<float>(), values, size * sizeof(float));
+    *target = std::move(copy);
+}
+
+void Model::set_embedding(Format format, const void* values) {
+    require(format == Format::f32 || format == Format::bf16, "the embedding is float32 or bfloat16");
+    const size_t bytes = static_cast<size_t>(shape_.vocab) * shape_.hidden * (format == Format::f32 ? 4 : 2);
+    Buffer copy(bytes);
+    std::memcpy(copy.as<uint8_t>(), values, bytes);
+    embedding_ = std::move(copy);
+    embedding_format_ = format;
+}
+
+size_t Model::weight_bytes() const {
+    size_t bytes = head_.weights.bytes();
+    for (const Layer& each : layers_) {
+        bytes += each.qkv.weights.bytes() + each.output.weights.bytes() + each.gate_up.weights.bytes() +
+                 each.down.weights.bytes();
+    }
+    return bytes;
+}
+
+void Model::check_complete() const {
+    bool complete = head_.panels > 0 && final_norm_.bytes() > 0 && embedding_.bytes() > 0;
+    for (const Layer& each : layers_) {
+        complete = complete && each.qkv.panels > 0 && each.output.panels > 0 && each.gate_up.panels > 0 &&
+                   each.down.panels > 0 && each.attention_norm.bytes() > 0 && each.mlp_norm.bytes() > 0;
+    }
+    require(complete, "the model lacks weights");
+}
+
+void Model::check(const BatchView& batch) const {
+    require(getpid() == process_, "the model belongs to another process: its threads did not survive the fork");
+    require(batch.tokens > 0 && batch.sequences > 0 && batch.most_blocks > 0 && batch.rows >= 0, "the batch is empty");
+    int64_t tokens = 0;
+    for (int i = 0; i < batch.sequences; ++i) {
+        const int64_t count = batch.counts[i], length = batch.lengths[i];
+        require(count > 0 && length >= 0, "a sequence has no new tokens, or a negative length");
+        tokens += count;
+        const int64_t blocks = (length + count + kBlockTokens - 1) / kBlockTokens;
+        require(blocks <= batch.most_blocks, "a table of blocks is too short for its sequence");
+        for (int64_t j = 0; j < blocks; ++j) {
+            const int32_t block = batch.tables[static_cast<int64_t>(i) * batch.most_blocks + j];
+            require(block >= 0 && block < blocks_, "a table names a block that there is not");
+        }
+    }
+    require(tokens == batch.tokens, "the counts do not add up to the number of tokens");
+    for (int i = 0; i < batch.tokens; ++i) {
+        require(batch.ids[i] >= 0 && batch.ids[i] < shape_.vocab, "a token is not in the vocabulary");
+    }
+    for (int i = 0; i < batch.rows; ++i) {
+        require(batch.wanted[i] >= 0 && batch.wanted[i] < batch.tokens, "a wanted row is not in the batch");
+    }
+}
+
+void Model::reserve(const Step& step, size_t partial_rows) {
+    const auto floats = [](size_t rows, size_t columns) { return (rows * columns + 64) * sizeof(float); };
+    const size_t tokens = step.tokens;
+    x_.grow(floats(tokens, shape_.hidden));
+    qkv_.grow(floats(tokens, (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim));
+    attended_.grow(floats(tokens, shape_.heads * shape_.head_dim));
+    middle_.grow(floats(tokens, shape_.intermediate));
+    partials_.grow(floats(partial_rows, partial_floats(kv_.dim)));
+    size_t prepared = head_.prepared_bytes * step.rows;
+    for (const Layer& each : layers_) {
+        for (const Linear* linear : {&each.qkv, &each.output, &each.gate_up, &each.down}) {
+            prepared = std::max(prepared, linear->prepared_bytes * tokens);
+        }
+    }
+    prepared_.grow(prepared + 64);
+    queries_.grow(tokens * shape_.heads * kv_.query_bytes + 64);
+    work_.grow(work_bytes(shape_, kv_.dim) * threads_.count());
+}
+
+void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
+    check_complete();
+    check(batch);
+    placement_.build(batch);
+    size_t partial_rows = 0;
+    std::vector<Plan> views;
+    for (size_t i = 0; i < plans_.size(); ++i) {
+        plans_[i].build(batch, shape_, windows_[i], threads_.count());
+        partial_rows = std::max(partial_rows, plans_[i].partial_rows);
+        views.push_back(plans_[i].view());
+    }
+    for (Tickets& each : tickets_) each.reset();
+
+    Step step{};
+    step.shape = shape_;
+    step.kv = kv_;
+    step.layers = layers_.data();
+    step.head = &head_;
+    step.final_norm = final_norm_.as<float>();
+    step.embedding_format = embedding_format_;
+    step.embedding = embedding_.as<void>();
+    step.cache = cache_.as<uint8_t>();
+    step.threads = &threads_;
+    step.tokens = batch.tokens;
+    step.sequences = batch.sequences;
+    step.most_blocks = batch.most_blocks;
+    step.rows = batch.rows;
+    step.ids = batch.ids;
+    step.tables = batch.tables;
+    step.wanted = batch.wanted;
+    step.cosines = batch.cosines;
+    step.sines = batch.sines;
+    step.positions = placement_.positions.data();
+    step.pieces = static_cast<int>(placement_.pieces.size());
+    step.piece_list = placement_.pieces.data();
+    step.plans = views.data();
+    step.layer_plan = layer_plan_.data();
+    step.tickets = tickets_.data();
+    reserve(step, partial_rows);
+    step.x = x_.as<float>();
+    step.qkv = qkv_.as<float>();
+    step.attended = attended_.as<float>();
+    step.middle = middle_.as<float>();
+    step.partials = partials_.as<float>();
+    step.prepared = prepared_.as<uint8_t>();
+    step.queries = queries_.as<uint8_t>();
+    step.work = work_.as<uint8_t>();
+    step.work_bytes = work_bytes(shape_, kv_.dim);
+    step.want_hidden = want_hidden;
+    step.result = result;
+    const auto forward = set_ == InstructionSet::avx512 ? avx512::forward : avx2::forward;
+    threads_.run([&](int thread) { forward(step, thread); });
+}
+
+void Model::copy_blocks(const int32_t* pairs, int count) {
+    for (int i = 0; i < 2 * count; ++i) require(pairs[i] >= 0 && pairs[i] < blocks_, "there is no such block");
+    for (int i = 0; i < count; ++i) {
+        if (pairs[2 * i] == pairs[2 * i + 1]) continue;
+        std::memcpy(cache_.as<uint8_t>() + pairs[2 * i + 1] * kv_.block_bytes,
+                    cache_.as<uint8_t>() + pairs[2 * i] * kv_.block_bytes, kv_.block_bytes);
+    }
+}
+
+}  // namespace liuyi

@@ -1,0 +1,67 @@
+// A model in memory: packed weights, the cache of keys and values, its threads, and scratch memory that grows as needed.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "buffer.h"
+#include "cpu.h"
+#include "linear.h"
+#include "plan.h"
+#include "step.h"
+#include "threads.h"
+
+namespace liuyi {
+
+// What was asked for makes no sense; the text says why.
+struct Invalid : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+enum class Matrix : int { qkv = 0, output = 1, gate_up = 2, down = 3, head = 4 };
+enum class Vector : int { attention_norm = 0, mlp_norm = 1, q_norm = 2, k_norm = 3, final_norm = 4 };
+
+class Model {
+  public:
+    // windows [layers]: keys that a query of the layer sees, 0 for all.
+    Model(const Shape& shape, const int32_t* windows, KvFormat kv, int blocks, int threads, InstructionSet set);
+
+    void pack(Matrix which, int layer, Format format, const Source* sources, int count);
+    void set_vector(Vector which, int layer, const float* values, int count);
+    void set_embedding(Format format, const void* values);  // f32 or bf16, [vocab, hidden]
+
+    // Results [rows, vocab], or [rows, hidden] if the hidden states are wanted.
+    void forward(const BatchView& batch, bool want_hidden, float* result);
+    void copy_blocks(const int32_t* pairs, int count);
+
+    const KvLayout& kv() const { return kv_; }
+    size_t weight_bytes() const;
+
+  private:
+    Linear& matrix(Matrix which, int layer);
+    void check_complete() const;
+    void check(const BatchView& batch) const;
+    void reserve(const Step& step, size_t partial_rows);
+    Layer& layer(int index);
+
+    const Shape shape_;
+    const InstructionSet set_;
+    const KvLayout kv_;
+    const int blocks_;
+    const int process_;
+    Threads threads_;
+    std::vector<Layer> layers_;
+    std::vector<int> windows_;     // the different ones
+    std::vector<int> layer_plan_;  // which of them each layer has
+    Linear head_{};
+    Buffer final_norm_, embedding_, cache_;
+    Format embedding_format_ = Format::f32;
+
+    Placement placement_;
+    std::vector<AttentionPlan> plans_;
+    std::vector<Tickets> tickets_;
+    Buffer x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_;
+};
+
+}  // namespace liuyi

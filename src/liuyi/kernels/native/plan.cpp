@@ -1,0 +1,73 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace liuyi {
+namespace {
+
+// A tile that is more than this share of a thread's work is cut into spans.
+constexpr int kUnitsPerThread = 4;
+
+}  // namespace
+
+void AttentionPlan::build(const BatchView& batch, const Shape& shape, int width, int threads) {
+    window = width;
+    tiles.clear();
+    units.clear();
+    tile_of_token.resize(batch.tokens);
+    partial_rows = 0;
+    const int most = tile_tokens(shape);
+    int64_t all_keys = 0;
+    const auto keys_of = [](const Tile& tile) { return int64_t{tile.end_span - tile.first_span} * tile.count; };
+    for (int sequence = 0, begin = 0; sequence < batch.sequences; begin += batch.counts[sequence++]) {
+        for (int done = 0; done < batch.counts[sequence]; done += most) {
+            const int count = std::min(most, batch.counts[sequence] - done);
+            const int position = batch.lengths[sequence] + done;
+            const int first_key = width > 0 ? std::max(0, position - width + 1) : 0;
+            Tile tile{sequence, begin + done, count, first_key / kSpanTokens, (position + count - 1) / kSpanTokens + 1, -1};
+            std::fill_n(tile_of_token.begin() + tile.token, count, static_cast<int>(tiles.size()));
+            all_keys += keys_of(tile);
+            tiles.push_back(tile);
+        }
+    }
+    for (Tile& tile : tiles) {
+        if (threads > 1 && keys_of(tile) * shape.kv_heads * threads * kUnitsPerThread > all_keys * shape.kv_heads &&
+            tile.end_span - tile.first_span > 1) {
+            tile.partials = static_cast<int>(partial_rows);
+            partial_rows += static_cast<size_t>(tile.count) * shape.heads * (tile.end_span - tile.first_span);
+        }
+    }
+    // Heads one after the other, so that their keys stay in a thread's cache; within each the longest first, so that
+    // threads end together.
+    std::vector<int> order(tiles.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return keys_of(tiles[a]) > keys_of(tiles[b]); });
+    for (int head = 0; head < shape.kv_heads; ++head) {
+        for (const int index : order) {
+            const Tile& tile = tiles[index];
+            if (tile.partials < 0) {
+                units.push_back({index, head, tile.first_span, tile.end_span});
+                continue;
+            }
+            for (int span = tile.first_span; span < tile.end_span; ++span) units.push_back({index, head, span, span + 1});
+        }
+    }
+}
+
+void Placement::build(const BatchView& batch) {
+    positions.clear();
+    pieces.clear();
+    for (int sequence = 0, token = 0; sequence < batch.sequences; ++sequence) {
+        int position = batch.lengths[sequence];
+        for (int left = batch.counts[sequence]; left > 0;) {
+            const int count = std::min(left, kBlockTokens - position % kBlockTokens);
+            pieces.push_back({token, count, sequence, position});
+            for (int i = 0; i < count; ++i) positions.push_back(position + i);
+            token += count;
+            position += count;
+            left -= count;
+        }
+    }
+}
+
+}  // namespace liuyi

@@ -1,0 +1,42 @@
+// Cuts a batch into work: pieces of the cache to fill, and units of attention.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "step.h"
+
+namespace liuyi {
+
+struct BatchView {
+    int32_t tokens, sequences, most_blocks, rows;
+    const int32_t *ids;       // [tokens]
+    const int32_t *counts;    // [sequences]
+    const int32_t *lengths;   // [sequences]
+    const int32_t *tables;    // [sequences, most_blocks]
+    const int32_t *wanted;    // [rows]
+    const int32_t *adapters;  // [sequences]
+    const float *cosines, *sines;  // [tokens, head_dim / 2]
+};
+
+// The attention work for one width of window; `Plan` is the view that the kernels get.
+struct AttentionPlan {
+    int window = 0;
+    std::vector<Tile> tiles;
+    std::vector<Unit> units;
+    std::vector<int> tile_of_token;
+    size_t partial_rows = 0;
+
+    void build(const BatchView& batch, const Shape& shape, int window, int threads);
+    Plan view() const { return {window, tiles.data(), units.data(), static_cast<int>(units.size()), tile_of_token.data()}; }
+};
+
+// Where each token lies: its position, and the pieces of blocks that the new tokens fill.
+struct Placement {
+    std::vector<int> positions;
+    std::vector<Piece> pieces;
+
+    void build(const BatchView& batch);
+};
+
+}  // namespace liuyi

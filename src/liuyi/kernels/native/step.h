@@ -1,0 +1,129 @@
+// What one call of the forward pass works on: the model's parts, the batch, and scratch memory, as plain pointers.
+//
+// The code that is compiled for each instruction set sees only this: what allocates or may throw stays outside.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "linear.h"
+#include "threads.h"
+
+namespace liuyi {
+
+// Tokens in a block of the cache.
+constexpr int kBlockTokens = 32;
+// Keys whose softmax is taken at once; spans begin at multiples of it, and their results are joined in order, so that
+// attention adds up in the same order for a prompt, a piece of a prompt, and a single new token.
+constexpr int kSpanTokens = 256;
+constexpr int kSpanBlocks = kSpanTokens / kBlockTokens;
+
+enum class KvFormat : int { f32 = 0, bf16 = 1, int8 = 2 };
+
+// Layout of keys and values. The cache is [block][layer][kv head], and each head of a block is
+//   f32    keys [dim][32], then values [32][dim]
+//   bf16   keys [dim/2][32][2], then values [16][dim][2]
+//   int8   keys [dim/4][32][4] as unsigned bytes + 128, then values [8][dim][4] as signed bytes, then the float32
+//          scales of the 32 keys and of the 32 values
+// with head_dim padded by zeros to `dim`, a multiple of 16.
+struct KvLayout {
+    KvFormat format;
+    int dim;
+    size_t head_bytes, layer_bytes, block_bytes;
+    size_t query_bytes;  // of one query head, as the kernels take it
+};
+
+struct Layer {
+    Linear qkv{}, output{}, gate_up{}, down{};
+    Buffer attention_norm, mlp_norm;  // float32 [hidden]
+    Buffer q_norm, k_norm;            // float32 [head_dim]; empty without them
+    int window = 0;                   // keys that a query sees, itself included; 0 for all
+};
+
+struct Shape {
+    int vocab, hidden, intermediate, layers, heads, kv_heads, head_dim;
+    float norm_eps;
+};
+
+// New tokens of one sequence that lie in one block of the cache.
+struct Piece {
+    int token, count, sequence, position;
+};
+
+// Some tokens of a sequence, and how many spans of keys they see.
+struct Tile {
+    int sequence, token, count;
+    int first_span, end_span;
+    int partials;  // where the results of the spans begin, in rows; −1 if one thread does all spans
+};
+
+// A piece of attention work: a tile and one of its heads, for all spans or for one.
+struct Unit {
+    int tile, kv_head, first_span, end_span;
+};
+
+// The attention work of a batch for one width of window.
+struct Plan {
+    int window;
+    const Tile* tiles;
+    const Unit* units;
+    int unit_count;
+    const int* tile_of_token;
+};
+
+struct Step {
+    Shape shape;
+    KvLayout kv;
+    const Layer* layers;
+    const Linear* head;
+    const float* final_norm;
+    Format embedding_format;
+    const void* embedding;  // [vocab, hidden]
+    uint8_t* cache;
+    Threads* threads;
+
+    int tokens, sequences, most_blocks, pieces, rows;
+    const int32_t *ids, *tables, *wanted;  // wanted [rows]: the tokens whose results are asked for
+    const int* positions;                  // [tokens]
+    const float *cosines, *sines;          // [tokens, head_dim / 2]
+    const Piece* piece_list;
+    const Plan* plans;     // one for each window there is
+    const int* layer_plan;  // [layers]
+    Tickets* tickets;      // [layers], reset
+
+    float *x, *qkv, *attended, *middle, *partials;
+    uint8_t *prepared, *queries, *work;
+    size_t work_bytes;  // of each thread
+
+    bool want_hidden;
+    float* result;  // [rows, vocab], or [rows, hidden] if the hidden states are wanted
+};
+
+// Tokens of a tile, so that the rows of a group of heads fit the kernels.
+inline int tile_tokens(const Shape& shape) {
+    const int tokens = 96 / (shape.heads / shape.kv_heads);
+    return tokens < 1 ? 1 : tokens > kBlockTokens ? kBlockTokens : tokens;
+}
+
+// Floats of one partial result of attention: values mixed over a span, the largest score, the sum of the weights.
+inline size_t partial_floats(int dim) { return static_cast<size_t>(dim) + 16; }
+
+// Bytes that a thread needs: scores, mixed values and digits of the rows of a kernel, and the joined rows of a tile; or
+// one row of the residual stream.
+constexpr int kMostKernelRows = 12;
+inline size_t work_bytes(const Shape& shape, int dim) {
+    const size_t rows = tile_tokens(shape) * (shape.heads / shape.kv_heads);
+    const size_t kernel = kMostKernelRows * (kSpanTokens * sizeof(float) + dim * sizeof(float) + 2 * kSpanTokens);
+    const size_t attention = kernel + rows * (dim + 2) * sizeof(float);
+    const size_t row = (shape.hidden + 64) * sizeof(float);
+    return ((attention > row ? attention : row) + 4095) / 4096 * 4096;
+}
+
+namespace avx2 {
+void forward(const Step& step, int thread);
+}
+namespace avx512 {
+void forward(const Step& step, int thread);
+}
+
+}  // namespace liuyi
