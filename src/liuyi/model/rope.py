@@ -6,6 +6,7 @@ Linear interpolation (arXiv 2306.15595), dynamic NTK, YaRN (arXiv 2309.00071) an
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class Rope(nn.Module):
         self.config = config
         self.frequencies: Tensor
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
-        self.scale = _yarn_attention_factor(config) if config.rope_type == "yarn" else 1.0
+        self.scale = yarn_attention_factor(config.rope_scaling or {}) if config.rope_type == "yarn" else 1.0
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, both [rows, seq, 1, head_dim / 2] in float32, for positions [rows, seq].
@@ -89,8 +90,8 @@ def _yarn(plain: Tensor, config: DecoderConfig, scaling: dict[str, Any]) -> Tens
     return torch.lerp(plain, plain / scaling["factor"], ramp.clamp(0, 1))
 
 
-def _yarn_attention_factor(config: DecoderConfig) -> float:
-    scaling = config.rope_scaling or {}
+def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
+    """What YaRN multiplies cosines and sines by."""
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
 
