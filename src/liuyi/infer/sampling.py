@@ -18,7 +18,9 @@ from torch import Tensor
 
 NEVER = float("-inf")
 _HEAD = 128
-_BLOCK_ROWS = 8
+_SLACK = np.float32(1.0001)
+"""What rounding may add to a race."""
+_BELOW_ONE = np.float32(1 - 2.0**-24)
 
 
 def penalise(
@@ -98,27 +100,61 @@ def noise_keys(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDAr
         return _splitmix(_splitmix(seeds) + positions * np.uint64(0x9E3779B97F4A7C15))
 
 
-def gumbel_noise(keys: NDArray[np.uint64], vocab: int) -> Tensor:
-    """Standard Gumbel noise [rows, vocab] in float32, a pure function of the keys [rows] and the token ids."""
-    halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2))
-    return torch.cat([_gumbel(block, vocab) for block in torch.split(halves, _BLOCK_ROWS)])
+def gumbel_noise(keys: NDArray[np.uint64], vocab: int) -> NDArray[np.float32]:
+    """Standard Gumbel noise [rows, vocab], a pure function of the keys [rows] and the token ids."""
+    return np.stack([_gumbel(_uniform(key, _spread(vocab))) for key in keys])
 
 
-def _gumbel(halves: Tensor, vocab: int) -> Tensor:
-    """Noise for a few rows at once, so that the intermediate values stay in the cache of a core."""
-    x = _spread(vocab) ^ halves[:, :1]
-    x = x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_signed(0x85EBCA6B)).bitwise_xor_(halves[:, 1:])
-    x = x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF)).mul_(_signed(0xC2B2AE35))
-    x = x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).bitwise_and_(0x7FFFFFFF)
-    uniform = x.float().add_(0.5).mul_(-(2.0**-31))
-    return uniform.log1p_().neg_().log_().neg_()
+def draw_reference(logits: Tensor, keys: NDArray[np.uint64]) -> list[int]:
+    """One token id for each row of softmax(logits [rows, vocab]): the Gumbel-max trick written as its formula."""
+    chosen = logits.numpy() + gumbel_noise(keys, logits.shape[-1])
+    return [int(token) for token in chosen.argmax(axis=-1)]
 
 
-def draw(logits: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-    """One token id [rows] from softmax(logits [rows, vocab]), a pure function of logits and keys."""
-    halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2))
-    blocks = zip(torch.split(logits, _BLOCK_ROWS), torch.split(halves, _BLOCK_ROWS), strict=True)
-    return torch.cat([_gumbel(half, logits.shape[-1]).add_(block).argmax(dim=-1) for block, half in blocks])
+def draw(logits: Tensor, keys: NDArray[np.uint64]) -> list[int]:
+    """`draw_reference`, with the noise computed where it can matter only.
+
+    The largest logit + noise is the smallest of e / p, where e = −log(1 − u) is exponential and u the uniform number
+    behind the noise. Since e ≥ u, whatever has u / p above the e / p of any other token cannot win.
+    """
+    return [_win(row, key) for row, key in zip(logits.numpy(), keys, strict=True)]
+
+
+def _win(logits: NDArray[np.float32], key: np.uint64) -> int:
+    alive = np.flatnonzero(logits > NEVER)
+    if 4 * len(alive) > len(logits):
+        return _first_of_race(logits, _uniform(key, _spread(len(logits))))
+    return int(alive[_first_of_race(logits[alive], _uniform(key, _spread(len(logits))[alive]))])
+
+
+def _first_of_race(logits: NDArray[np.float32], uniform: NDArray[np.float32]) -> int:
+    with np.errstate(over="ignore"):
+        weights = np.exp(logits.max() - logits)
+        race = uniform * weights
+    ahead = int(race.argmin())
+    close = np.flatnonzero(race <= _SLACK * -np.log1p(-uniform[ahead]) * weights[ahead])
+    return int(close[(logits[close] + _gumbel(uniform[close])).argmax()])
+
+
+def _gumbel(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
+    return -np.log(-np.log1p(-uniform))
+
+
+def _uniform(key: np.uint64, spread: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """Numbers between 0 and 1, neither included, for one key and some tokens: the mixing of MurmurHash3."""
+    low, high = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
+    x = spread ^ low
+    y = np.empty_like(x)
+    for shift, factor, more in ((16, 0x85EBCA6B, high), (13, 0xC2B2AE35, np.uint32(0))):
+        x ^= np.right_shift(x, shift, out=y)
+        x *= np.uint32(factor)
+        x ^= more
+    x ^= np.right_shift(x, 16, out=y)
+    # 31 bits: float32 keeps the small numbers, which win races, apart.
+    uniform = np.right_shift(x, 1, out=x).astype(np.float32)
+    uniform += np.float32(0.5)
+    uniform *= np.float32(2.0**-31)
+    return np.minimum(uniform, _BELOW_ONE, out=uniform)
 
 
 Scored = tuple[float, tuple[tuple[int, float], ...]]
@@ -159,9 +195,5 @@ def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @functools.lru_cache(maxsize=4)
-def _spread(vocab: int) -> Tensor:
-    return torch.arange(vocab, dtype=torch.int32).mul_(_signed(0x9E3779B1))[None]
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 32) if value >= 1 << 31 else value
+def _spread(vocab: int) -> NDArray[np.uint32]:
+    return np.arange(vocab, dtype=np.uint32) * np.uint32(0x9E3779B1)
