@@ -13,14 +13,15 @@ namespace LIUYI_ISA {
 
 struct F32Kernel {
     static constexpr int kRows = kWidth == 16 ? 12 : 6;
+    static int steps(const Linear& w) { return w.depth; }
 
     template <int R>
-    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x,
+    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x, Ahead ahead,
                                       Floats (&total)[R][2]) {
         weights += slab * 2 * sizeof(Floats);
 #pragma GCC unroll 2
         for (int k = 0; k < w.depth; ++k, weights += 4 * kPanel) {
-            if (R <= kStreamingRows) prefetch_ahead(weights);
+            ahead.fetch();
             const Floats w0 = load_floats(weights), w1 = load_floats(weights + sizeof(Floats));
             LIUYI_UNROLL
             for (int r = 0; r < R; ++r) {
@@ -34,13 +35,14 @@ struct F32Kernel {
 
 struct Bf16Kernel {
     static constexpr int kRows = kWidth == 16 ? 12 : 5;
+    static int steps(const Linear& w) { return w.depth / 2; }
 
     template <int R>
-    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x,
+    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x, Ahead ahead,
                                       Floats (&total)[R][2]) {
         weights += slab * 2 * sizeof(Floats);
         for (int k = 0; k < w.depth; k += 2, weights += 4 * kPanel) {
-            if (R <= kStreamingRows) prefetch_ahead(weights);
+            ahead.fetch();
             const Ints w0 = load_ints(weights), w1 = load_ints(weights + sizeof(Ints));
             const Floats first0 = first_bf16(w0), first1 = first_bf16(w1);
             LIUYI_UNROLL
@@ -62,14 +64,15 @@ struct Bf16Kernel {
 
 struct Bf16PairKernel {
     static constexpr int kRows = kWidth == 16 ? 12 : 3;
+    static int steps(const Linear& w) { return w.depth / 2; }
 
     template <int R>
-    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x,
+    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x, Ahead ahead,
                                       Floats (&total)[R][2]) {
         weights += slab * 2 * sizeof(Floats);
 #pragma GCC unroll 2
         for (int k = 0; k < w.depth; k += 2, weights += 4 * kPanel) {
-            if (R <= kStreamingRows) prefetch_ahead(weights);
+            ahead.fetch();
             const Ints w0 = load_ints(weights), w1 = load_ints(weights + sizeof(Ints));
             LIUYI_UNROLL
             for (int r = 0; r < R; ++r) {

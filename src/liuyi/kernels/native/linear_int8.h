@@ -13,9 +13,10 @@ namespace LIUYI_ISA {
 struct Int8Kernel {
     // 7·2·2 sums, two vectors of weights and one of x are as many as 32 registers hold.
     static constexpr int kRows = kWidth == 16 ? 7 : 3;
+    static int steps(const Linear& w) { return w.depth / 4; }
 
     template <int R>
-    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x,
+    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x, Ahead ahead,
                                       Floats (&total)[R][2]) {
         const int groups = w.depth / kInt8Group;
         for (int g = 0; g < groups; ++g) {
@@ -26,7 +27,7 @@ struct Int8Kernel {
 #pragma GCC unroll 4
             for (int k = 0; k < kInt8Group / 4; ++k) {
                 const uint8_t* from = weights + 4 * k * kPanel + slab * 2 * sizeof(Ints);
-                if (R <= kStreamingRows) prefetch_ahead(from);
+                ahead.fetch();
                 const Ints w0 = load_ints(from), w1 = load_ints(from + sizeof(Ints));
                 LIUYI_UNROLL
                 for (int r = 0; r < R; ++r) {

@@ -2,8 +2,9 @@
 // few tokens within a panel, which stays in the first-level cache. A kernel multiplies one tile:
 //
 //     struct Kernel {
-//         static constexpr int kRows;                               // the most tokens of a tile
-//         template <int R> static void multiply(w, weights, slab, x, total);
+//         static constexpr int kRows;                    // the most tokens of a tile
+//         static int steps(w);                           // how often a product calls ahead.fetch()
+//         template <int R> static void multiply(w, weights, slab, x, ahead, total);
 //     };
 //
 // It adds R tokens' products with a slab of a panel (two vectors of rows of W: all of the panel with AVX512, half of it
@@ -18,25 +19,43 @@
 namespace liuyi {
 namespace LIUYI_ISA {
 
-// Tiles of so few tokens wait for memory, not for arithmetic.
-constexpr int kStreamingRows = 3;
-constexpr int kPrefetchBytes = 4096;
 constexpr size_t kBlockBytes = size_t{512} << 10;
 
-LIUYI_INLINE void prefetch_ahead(const uint8_t* p) {
-    _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes, _MM_HINT_T0);
-    if (kWidth == 16) _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + 64, _MM_HINT_T0);
-}
+// Asks for the next panel while this one is multiplied, each tile for its share: with few tokens, which wait for memory
+// and not for arithmetic, memory is never idle.
+struct Ahead {
+    const char* at;
+    size_t step;
+
+    LIUYI_INLINE void fetch() {
+        _mm_prefetch(at, _MM_HINT_T0);
+        _mm_prefetch(at + 64, _MM_HINT_T0);
+        at += step;
+    }
+};
 
 using Sums = float[kPanel];
 
+// One of the `tiles` tiles of a panel.
+struct Tile {
+    const Linear& w;
+    const uint8_t* panel;
+    const uint8_t* x;
+    int index, tiles;
+};
+
 template <class Kernel, int R>
-__attribute__((noinline)) void multiply_tile(const Linear& w, const uint8_t* panel, const uint8_t* x, Sums* sums) {
-    for (int slab = 0; slab < kPanel / (2 * kWidth); ++slab) {
+__attribute__((noinline)) void multiply_tile(const Tile& tile, Sums* sums) {
+    constexpr int slabs = kPanel / (2 * kWidth);
+    const char* next = reinterpret_cast<const char*>(tile.panel + tile.w.panel_bytes);
+    const size_t shares = static_cast<size_t>(tile.tiles) * slabs;
+    for (int slab = 0; slab < slabs; ++slab) {
         Floats total[R][2];
         LIUYI_UNROLL
         for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = zero();
-        Kernel::template multiply<R>(w, panel, slab, x, total);
+        const Ahead ahead{next + (tile.index * slabs + slab) * tile.w.panel_bytes / shares,
+                          tile.w.panel_bytes / (shares * Kernel::steps(tile.w)) + 1};
+        Kernel::template multiply<R>(tile.w, tile.panel, slab, tile.x, ahead, total);
         LIUYI_UNROLL
         for (int r = 0; r < R; ++r) {
             store(sums[r] + slab * 2 * kWidth, total[r][0]);
@@ -46,11 +65,11 @@ __attribute__((noinline)) void multiply_tile(const Linear& w, const uint8_t* pan
 }
 
 template <class Kernel, int R = Kernel::kRows>
-LIUYI_INLINE void multiply_tokens(int count, const Linear& w, const uint8_t* panel, const uint8_t* x, Sums* sums) {
+LIUYI_INLINE void multiply_tokens(int count, const Tile& tile, Sums* sums) {
     if constexpr (R > 1) {
-        if (count < R) return multiply_tokens<Kernel, R - 1>(count, w, panel, x, sums);
+        if (count < R) return multiply_tokens<Kernel, R - 1>(count, tile, sums);
     }
-    multiply_tile<Kernel, R>(w, panel, x, sums);
+    multiply_tile<Kernel, R>(tile, sums);
 }
 
 // Writes or adds `count` of a panel's numbers to y.
@@ -94,7 +113,7 @@ void multiply_panels(const Linear& w, const uint8_t* x, int tokens, Range panels
         const uint8_t* weights = w.weights.as<uint8_t>() + panel * w.panel_bytes;
         for (int tile = 0, token = 0; tile < tiles; ++tile) {
             const int count = (tokens - token + tiles - tile - 1) / (tiles - tile);
-            multiply_tokens<Kernel>(count, w, weights, x + token * w.prepared_bytes, sums);
+            multiply_tokens<Kernel>(count, {w, weights, x + token * w.prepared_bytes, tile, tiles}, sums);
             for (int r = 0; r < count; ++r, ++token) finish_row(w, panel, sums[r], y + token * stride, epilogue);
         }
     }
