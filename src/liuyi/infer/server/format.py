@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +113,7 @@ class TextFormat:
     kind = chunk_kind = "text_completion"
 
     def __init__(self) -> None:
-        self._offsets: dict[int, int] = {}
+        self._places: dict[int, _Place] = {}
 
     def choice(self, index: int, deltas: Sequence[Delta], asked_logprobs: bool) -> dict[str, Any]:
         """One whole answer."""
@@ -137,18 +137,29 @@ class TextFormat:
 
     def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """`text_offset` goes on from chunk to chunk. Nothing is said of the first token of a prompt."""
-        texts = [_text(token) for token in tokens]
-        begin = self._offsets.get(index, 0)
-        offsets = list(itertools.accumulate(map(len, texts), initial=begin))
-        self._offsets[index] = offsets.pop()
+        place = self._places.setdefault(index, _Place())
         return {
-            "tokens": texts,
+            "tokens": [_named(token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [
-                None if token.logprob is None else {_text(top): top.logprob for top in token.top} for token in tokens
+                None if token.logprob is None else {_named(top): top.logprob for top in token.top} for token in tokens
             ],
-            "text_offset": offsets,
+            "text_offset": [place.pass_by(token.bytes) for token in tokens],
         }
+
+
+class _Place:
+    """How many characters of a text its tokens have made so far."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._characters = 0
+
+    def pass_by(self, piece: bytes) -> int:
+        """Where a token with these bytes begins."""
+        begin = self._characters
+        self._characters += len(self._decoder.decode(piece))
+        return begin
 
 
 def _chunk(index: int, delta: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +178,14 @@ def event(value: Mapping[str, Any] | str) -> bytes:
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
     return {"token": _text(token), "logprob": token.logprob, "bytes": list(token.bytes)}
+
+
+def _named(token: TokenLogprob) -> str:
+    """The token's text or, if it is a part of a character, its bytes as OpenAI writes them; no two tokens are alike."""
+    try:
+        return token.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
 def _text(token: TokenLogprob) -> str:

@@ -1,0 +1,220 @@
+"""Echo, the best of several, grammars and ends, through the official client and against the plain forward pass."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+import torch
+from infer_support import MESSAGES
+
+from liuyi.infer.engine import Engine
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+
+PROMPTS = ["turn on the kitchen lights", "打开厨房的灯"]
+SCHEMA = {
+    "type": "object",
+    "properties": {"on": {"type": "boolean"}},
+    "required": ["on"],
+    "additionalProperties": False,
+}
+
+
+def forward_logprobs(model: Decoder, ids: list[int]) -> torch.Tensor:
+    """Log-probabilities [tokens, vocab] after each token."""
+    with torch.no_grad():
+        return model.logits(model(torch.tensor([ids])))[0].float().log_softmax(-1)
+
+
+class TestEcho:
+    @pytest.mark.parametrize("most", [0, 5])
+    def test_scores_prompt_and_answer_as_the_model_does(
+        self, client: openai.OpenAI, model: Decoder, tokenizer: Tokenizer, most: int
+    ) -> None:
+        answer = client.completions.create(
+            model="tiny", prompt=PROMPTS, echo=True, logprobs=2, max_tokens=most, temperature=0
+        )
+        for prompt, choice in zip(PROMPTS, answer.choices, strict=True):
+            assert choice.text.startswith(prompt)
+            assert choice.finish_reason == ("length" if most == 0 else choice.finish_reason)
+            logprobs = choice.logprobs
+            assert logprobs is not None
+            ids = tokenizer.encode(prompt)
+            assert logprobs.tokens is not None
+            assert len(logprobs.tokens) <= len(ids) + most
+            assert len(logprobs.tokens) == len(logprobs.token_logprobs or ()) == len(logprobs.text_offset or ())
+            assert logprobs.token_logprobs is not None
+            assert logprobs.token_logprobs[0] is None
+            assert (logprobs.top_logprobs or [{}])[0] is None
+            expected = forward_logprobs(model, ids)
+            values = [float(expected[at, token]) for at, token in enumerate(ids[1:])]
+            assert logprobs.token_logprobs[1 : len(ids)] == pytest.approx(values, abs=1e-4)
+            best = [float(row.max()) for row in expected[: len(ids) - 1]]
+            tops = [max(top.values()) for top in (logprobs.top_logprobs or [])[1 : len(ids)]]
+            assert tops == pytest.approx(best, abs=1e-4)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens <= most * 2
+
+    def test_streams_what_it_answers_whole(self, client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+        asked: dict[str, Any] = {
+            "model": "tiny",
+            "prompt": [tokenizer.encode(prompt) for prompt in PROMPTS],
+            "echo": True,
+            "logprobs": 1,
+            "n": 2,
+            "seed": 3,
+            "max_tokens": 6,
+        }
+        whole = client.completions.create(**asked)
+        texts, offsets = [""] * 4, [[] for _ in range(4)]  # type: list[str], list[list[int]]
+        for chunk in client.completions.create(**asked, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+                offsets[choice.index] += (choice.logprobs and choice.logprobs.text_offset) or []
+        assert texts == [choice.text for choice in whole.choices]
+        assert offsets == [choice.logprobs.text_offset for choice in whole.choices if choice.logprobs]
+        assert [text.startswith(prompt) for text, prompt in zip(texts[::2], PROMPTS, strict=True)] == [True, True]
+
+    def test_without_logprobs(self, client: openai.OpenAI) -> None:
+        choice = client.completions.create(model="tiny", prompt=PROMPTS[0], echo=True, max_tokens=3).choices[0]
+        assert choice.text.startswith(PROMPTS[0])
+        assert choice.logprobs is None
+        choice = client.completions.create(model="tiny", prompt=PROMPTS[0], echo=True, max_tokens=0).choices[0]
+        assert choice.text == PROMPTS[0]
+
+
+def test_the_best_have_the_highest_mean_logprob(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "prompt": PROMPTS, "seed": 11, "max_tokens": 12, "temperature": 1.2}
+    candidates = client.completions.create(**asked, n=6, logprobs=0)
+    best = client.completions.create(**asked, n=2, best_of=6)
+    means = [
+        sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs)
+        for choice in candidates.choices
+        if choice.logprobs is not None and choice.logprobs.token_logprobs
+    ]
+    expected = []
+    for prompt in range(2):
+        ranked = sorted(range(prompt * 6, prompt * 6 + 6), key=lambda at: means[at], reverse=True)
+        expected += [candidates.choices[at].text for at in ranked[:2]]
+    assert [choice.text for choice in best.choices] == expected
+    assert [choice.logprobs for choice in best.choices] == [None] * 4
+    assert best.usage == candidates.usage
+
+
+class TestGrammars:
+    @pytest.mark.parametrize(
+        ("extra", "answers"),
+        [
+            ({"guided_choice": ["yes", "厨房", 'say "no"']}, ["yes", "厨房", 'say "no"']),
+            ({"guided_regex": "a{3}|b{4}"}, ["aaa", "bbbb"]),
+            ({"guided_grammar": 'start: "x" | "yz"'}, ["x", "yz"]),
+            ({"guided_json": {"enum": [1, "a"]}}, ["1", '"a"']),
+            ({"response_format": {"type": "lark", "lark": 'start: "x"'}}, ["x"]),
+        ],
+    )
+    def test_by_the_names_of_vllm(self, client: openai.OpenAI, extra: dict[str, Any], answers: list[str]) -> None:
+        for seed in range(3):
+            answer = client.chat.completions.create(model="tiny", messages=MESSAGES, seed=seed, extra_body=extra)
+            assert answer.choices[0].message.content in answers
+        answer = client.completions.create(model="tiny", prompt="x", extra_body=extra)
+        assert answer.choices[0].text in answers
+
+    def test_with_several_answers_logprobs_and_a_stream(self, client: openai.OpenAI) -> None:
+        asked: dict[str, Any] = {
+            "model": "tiny",
+            "messages": MESSAGES,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}},
+            "n": 3,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "seed": 5,
+        }
+        whole = client.chat.completions.create(**asked)
+        texts, tokens = [""] * 3, [0] * 3
+        for chunk in client.chat.completions.create(**asked, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+                tokens[choice.index] += len((choice.logprobs and choice.logprobs.content) or ())
+        for text, count, choice in zip(texts, tokens, whole.choices, strict=True):
+            assert choice.message.content == text
+            assert isinstance(json.loads(text)["on"], bool)
+            assert choice.logprobs is not None
+            assert len(choice.logprobs.content or ()) == count
+            assert choice.finish_reason == "stop"
+
+    def test_a_stop_string_ends_it_sooner(self, client: openai.OpenAI) -> None:
+        answer = client.chat.completions.create(
+            model="tiny", messages=MESSAGES, stop=["c"], extra_body={"guided_regex": "abcd"}
+        )
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("ab", "stop")
+
+    def test_text_is_a_format_too(self, client: openai.OpenAI) -> None:
+        asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+        with_format = client.chat.completions.create(**asked, response_format={"type": "text"})
+        assert with_format.choices == client.chat.completions.create(**asked).choices
+
+
+class TestEnds:
+    def test_further_stop_tokens(self, client: openai.OpenAI, model: Decoder, tokenizer: Tokenizer) -> None:
+        from liuyi.infer.request import Request
+
+        ids = tokenizer.encode("turn on")
+        tokens = Engine(model, tokenizer).generate([Request(prompt_ids=ids, max_tokens=12)])[0].token_ids
+        stop = next(token for at, token in enumerate(tokens) if at >= 4 and token not in tokens[:at])
+        answer = client.completions.create(
+            model="tiny", prompt=ids, max_tokens=12, temperature=0, extra_body={"stop_token_ids": [stop]}
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == tokens.index(stop) + 1
+
+    def test_ignoring_the_end_gives_all_tokens(self, client: openai.OpenAI) -> None:
+        answer = client.completions.create(
+            model="tiny",
+            prompt="turn on",
+            max_tokens=20,
+            logit_bias={"2": 100},
+            extra_body={"ignore_eos": True},
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 20
+
+
+def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 5, "seed": 1}
+    more: dict[str, Any] = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "modalities": ["text"],
+        "extra_body": {"priority": -1, "top_k": -1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0},
+    }
+    plain, told = client.chat.completions.create(**asked), client.chat.completions.create(**asked, **more)
+    assert plain.choices == told.choices
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 99}, "best_of"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"suffix": "x"}, "suffix"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_what_does_not_go_together_is_said(client: openai.OpenAI, change: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="tiny", extra_body={"prompt": "turn"} | change, prompt="turn")
+    assert caught.value.param == param
