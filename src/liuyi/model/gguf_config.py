@@ -29,6 +29,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192
+_YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 _MOST, _MOST_LAYERS = 1 << 24, 1 << 10
 """No size in a file is believed beyond these."""
 
@@ -104,7 +105,7 @@ def _rope_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:
     if original is not None:
         scaling["original_max_position_embeddings"] = original
     if kind == "yarn":
-        for name in ("beta_fast", "beta_slow"):
+        for name in _YARN_BETAS:
             if (beta := get(f"{arch}.rope.scaling.yarn_{name}")) is not None:
                 scaling[name] = float(beta)
         attention = float(get(f"{arch}.rope.scaling.attn_factor", 1.0))
@@ -183,9 +184,9 @@ def _scaling_metadata(config: DecoderConfig, prefix: str) -> tuple[dict[str, Any
     if config.rope_type == "yarn":
         if not scaling.get("truncate", True):
             raise ModelError("llama.cpp has no YaRN without 'truncate'", where="rope_scaling")
-        for name in ("beta_fast", "beta_slow"):
-            if scaling.get(name) is not None:
-                metadata[f"{prefix}.yarn_{name}"] = float(scaling[name])
+        for name, only in _YARN_BETAS.items():
+            if scaling.get(name, only) != only:
+                raise ModelError(f"llama.cpp computes YaRN with {name} {only:g} only", where="rope_scaling")
         plain = yarn_attention_factor({"factor": scaling["factor"]})
         if not math.isclose(yarn_attention_factor(scaling), plain):
             metadata[f"{prefix}.attn_factor"] = yarn_attention_factor(scaling) / plain
