@@ -22,6 +22,7 @@ from liuyi.infer.request import Update
 from liuyi.infer.server.answers import Answer
 from liuyi.infer.server.app import create_app
 from liuyi.infer.server.backend import ChatBackend
+from liuyi.infer.server.gate import Gate
 from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.infer.server.run import bind, make_server, url_of
 from liuyi.model.config import DecoderConfig
@@ -124,21 +125,19 @@ def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[Li
     """Serve until the block ends."""
     bound = bind("127.0.0.1", 0)
     live = LiveServer(url_of(bound), next(iter(backends.values())))
-    app = create_app(backends, record=live.answers.append, **options)
+    gate = Gate()
+    app = create_app(backends, record=live.answers.append, gate=gate, **options)
     listening = threading.Event()
-    server = make_server(app, drain_s=10, listening=listening.set)
+    server = make_server(app, gate=gate, drain_s=10, listening=listening.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
 
-    def stop() -> None:
-        server.should_exit = True
-
-    live.stop = stop
+    live.stop = server.drain
     try:
         assert listening.wait(20), "the server did not start"
         yield live
     finally:
-        stop()
+        server.drain()
         thread.join(20)
         bound.close()
         assert not thread.is_alive(), "the server did not stop"

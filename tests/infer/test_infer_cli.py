@@ -27,6 +27,7 @@ from liuyi.core.errors import LiuyiError
 from liuyi.core.home import Home
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
+from liuyi.infer.server.keys import KeyRing
 from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
@@ -165,7 +166,9 @@ class TestChat:
         result = run(home, "chat", "--url", "http://127.0.0.1:9", typed="hello\n")
         assert result.exit_code == 1
         assert "cannot be reached" in result.stderr
-        with live_server({"tiny": backend_over(Engine(model, tokenizer, max_slots=1))}, keys=["secret"]) as guarded:
+        with live_server(
+            {"tiny": backend_over(Engine(model, tokenizer, max_slots=1))}, keys=KeyRing(["secret"])
+        ) as guarded:
             result = run(home, "chat", "--url", guarded.url, typed="hello\n")
             assert "API key" in result.stderr
             assert "--api-key-env" in result.stderr

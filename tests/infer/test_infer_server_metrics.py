@@ -23,12 +23,21 @@ def test_metrics_are_prometheus_text_and_add_up(model: Decoder, tokenizer: Token
             assert re.fullmatch(r"# (HELP|TYPE) liuyi_\w+ .+", line)
         else:
             name, value = line.rsplit(" ", 1)
-            assert re.fullmatch(r'liuyi_\w+\{(\w+="[^"]*",?)+\}', name)
+            assert re.fullmatch(r'liuyi_\w+(\{(\w+="[^"]*",?)+\})?', name)
             values[name] = float(value)
     written = sum(answer.usage.completion_tokens for answer in answers if answer.usage)
     assert values['liuyi_completion_tokens_total{model="tiny"}'] == written
     assert values['liuyi_requests_total{model="tiny",status="200"}'] == 3
     assert values['liuyi_time_to_first_token_seconds_count{model="tiny"}'] == 3
     assert values['liuyi_time_to_first_token_seconds_bucket{model="tiny",le="+Inf"}'] == 3
+    assert values['liuyi_inter_token_latency_seconds_count{model="tiny"}'] == written - 3
     assert values['liuyi_requests_running{model="tiny"}'] == 0
+    assert values['liuyi_kv_cache_used_tokens{model="tiny"}'] == 0
+    assert values['liuyi_kv_cache_tokens{model="tiny"}'] == 512
+    assert (
+        values['liuyi_prefix_hit_tokens_total{model="tiny"}']
+        <= values['liuyi_prefix_queried_tokens_total{model="tiny"}']
+    )
+    assert values['liuyi_engine_restarts_total{model="tiny"}'] == 0
+    assert values['liuyi_up{model="tiny"}'] == 1
     assert values['liuyi_slots{model="tiny"}'] == 2

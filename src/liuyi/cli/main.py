@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Use": {
         "chat": "Talk to a model or an application.",
         "serve": "Serve models and applications through the OpenAI API.",
+        "keys": "Make, list and revoke the API keys of a server.",
         "bench": "Measure how fast a server answers.",
     },
     "Know": {

@@ -76,11 +76,17 @@ def open_backend(
     slots: int | None = None,
     max_tokens: int | None = None,
     max_queue: int = 256,
+    max_queue_tokens: int | None = None,
     dtype: str | None = None,
 ) -> ChatBackend:
     """Whatever was chosen, ready to be started. Raises LiuyiError if an option does not go with it."""
     if chosen.artifact is not None and chosen.artifact.kind == "app":
-        given = {"--slots": slots, "--max-tokens": max_tokens, "--dtype": dtype}
+        given = {
+            "--slots": slots,
+            "--max-tokens": max_tokens,
+            "--max-queue-tokens": max_queue_tokens,
+            "--dtype": dtype,
+        }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
             raise LiuyiError(f"{wrong[0]} is for models; an application brings its own", where=chosen.description)
@@ -96,7 +102,7 @@ def open_backend(
         model=str(chosen.folder), max_slots=slots, max_tokens=max_tokens, dtype="bf16" if dtype == "bf16" else "fp32"
     )
     digest = chosen.artifact.digest if chosen.artifact is not None else ""
-    return ModelBackend.load(chosen.folder, spec, digest=digest, max_queue=max_queue)
+    return ModelBackend.load(chosen.folder, spec, digest=digest, max_queue=max_queue, max_queue_tokens=max_queue_tokens)
 
 
 def _name(home: Home, artifact: Artifact) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -35,6 +36,23 @@ KEYS = "LIUYI_API_KEYS"
     metavar="NAME",
     help="The environment variable that holds the API keys, separated by commas.",
 )
+@click.option(
+    "--keys-file", type=click.Path(path_type=Path, dir_okay=False), help="Keys made by 'liuyi keys', with their limits."
+)
+@click.option(
+    "--max-queue-tokens",
+    type=click.IntRange(1),
+    help="Tokens that may wait, read and written [default: 16 contexts of the model].",
+)
+@click.option(
+    "--request-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="The most that one answer may take [default: any time].",
+)
+@click.option(
+    "--max-body-mb", type=click.FloatRange(0.001, 1024), default=4, show_default=True, help="The largest request."
+)
 @click.option("--drain-s", type=click.IntRange(0), default=30, show_default=True, help="Patience on SIGTERM, seconds.")
 @click.pass_context
 def command(
@@ -48,6 +66,10 @@ def command(
     dtype: str | None,
     max_queue: int,
     api_key_env: str,
+    keys_file: Path | None,
+    max_queue_tokens: int | None,
+    request_timeout: float | None,
+    max_body_mb: float,
     drain_s: int,
 ) -> None:
     """Serve REF through the OpenAI API: chat completions, completions and models.
@@ -58,19 +80,30 @@ def command(
     """
     from liuyi.cli.models import choose, open_backend
     from liuyi.infer.server.guard import is_loopback, require_keys_beyond_loopback
+    from liuyi.infer.server.keys import KeyFile, KeyRing
 
-    keys = [key.strip() for key in os.environ.get(api_key_env, "").split(",") if key.strip()]
+    given = [key.strip() for key in os.environ.get(api_key_env, "").split(",") if key.strip()]
+    keys = KeyRing(given, KeyFile(keys_file) if keys_file is not None else None)
     require_keys_beyond_loopback(host, keys, api_key_env)
     place = home(ctx)
     chosen = choose(place, ref)
     name = name or chosen.name
 
     from liuyi.infer.server.app import create_app
+    from liuyi.infer.server.gate import Gate
     from liuyi.infer.server.run import bind, make_server, serve, url_of
 
     bound = bind(host, port)
     try:
-        backend = open_backend(chosen, place, slots=slots, max_tokens=max_tokens, max_queue=max_queue, dtype=dtype)
+        backend = open_backend(
+            chosen,
+            place,
+            slots=slots,
+            max_tokens=max_tokens,
+            max_queue=max_queue,
+            max_queue_tokens=max_queue_tokens,
+            dtype=dtype,
+        )
 
         def record(answer: Answer) -> None:
             place.ledger.add_answer(
@@ -83,7 +116,16 @@ def command(
             out.print(f"[bold]{name}[/] ({chosen.description}) at [bold]{url_of(bound)}/v1[/] {asked}", soft_wrap=True)
             out.print(f"  liuyi chat --url {url_of(bound)}    or any OpenAI client; Ctrl-C stops", style="dim")
 
-        app = create_app({name: backend}, record=record, keys=keys, local_only=is_loopback(host) and not keys)
-        serve(make_server(app, drain_s=drain_s, listening=listening), bound)
+        gate = Gate()
+        app = create_app(
+            {name: backend},
+            record=record,
+            keys=keys,
+            gate=gate,
+            local_only=is_loopback(host) and not keys,
+            max_body_bytes=int(max_body_mb * 2**20),
+            timeout_s=request_timeout,
+        )
+        serve(make_server(app, gate=gate, drain_s=drain_s, listening=listening), bound)
     finally:
         bound.close()

@@ -32,3 +32,7 @@ class Unavailable(EngineError):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlinePassed(EngineError):
+    """The answer was not there in time; the work was stopped."""

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from liuyi.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_json(path: Path, hint: str = "") -> dict[str, Any]:
@@ -59,5 +60,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, in order of their names."""
+    from safetensors.torch import save
+
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_bytes(path, save(ordered, metadata={"format": "pt"}))

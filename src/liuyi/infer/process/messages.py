@@ -40,7 +40,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     max_slots: int
     max_tokens: int
     kv_tokens: int
-    """Tokens whose keys and values fit into the cache."""
+    """Tokens whose keys and values fit into the cache, which has them in blocks."""
+    block_tokens: int
     runner: str
     """How it computes: formats of weights and of keys and values."""
 

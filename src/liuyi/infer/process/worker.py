@@ -76,6 +76,7 @@ class Worker:
                     max_slots=engine.max_slots,
                     max_tokens=engine.max_tokens,
                     kv_tokens=engine.runner.blocks * BLOCK_TOKENS,
+                    block_tokens=BLOCK_TOKENS,
                     runner=engine.runner.name,
                 )
             )

@@ -28,6 +28,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from liuyi.infer.request import FinishReason, Grammar
 from liuyi.infer.tools.calls import Function
 
@@ -43,6 +46,8 @@ class BackendInfo:
     app_digest: str | None = None
     max_tokens: int | None = None
     """Tokens of prompt and answer together; None where that is no limit of the backend."""
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """What else made the answers, for the ledger: digests of adapter and chat template, how the model was run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +165,21 @@ class Load:
     waiting: int = 0
     slots: int = 0
     alive: bool = True
-    """False when it cannot answer any more."""
+    """False when it cannot answer now."""
+    state: str = "ready"
+    """In a word, for people."""
+    queued_tokens: int = 0
+    """Tokens that requests, running or waiting, read and may write."""
+    kv_tokens: int = 0
+    """Room for tokens in the cache of keys and values, and how much of it is used."""
+    kv_used_tokens: int = 0
+    prefix_queried_tokens: int = 0
+    """Counter: tokens that requests began with, and those found in the cache."""
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    """Counter: requests that gave up their room in the cache, to go on later."""
+    engine_restarts: int = 0
+    """Counter: engine processes that replaced a lost one."""
 
 
 class Deltas(Protocol):
@@ -203,3 +222,33 @@ class TextBackend(Protocol):
 
     async def complete(self, request: TextRequest) -> Deltas:
         """As `chat`, for each prompt."""
+
+
+@runtime_checkable
+class TokenBackend(Protocol):
+    """A backend that shows its tokens and embeds texts."""
+
+    @property
+    def info(self) -> BackendInfo:
+        """Where its answers come from."""
+
+    async def tokenize(self, text: str, *, begin: bool) -> list[int]:
+        """The tokens of a text; `begin` puts the token that begins texts before it, if the model has one."""
+
+    async def tokenize_chat(self, request: ChatRequest, *, answer_begins: bool) -> list[int]:
+        """The tokens of a conversation, to where the assistant begins to speak if `answer_begins`.
+
+        Raises ModelError if the chat template refuses it.
+        """
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens. Raises RequestError if there is no such token."""
+
+    def token_text(self, token: int) -> str:
+        """One token as text; U+FFFD for a part of a character."""
+
+    async def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[NDArray[np.float32], int]:
+        """The mean final hidden state of each text, [texts, hidden], and how many tokens were read.
+
+        Raises as `ChatBackend.chat`.
+        """

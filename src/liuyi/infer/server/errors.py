@@ -13,12 +13,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.core.errors import LiuyiError, ModelError, OutOfMemory, did_you_mean
-from liuyi.infer.errors import EngineError, Overloaded, RequestError, Unavailable
+from liuyi.infer.errors import DeadlinePassed, EngineError, Overloaded, RequestError, Unavailable
 
 logger = logging.getLogger("liuyi.server")
 
+REFUSALS = frozenset({401, 403, 413, 429, 503, 504})
+"""Statuses of requests that were well formed and got no answer all the same."""
+
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-_CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "overloaded", 503: "unavailable"}
+_CODES = {
+    401: "invalid_api_key",
+    403: "not_local",
+    413: "request_too_large",
+    429: "overloaded",
+    503: "unavailable",
+    504: "deadline_exceeded",
+}
 
 
 class UnknownModel(RequestError):
@@ -27,6 +37,18 @@ class UnknownModel(RequestError):
     def __init__(self, model: str, known: Sequence[str]) -> None:
         message = f"the model '{model[:200]}' does not exist; {did_you_mean(model[:200], known)}"
         super().__init__(message, param="model", code="model_not_found")
+
+
+class ErrorResponse(JSONResponse):
+    """An error, whose code whoever stands further out finds in `scope["state"]["error_code"]`."""
+
+    def __init__(self, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(body, status, headers=headers)
+        self._code = body["error"]["code"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error_code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -43,9 +65,9 @@ def error_response(
     param: str | None = None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
+) -> ErrorResponse:
     """An error response."""
-    return JSONResponse(error_body(status, message, param=param, code=code), status, headers=headers)
+    return ErrorResponse(error_body(status, message, param=param, code=code), status, headers)
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -57,6 +79,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
         return 400, error_body(400, message, param=error.param, code=error.code)
     if isinstance(error, Overloaded):
         return 429, error_body(429, error.message)
+    if isinstance(error, DeadlinePassed):
+        return 504, error_body(504, error.message)
     if isinstance(error, EngineError | OutOfMemory):
         return 503, error_body(503, error.message)
     if isinstance(error, ModelError):
@@ -72,7 +96,7 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         status, body = describe(error)
         headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded | Unavailable) else None
-        return JSONResponse(body, status, headers=headers)
+        return ErrorResponse(body, status, headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -112,7 +136,7 @@ class _Unforeseen:
                 raise
             logger.exception("a request failed")
             status, body = describe(error)
-            await JSONResponse(body, status)(scope, receive, send)
+            await ErrorResponse(body, status)(scope, receive, send)
 
 
 def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:

@@ -1,20 +1,24 @@
-"""What stands before the routes: who may call, from where, and how much they may send. Plain ASGI."""
+"""What stands before the routes: who may call, from where, how much and how often. Plain ASGI."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
-from collections.abc import Iterable, Sequence
+import logging
+from dataclasses import dataclass
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.server.errors import error_response
+from liuyi.infer.server.keys import ApiKey, KeyRing
+from liuyi.infer.server.limits import Caller
+
+logger = logging.getLogger("liuyi.server")
 
 OPEN_PATHS = frozenset({"/health"})
+_BYTES_PER_TOKEN = 4
 
 
 def is_loopback(host: str) -> bool:
@@ -25,42 +29,86 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def require_keys_beyond_loopback(host: str, keys: Sequence[str], variable: str) -> None:
+def require_keys_beyond_loopback(host: str, keys: KeyRing, variable: str) -> None:
     """Raises LiuyiError if `host` can be reached from other machines and nobody would be asked for a key.
 
-    `variable` is the environment variable that holds the keys.
+    `variable` is the environment variable that may hold keys.
     """
     if not keys and not is_loopback(host):
         raise LiuyiError(
             f"listening on {host} lets other machines in, and no API key is set",
-            hint=f"set ${variable} (several keys separated by commas), or listen on 127.0.0.1",
+            hint=f"make one with 'liuyi keys create NAME' and give --keys-file, set ${variable} (several keys "
+            "separated by commas), or listen on 127.0.0.1",
         )
 
 
-class ApiKeys:
-    """Lets requests pass that carry one of the keys as `Authorization: Bearer …`; without keys, all of them.
+@dataclass
+class Charge:
+    """What a request counts for under the limits of its key."""
 
-    Only digests of the keys are kept, and they are compared in constant time.
+    key: str
+    """Name of the key, for records."""
+    estimated_tokens: int
+    used_tokens: int | None = None
+    """None as long as nothing was done."""
+
+
+class ApiKeys:
+    """Lets requests pass that carry a known key as `Authorization: Bearer …`, as many as its limits allow.
+
+    Without keys all pass. A request that passed has its `Charge` in `request.state.charge`.
     """
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self.app = app
-        self._digests = [_digest(key) for key in keys]
+        self._keys = keys
+        self._callers: dict[ApiKey, Caller] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN_PATHS and not self._knows(scope):
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        key = self._key(headers.get("authorization", ""))
+        if key is None:
             response = error_response(
                 401, "a valid API key is needed: 'Authorization: Bearer KEY'", headers={"WWW-Authenticate": "Bearer"}
             )
             await response(scope, receive, send)
             return
-        await self.app(scope, receive, send)
+        caller = self._callers.setdefault(key, Caller(key))
+        if scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        length = headers.get("content-length", "")
+        charge = Charge(key.name, int(length) // _BYTES_PER_TOKEN if length.isdigit() else 0)
+        refused = caller.enter(charge.estimated_tokens)
+        if refused is not None:
+            limit, wait_s = refused
+            message = f"the key '{key.name}' has reached its limit of {limit} a minute"
+            more = {"Retry-After": str(wait_s), **caller.headers()}
+            response = error_response(429, message, code="rate_limit_exceeded", headers=more)
+            await response(scope, receive, send)
+            return
+        scope.setdefault("state", {})["charge"] = charge
 
-    def _knows(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = _digest(key.strip())
-        matches = [hmac.compare_digest(given, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        async def with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(caller.headers())
+            await send(message)
+
+        try:
+            await self.app(scope, receive, with_limits)
+        finally:
+            caller.settle(charge.estimated_tokens, charge.used_tokens or 0)
+
+    def _key(self, authorization: str) -> ApiKey | None:
+        try:
+            self._keys.refresh()
+        except LiuyiError as error:
+            logger.error("the keys are as they were: %s", error)
+        scheme, _, key = authorization.partition(" ")
+        return self._keys.find(key.strip()) if scheme.lower() == "bearer" else None
 
 
 class LocalHostsOnly:
@@ -106,7 +154,3 @@ class BodyLimit:
             return message
 
         await self.app(scope, counted, send)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

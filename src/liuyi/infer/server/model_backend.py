@@ -11,6 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from liuyi.core.digest import sha256_bytes
 from liuyi.infer.errors import RequestError
 from liuyi.infer.process.client import EngineClient
 from liuyi.infer.process.messages import EngineSpec
@@ -63,6 +67,7 @@ class ModelBackend:
         self._max_queue_tokens = max_queue_tokens
         self._defaults = {"temperature": 1.0, **(defaults or {})}
         self._tool_format = FORMATS[tool_format] if tool_format else format_of(tokenizer.chat_template)
+        self._template_digest = sha256_bytes(tokenizer.chat_template.encode()) if tokenizer.chat_template else None
         self._longest_piece = max(map(len, tokenizer.all_token_bytes))
         self.admission = Admission(max_requests=0, max_tokens=0)
 
@@ -78,16 +83,16 @@ class ModelBackend:
     @property
     def info(self) -> BackendInfo:
         """Where its answers come from."""
-        return BackendInfo(model_digest=self.digest, max_tokens=self.engine.facts.max_tokens)
+        facts = self.engine.facts
+        made_with = {"chat_template_digest": self._template_digest, "runner": facts.runner}
+        return BackendInfo(model_digest=self.digest, max_tokens=facts.max_tokens, made_with=made_with)
 
     async def start(self) -> None:
         """Start the engine's process, and wait until the model is loaded. Raises LiuyiError if it cannot be."""
         await self.engine.start()
         facts = self.engine.facts
         queued = self._max_queue_tokens or QUEUED_CONTEXTS * facts.max_tokens
-        self.admission = Admission(
-            max_requests=facts.max_slots + self._max_queue, max_tokens=facts.max_slots * facts.max_tokens + queued
-        )
+        self.admission = Admission(max_requests=facts.max_slots + self._max_queue, max_tokens=facts.kv_tokens + queued)
 
     async def close(self) -> None:
         """Stop the engine's process."""
@@ -95,9 +100,21 @@ class ModelBackend:
 
     def busy(self) -> Load:
         """How busy the engine is."""
-        running = self.engine.pulse.engine.running
-        waiting = max(0, self.admission.requests - running)
-        return Load(running, waiting, self.engine.facts.max_slots, self.engine.state == "ready")
+        client, engine = self.engine, self.engine.pulse.engine
+        return Load(
+            running=engine.running,
+            waiting=max(0, self.admission.requests - engine.running),
+            slots=client.facts.max_slots,
+            alive=client.state == "ready",
+            state=client.state,
+            queued_tokens=self.admission.tokens,
+            kv_tokens=client.facts.kv_tokens,
+            kv_used_tokens=engine.blocks_used * client.facts.block_tokens,
+            prefix_queried_tokens=engine.queried_tokens,
+            prefix_hit_tokens=engine.hit_tokens,
+            preemptions=engine.preemptions,
+            engine_restarts=client.restarts,
+        )
 
     async def chat(self, request: ChatRequest) -> Deltas:
         """Continue a conversation. Raises RequestError, Overloaded, EngineError, ModelError (the template refused)."""
@@ -106,14 +123,7 @@ class ModelBackend:
         self._check_length(size, "messages")
 
         def make() -> _Task:
-            messages, tools = as_template_knows(request, form)
-            ids, _ = encode_chat(
-                self.tokenizer,
-                messages,
-                tools=tools,
-                variables=request.template_variables,
-                add_generation_prompt=True,
-            )
+            ids = self._encode(request, answer_begins=True)
             if use is None:
                 return _Task([ids], request.options)
             special = self.tokenizer.special_tokens
@@ -138,6 +148,63 @@ class ModelBackend:
         given = sum(len(prompt) for prompt in request.prompts if not isinstance(prompt, str))
         characters = sum(map(len, texts))
         return await self._begin(make, request.options, len(request.prompts), characters=characters, given=given)
+
+    async def tokenize(self, text: str, *, begin: bool) -> list[int]:
+        """The tokens of a text."""
+        first = self.tokenizer.token_id(self.tokenizer.bos_token) if begin else None
+        ids = await asyncio.to_thread(self.tokenizer.encode, text)
+        return ids if first is None else [first, *ids]
+
+    async def tokenize_chat(self, request: ChatRequest, *, answer_begins: bool) -> list[int]:
+        """The tokens of a conversation. Raises ModelError if the chat template refuses it."""
+        return await asyncio.to_thread(self._encode, request, answer_begins=answer_begins)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens. Raises RequestError if there is no such token."""
+        size = self.tokenizer.vocab_size
+        if tokens and max(tokens) >= size:
+            raise RequestError(f"token ids are between 0 and {size - 1}", param="tokens")
+        return await asyncio.to_thread(self.tokenizer.decode, tokens)
+
+    def token_text(self, token: int) -> str:
+        """One token as text."""
+        return self.tokenizer.token_bytes(token).decode(errors="replace")
+
+    async def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[NDArray[np.float32], int]:
+        """The mean final hidden state of each text. Raises RequestError, Overloaded, EngineError."""
+        context = self.engine.facts.max_tokens
+        written = [text for text in texts if isinstance(text, str)]
+        for text in written:
+            self._check_length(len(text), "input")
+        characters = sum(map(len, written))
+        given = sum(len(text) for text in texts if not isinstance(text, str))
+        place = self.admission.enter(requests=len(texts), prompt_bytes=characters, prompt_tokens=given)
+        try:
+            made = await asyncio.to_thread(
+                lambda: [self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
+            )
+            read = sum(map(len, made))
+            place.settle(read, characters, read - given)
+            for ids in made:
+                if len(ids) >= context:
+                    message = f"a text has {len(ids)} tokens, and the context holds {context - 1}"
+                    raise RequestError(message, param="input", code="context_length_exceeded")
+            vectors = await self.engine.embed(made)
+            place.leave(read)
+        finally:
+            place.leave()
+        return vectors, read
+
+    def _encode(self, request: ChatRequest, *, answer_begins: bool) -> list[int]:
+        messages, tools = as_template_knows(request, self._tool_format)
+        ids, _ = encode_chat(
+            self.tokenizer,
+            messages,
+            tools=tools,
+            variables=request.template_variables,
+            add_generation_prompt=answer_begins,
+        )
+        return ids
 
     def _as_prompt(self, prompt: str | Sequence[int]) -> Prompt:
         if isinstance(prompt, str):

@@ -95,6 +95,9 @@ class _Generation(Body):
         None, min_length=1, max_length=1024
     )
     guided_grammar: str | None = Field(None, description="a grammar in llguidance's Lark dialect")
+    timeout: float | None = Field(
+        None, gt=0, le=MAX_INT, allow_inf_nan=False, description="seconds after which the work is stopped"
+    )
     user: str | None = Field(None, description=_NO_EFFECT)
 
     @model_validator(mode="after")

@@ -5,18 +5,26 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from liuyi.core.errors import LiuyiError
+from liuyi.infer.server.gate import Gate
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that says when it listens; its `should_exit` begins the drain."""
+    """A uvicorn server that says when it listens, and drains before it stops.
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+    The first SIGTERM or SIGINT begins the drain: new requests are refused with 503 until those inside have ended or
+    `drain_s` is over. A second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, gate: Gate, drain_s: int, listening: Callable[[], None]) -> None:
         super().__init__(config)
+        self._gate = gate
+        self._drain_s = drain_s
         self._listening = listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -24,9 +32,24 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             self._listening()
 
+    def drain(self) -> None:
+        """Let nobody in any more, and stop when nobody is inside."""
+        self._gate.drain(self._drain_s)
 
-def make_server(app: ASGIApp, *, drain_s: int = 30, listening: Callable[[], None] = lambda: None) -> Server:
-    """A server for the app; `listening` is called once it takes calls.
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._gate.draining or not self.started:
+            super().handle_exit(sig, frame)
+        else:
+            self.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._gate.is_drained
+
+
+def make_server(
+    app: ASGIApp, *, gate: Gate | None = None, drain_s: int = 30, listening: Callable[[], None] = lambda: None
+) -> Server:
+    """A server for the app and its gate; `listening` is called once it takes calls.
 
     After SIGTERM it takes no new ones, and gives those in work `drain_s` seconds.
     """
@@ -35,10 +58,11 @@ def make_server(app: ASGIApp, *, drain_s: int = 30, listening: Callable[[], None
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=drain_s,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=30,
         lifespan="on",
     )
-    return Server(config, listening)
+    return Server(config, gate or Gate(), drain_s, listening)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,0 +1,131 @@
+"""What the routes share: the backends by name, how a request becomes an answer, and what is kept of it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response
+
+from liuyi.core.digest import sha256_json
+from liuyi.infer.server import errors
+from liuyi.infer.server.answers import Answer, AnswerLog
+from liuyi.infer.server.backend import ChatBackend, Deltas
+from liuyi.infer.server.deadline import HEADER, timeout_of, within
+from liuyi.infer.server.follow import Followed
+from liuyi.infer.server.format import Answering, ChatFormat, TextFormat
+from liuyi.infer.server.guard import Charge
+from liuyi.infer.server.observer import Observer
+from liuyi.infer.server.protocol import ChatCompletionBody, CompletionBody
+from liuyi.infer.server.respond import EventStream, unless_gone, whole
+
+CLIENT_GONE = 499
+_UNSAID = ("messages", "prompt", "model", "tools")
+"""What the ledger keeps only the digest of, or keeps elsewhere."""
+
+
+class Service:
+    """The backends, and all that is done for each request."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ChatBackend],
+        record: Callable[[Answer], None] | None,
+        observer: Observer,
+        timeout_s: float | None = None,
+    ) -> None:
+        """`record` is called, in another thread, for each answer; `timeout_s` is the most that one may take."""
+        self.models = models
+        self.created = int(time.time())
+        self.observer = observer
+        self.timeout_s = timeout_s
+        self._record = record
+        self._answers: AnswerLog | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Start the backends, and close them in the end."""
+        self._answers = AnswerLog(self._record) if self._record is not None else None
+        started = []
+        try:
+            for backend in self.models.values():
+                await backend.start()
+                started.append(backend)
+            yield
+        finally:
+            for backend in started:
+                await backend.close()
+            if self._answers is not None:
+                await asyncio.to_thread(self._answers.close)
+
+    def backend(self, name: str) -> ChatBackend:
+        """The backend of that name. Raises UnknownModel if there is none."""
+        if name not in self.models:
+            raise errors.UnknownModel(name, list(self.models))
+        return self.models[name]
+
+    def model_object(self, name: str) -> dict[str, Any]:
+        """What `/v1/models` says of it."""
+        info = self.models[name].info
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "liuyi",
+            "model_digest": info.model_digest or None,
+            "app_digest": info.app_digest,
+            "max_model_len": info.max_tokens,
+        }
+
+    async def answer(
+        self,
+        body: ChatCompletionBody | CompletionBody,
+        request: Request,
+        form: ChatFormat | TextFormat,
+        backend: ChatBackend,
+        begin: Callable[[], Awaitable[Deltas]],
+        prompts: int,
+    ) -> Response:
+        """Answer whole, or as a stream; either way a client that hangs up cancels the work."""
+        options = body.options()
+        timeout_s = timeout_of(request.headers.get(HEADER), body.timeout, self.timeout_s)
+        answering = Answering(
+            id=form.id_prefix + secrets.token_hex(12),
+            created=int(time.time()),
+            model=body.model,
+            info=backend.info,
+            choices=options.n,
+        )
+        follow = self.observer.request(body.model)
+        charge: Charge | None = getattr(request.state, "charge", None)
+        try:
+            deltas = await within(timeout_s, begin)
+        except Exception as error:
+            follow.end(errors.describe(error)[0])
+            raise
+        followed = Followed(deltas, answering, follow, charge, lambda: self._keep(answering, body, charge))
+        if body.stream:
+            return EventStream(followed, answering, form, prompts * options.n, body.includes_usage)
+        answer = await unless_gone(request.receive, whole(followed, answering, form, options.logprobs))
+        return JSONResponse(answer) if answer is not None else Response(status_code=CLIENT_GONE)
+
+    def _keep(self, answering: Answering, body: ChatCompletionBody | CompletionBody, charge: Charge | None) -> None:
+        if self._answers is None:
+            return
+        asked = body.model_dump(mode="json", exclude_none=True, by_alias=True)
+        info = answering.info
+        detail = {
+            "model": answering.model,
+            **({"key": charge.key} if charge is not None else {}),
+            **info.made_with,
+            "parameters": {name: value for name, value in asked.items() if name not in _UNSAID},
+            "usage": answering.usage,
+            "finish_reasons": [reason for _, reason in sorted(answering.finish_reasons.items())],
+            "choices": {str(index): dict(detail) for index, detail in sorted(answering.details.items())},
+        }
+        self._answers.add(Answer(answering.id, info.model_digest, info.app_digest, sha256_json(asked), detail))
