@@ -68,6 +68,7 @@ def run_step(name: str, workdir: Path, given: dict[str, Any] | None = None, **pa
     """Run a step by itself; its outputs are in `made`."""
     step = get_step(name)
     inputs = {port: [value] if isinstance(value, Artifact) else value for port, value in (given or {}).items()}
+    workdir.mkdir(parents=True, exist_ok=True)
     bench = Bench(workdir, inputs, kinds={port: output.kind for port, output in step.outputs.items()})
     step.run(bench, step.params(**params))
     assert set(bench.made) == set(step.outputs)

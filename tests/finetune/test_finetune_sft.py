@@ -18,7 +18,7 @@ import in_process
 from liuyi.core.artifact import Artifact
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
-from liuyi.finetune.chats import encode_chats
+from liuyi.finetune.chats import encode_chats, read_chats
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
@@ -134,18 +134,51 @@ def test_rows_say_where_each_example_is() -> None:
 
 
 def test_only_the_assistants_words_are_learnt(tokenizer: Tokenizer) -> None:
-    chats = encode_chats([("a", chat("turn the red lamp on", "answer red"))], tokenizer, 64)
+    chats = encode_chats([("a", chat("turn the red lamp on", "answer red"), [])], tokenizer, 64)
     (example,) = chats.examples
     said = tokenizer.decode(example.tokens[example.learnt].tolist())
     assert said == "answer red<|im_end|>"
     assert "turn the red lamp on" in tokenizer.decode(example.tokens[~example.learnt].tolist())
 
 
+TOOL_TEMPLATE = """\
+{%- for tool in tools or [] -%}{{- '<tool>' + tool.function.name + '\n' -}}{%- endfor -%}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\n' -}}
+    {%- if message.role == 'assistant' -%}
+        {%- generation -%}
+            {{- message.content -}}
+            {%- for call in message.tool_calls or [] -%}{{- call.function.arguments | tojson -}}{%- endfor -%}
+            {{- '<|im_end|>' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- message.content + '<|im_end|>' -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+
+def test_calls_of_tools_are_learnt_where_the_template_knows_them(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    calls = [{"type": "function", "function": {"name": "lamp", "arguments": {"on": True}}}]
+    messages = [{"role": "user", "content": "light"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    tools = [{"type": "function", "function": {"name": "lamp"}}]
+    path = tmp_path / "chats.parquet"
+    pq.write_table(pa.table({"id": ["a"], "messages": [json.dumps(messages)], "tools": [json.dumps(tools)]}), path)
+    knowing = train_bpe(["lamp light on"], 300)
+    knowing.chat_template = TOOL_TEMPLATE
+    (example,) = encode_chats(read_chats(path), knowing, 64).examples
+    assert knowing.decode(example.tokens[example.learnt].tolist()) == '{"on": true}<|im_end|>'
+    assert knowing.decode(example.tokens.tolist()).startswith("<tool>lamp")
+    with pytest.raises(DataError, match="no conversation can be trained on") as caught:
+        encode_chats(read_chats(path), tokenizer, 64)
+    assert "leaves out calls of tools" in caught.value.hint
+
+
 def test_what_cannot_be_trained_on_is_left_out_by_name(tokenizer: Tokenizer) -> None:
     rows = [
-        ("good", chat("lamp", "on")),
-        ("long", chat("lamp " * 60, "on")),
-        ("silent", [{"role": "user", "content": "lamp"}]),
+        ("good", chat("lamp", "on"), []),
+        ("long", chat("lamp " * 60, "on"), []),
+        ("silent", [{"role": "user", "content": "lamp"}], []),
     ]
     chats = encode_chats(rows, tokenizer, 40)
     assert len(chats.examples) == 1
@@ -176,7 +209,7 @@ def test_the_step_teaches_and_reports(home: Home, tmp_path: Path, tokenizer: Tok
     model = load_model(checkpoint.path).eval()
     for colour in COLOURS:
         (example,) = encode_chats(
-            [("x", chat(f"turn the {colour} lamp on", f"answer {colour}"))], tokenizer, 64
+            [("x", chat(f"turn the {colour} lamp on", f"answer {colour}"), [])], tokenizer, 64
         ).examples
         ids = torch.from_numpy(example.tokens)
         with torch.no_grad():

@@ -63,7 +63,7 @@ class Pairs:
 
 
 def read_preferences(path: Path) -> list[dict[str, Any]]:
-    """Rows of `preferences.parquet`: id, prompt (messages), chosen, rejected."""
+    """Rows of `preferences.parquet`: id, prompt (messages), chosen, rejected (one is None for a label)."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=["id", "prompt", "chosen", "rejected"])
@@ -71,12 +71,15 @@ def read_preferences(path: Path) -> list[dict[str, Any]]:
 
 
 def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, seq_len: int) -> Pairs:
-    """Each row as a pair of examples. A pair with an answer that does not fit, or with two equal answers, is left out.
+    """Each row as a pair of examples. What is no pair, or one whose answers are equal or too long, is left out.
 
     Raises DataError when none is left.
     """
     result = Pairs()
     for row in rows:
+        if row["chosen"] is None or row["rejected"] is None:
+            result.left_out[row["id"]] = "a labelled answer, not a pair"
+            continue
         answers = [_encode(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")]
         longest = max(map(len, answers))
         if row["chosen"] == row["rejected"]:

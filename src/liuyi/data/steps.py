@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+from liuyi.data.instructions.steps import chats_file, preferences_file
 from liuyi.data.select.thresholds import Thresholds
 from liuyi.data.sources.steps import files
 
-__all__ = ("files",)
+__all__ = ("chats_file", "files", "preferences_file")
 
 
 class PythonDocsParams(Params):
@@ -50,47 +50,6 @@ def python_docs(ctx: Context, params: PythonDocsParams) -> None:
         out.licences.update(document.license for document in documents)
     sources = len({document.source for document in documents})
     ctx.log(f"{count:,} documents, {size / 1e6:.1f} MB from {sources} distributions; {len(rejected)} files unreadable")
-
-
-class ChatsParams(Params):
-    path: SourcePath = Field(description="JSONL or JSON: messages, prompt/completion, alpaca or sharegpt")
-    license: str = Field("unknown", description="the licence of the conversations")
-    heldout_fraction: float = Field(0.1, ge=0, lt=1, description="part of the conversations held out, by their prompts")
-
-
-@step(
-    "data.chats_file",
-    version=1,
-    inputs={},
-    outputs={
-        "train": Output("chats", "rejected.parquet beside it names each row that was wrong"),
-        "heldout": Output("evalset", "the last answer of each conversation held out, scored by exact match"),
-    },
-)
-def chats_file(ctx: Context, params: ChatsParams) -> None:
-    """Conversations from a file of your own; the format is found out row by row."""
-    from liuyi.data.chat_tables import write_chats, write_evalset
-    from liuyi.data.chats import read_chats, split
-    from liuyi.data.corpus import write_rejected
-
-    chats, rejected = read_chats(params.path, license=params.license)
-    if not chats:
-        first = rejected[0] if rejected else None
-        raise DataError(
-            "no row is a conversation to learn from",
-            where=str(params.path),
-            hint=f"line {first.line}: {first.reason}" if first else "the file is empty",
-        )
-    train, heldout = split(chats, params.heldout_fraction, ctx.seed)
-    with ctx.output("train") as out:
-        write_chats(out.path, train)
-        out.metrics.update(rows=len(train), rejected=write_rejected(out.path, rejected))
-        out.licences.add(params.license)
-    with ctx.output("heldout") as out:
-        write_evalset(out.path, params.path.stem, heldout)
-        out.metrics.update(items=len(heldout))
-        out.licences.add(params.license)
-    ctx.log(f"{len(train):,} conversations, {len(heldout):,} held out; {len(rejected):,} rows rejected")
 
 
 class CleanParams(Params):

@@ -15,6 +15,11 @@ from liuyi.model.chat import encode_chat
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.packing import Example
 
+Chat = tuple[str, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
+"""(id, messages, tools that may be called)."""
+
+_COLUMNS = ("id", "messages", "tools")
+
 
 @dataclass(frozen=True)
 class Chats:
@@ -32,16 +37,16 @@ class Chats:
         return sum(int(example.learnt.sum()) for example in self.examples)
 
 
-def read_chats(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Ids and messages of `chats.parquet`."""
+def read_chats(path: Path) -> list[Chat]:
+    """Ids, messages and tools of `chats.parquet`; a table without a column `tools` has none."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["id", "messages"])
-    return [(row["id"], json.loads(row["messages"])) for row in table.to_pylist()]
+    table = pq.read_table(path, columns=[name for name in pq.read_schema(path).names if name in _COLUMNS])
+    return [(row["id"], json.loads(row["messages"]), json.loads(row.get("tools") or "[]")) for row in table.to_pylist()]
 
 
 def encode_chats(
-    chats: Iterable[tuple[str, Sequence[Mapping[str, Any]]]],
+    chats: Iterable[Chat],
     tokenizer: Tokenizer,
     seq_len: int,
     on_progress: Callable[[int], None] = lambda done: None,
@@ -52,15 +57,19 @@ def encode_chats(
     written are left out and named, never cut. Raises DataError when none is left.
     """
     result = Chats()
-    for done, (id, messages) in enumerate(chats, start=1):
+    for done, (id, messages, tools) in enumerate(chats, start=1):
         try:
-            ids, said = encode_chat(tokenizer, messages)
+            ids, said = encode_chat(tokenizer, messages, tools=tools)
+            silent = _without_calls(messages)
+            drops_calls = silent != messages and encode_chat(tokenizer, silent, tools=tools)[0] == ids
         except ModelError as error:
             if not tokenizer.chat_template:
                 raise
             result.left_out[id] = error.message
             continue
-        if len(ids) > seq_len:
+        if drops_calls:
+            result.left_out[id] = "the chat template leaves out calls of tools"
+        elif len(ids) > seq_len:
             result.left_out[id] = f"{len(ids)} tokens, more than {seq_len}"
         elif not any(said[1:]):
             result.left_out[id] = "the assistant says nothing"
@@ -71,3 +80,7 @@ def encode_chats(
         reasons = "; ".join(f"{id}: {reason}" for id, reason in list(result.left_out.items())[:3])
         raise DataError("no conversation can be trained on", hint=reasons or "the file has none")
     return result
+
+
+def _without_calls(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in message.items() if name != "tool_calls"} for message in messages]

@@ -7,33 +7,30 @@ passed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from liuyi.core.errors import DataError
 from liuyi.data.corpus import Document, Rejected, document_id
 from liuyi.data.pool import map_ordered
 from liuyi.data.sources.extract import Extractor, decode_page, extract
-from liuyi.data.sources.json_rows import read_json
 from liuyi.data.sources.location import SourceFile
 from liuyi.data.sources.office import docx_text, pdf_text
 from liuyi.data.sources.pieces import read_pieces
-from liuyi.data.sources.rows import Row, longer_than, parquet_names, read_csv, read_jsonl, read_parquet
-from liuyi.data.sources.stream import BROKEN, COMPRESSED, opened, seekable, suffixes
+from liuyi.data.sources.rows import longer_than
+from liuyi.data.sources.stream import COMPRESSED, opened, suffixes
+from liuyi.data.sources.tables import TABLES, UNREADABLE, TableRow, broken_off, read_table
 from liuyi.data.sources.warc import Record, WrongRecord, read_warc
 from liuyi.data.text import decode, mend
 
 TEXT = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
 OFFICE = frozenset({".docx", ".pdf"})
-ROWS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"})
 WARC = ".warc"
-KNOWN = tuple(sorted(TEXT | HTML | OFFICE | ROWS | {WARC}))
+KNOWN = tuple(sorted(TEXT | HTML | OFFICE | TABLES | {WARC}))
 
 _OPTIONAL = ("url", "license", "lang", "created", "cluster")
-_HEAD_CHARS = 200
 _HEAVY = HTML | OFFICE | {WARC}
 _PER_TASK = 16
 
@@ -104,20 +101,17 @@ def _all(
             for at, one in _contents(file, source, reading):
                 line = at
                 yield one
-        except DataError as error:
-            yield Rejected(file.name, line + 1 if line else 0, _said(error))
-        except BROKEN as error:
-            reason = getattr(error, "strerror", None) or f"broken off: {error or type(error).__name__}"
-            yield Rejected(file.name, line + 1 if line else 0, reason)
+        except UNREADABLE as error:
+            yield broken_off(file.name, line, error)
         on_file(number)
 
 
 def _contents(file: SourceFile, source: str, reading: Reading) -> Iterator[tuple[int, Found | Page]]:
     """(line or number of the record, what is there) for what one file holds."""
     kind, _ = suffixes(file.name)
-    if kind in ROWS:
-        for line, row in _rows(file, kind, reading):
-            yield line, _from_row(row, line, file.name, source, reading)
+    if kind in TABLES:
+        for row in read_table(file, reading.longest, lambda names: _columns(names, reading)):
+            yield row.line, _from_row(row, file.name, source, reading)
     elif kind in TEXT:
         with opened(file) as open_file:
             for line, column, data in read_pieces(open_file, reading.longest):
@@ -137,23 +131,10 @@ def _contents(file: SourceFile, source: str, reading: Reading) -> Iterator[tuple
         yield 0, Rejected(file.name, 0, f"not a format that is read: {kind or 'no suffix'}; these are {read}")
 
 
-def _rows(file: SourceFile, kind: str, reading: Reading) -> Iterator[Row]:
-    if kind == ".parquet":
-        with seekable(file) as table:
-            names = parquet_names(table)
-            if reading.text_field not in names:
-                raise DataError(_no_field(reading.text_field, names))
-            table.seek(0)
-            yield from read_parquet(table, (reading.text_field, *_OPTIONAL))
-        return
-    with opened(file) as open_file:
-        if kind in (".csv", ".tsv"):
-            yield from read_csv(open_file, reading.longest, tabs=kind == ".tsv")
-        elif kind == ".json":
-            for _, number, row in read_json(open_file, reading.longest):
-                yield number, row
-        else:
-            yield from read_jsonl(open_file, reading.longest)
+def _columns(names: list[str], reading: Reading) -> Sequence[str]:
+    if reading.text_field not in names:
+        raise DataError(_no_field(reading.text_field, names))
+    return [name for name in (reading.text_field, *_OPTIONAL) if name in names]
 
 
 def _from_record(record: Record | WrongRecord, name: str, source: str) -> Rejected | Page:
@@ -182,7 +163,8 @@ def _finished(one: Found | Page, reading: Reading) -> Found:
     try:
         text = mend(_text_of(one, reading.extractor)).strip()
     except DataError as error:
-        return Rejected(one.name, one.line, _said(error), one.url)
+        reason = f"{error.message} ({error.hint})" if error.hint else error.message
+        return Rejected(one.name, one.line, reason, one.url)
     if not text:
         return Rejected(one.name, one.line, "no text in it" if one.data.strip() else "empty", one.url)
     text += "\n"
@@ -209,20 +191,20 @@ def _text_of(page: Page, extractor: Extractor) -> str:
     return decode(page.data)
 
 
-def _from_row(row: dict[str, Any] | str, line: int, name: str, source: str, reading: Reading) -> Document | Rejected:
+def _from_row(found: TableRow, name: str, source: str, reading: Reading) -> Document | Rejected:
+    row = found.row
     if isinstance(row, str):
-        return Rejected(name, line, row)
+        return found.rejected(name, row)
     if reading.text_field not in row:
-        return Rejected(name, line, _no_field(reading.text_field, row), _head(row))
+        return found.rejected(name, _no_field(reading.text_field, row))
     text = row[reading.text_field]
     if not isinstance(text, str):
-        reason = "missing" if text is None else "not text"
-        return Rejected(name, line, f"'{reading.text_field}' is {reason}", _head(row))
+        return found.rejected(name, f"'{reading.text_field}' is {'missing' if text is None else 'not text'}")
     text = mend(text).strip()
     if not text:
-        return Rejected(name, line, f"'{reading.text_field}' is empty", _head(row))
+        return found.rejected(name, f"'{reading.text_field}' is empty")
     text += "\n"
-    place = f"{name}#{line}"
+    place = f"{name}#{found.number}"
     said = {key: mend(str(row[key])) for key in _OPTIONAL if row.get(key)}
     return Document(
         id=document_id(source, place, text),
@@ -244,11 +226,3 @@ def _cluster(name: str, place: str, reading: Reading) -> str:
     if reading.cluster == "folder":
         return name.rpartition("/")[0] or "."
     return name if reading.cluster == "file" else place
-
-
-def _said(error: DataError) -> str:
-    return f"{error.message} ({error.hint})" if error.hint else error.message
-
-
-def _head(row: Mapping[str, Any]) -> str:
-    return mend(str(row)[:_HEAD_CHARS])
