@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import LLAMA3, MISTRAL, QWEN3, QWEN25, SMOLLM2, TEMPLATES, every_byte_tokenizer
+from chat_templates import CHATML_TOOLS, LLAMA3, MISTRAL, QWEN3, QWEN25, SMOLLM2, TEMPLATES, every_byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +33,31 @@ CALLS = [
     {"role": "tool", "content": "ok too"},
     {"role": "assistant", "content": "it is on"},
 ]
+IDENTIFIED = [
+    TALK[0],
+    {
+        "role": "assistant",
+        "content": "so:",
+        "tool_calls": [
+            {
+                "id": "a1B2c3D4e",
+                "type": "function",
+                "function": {"name": "lamp", "arguments": {"on": True, "é": "<&>"}},
+            },
+            {
+                "id": "a1B2c3D4f",
+                "type": "function",
+                "function": {"name": "lamp", "arguments": {"on": [1, {"x": None}]}},
+            },
+        ],
+    },
+    {"role": "tool", "tool_call_id": "a1B2c3D4e", "content": '{"is": "on"}'},
+    {"role": "tool", "tool_call_id": "a1B2c3D4f", "content": "2"},
+    {"role": "assistant", "content": "<think>\nwell\n</think>\n\nit is on"},
+    {"role": "user", "content": "<tool_response>so</tool_response>"},
+]
+ONE_CALL = [TALK[0], IDENTIFIED[1] | {"tool_calls": IDENTIFIED[1]["tool_calls"][:1]}, IDENTIFIED[2], *TALK[1:3]]
+CONVERSATIONS = [TALK[:1], TALK[:2], TALK, WITH_SYSTEM[:2], WITH_SYSTEM, CALLS, IDENTIFIED, ONE_CALL]
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +75,28 @@ def theirs(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> An
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, "chatml"])
-@pytest.mark.parametrize("messages", [TALK[:1], TALK[:2], TALK, WITH_SYSTEM[:2], WITH_SYSTEM, CALLS])
-@pytest.mark.parametrize("prompt", [False, True])
-@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize("messages", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
+@pytest.mark.parametrize(
+    ("prompt", "tools", "variables"),
+    [
+        (False, None, {}),
+        (True, None, {"enable_thinking": False}),
+        (False, TOOLS, {"date_string": "1 Jan 2025"}),
+        (True, TOOLS, {}),
+        (True, TOOLS, {"builtin_tools": ["lamp", "code_interpreter"]}),
+    ],
+    ids=["plain", "thoughtless", "tools", "prompt", "builtin"],
+)
 def test_text_is_that_of_transformers(
-    theirs: Any, name: str, messages: list[dict[str, Any]], prompt: bool, tools: list[dict[str, Any]] | None
+    theirs: Any,
+    name: str,
+    messages: list[dict[str, Any]],
+    prompt: bool,
+    tools: list[dict[str, Any]] | None,
+    variables: dict[str, Any],
 ) -> None:
     template = TEMPLATES.get(name, CHATML)
-    options = {"tools": tools, "add_generation_prompt": prompt}
+    options = {"tools": tools, "add_generation_prompt": prompt, **variables}
 
     def ours() -> str:
         return render(template, messages, **options, bos_token="<|begin_of_text|>", eos_token="</s>")
@@ -102,6 +141,18 @@ def test_what_the_assistant_says_is_marked(tokenizer: Tokenizer, template: str, 
 def test_a_tool_call_is_said_too(tokenizer: Tokenizer) -> None:
     call = '<tool_call>\n{"name": "lamp", "arguments": {"on": true, "é": 1}}\n</tool_call><|im_end|>'
     assert _said(tokenizer, CALLS, QWEN25) == [call, "it is on<|im_end|>"]
+    call = '<tool_call>{"name": "lamp", "arguments": {"on": true, "é": 1}}</tool_call><|im_end|>'
+    assert _said(tokenizer, CALLS, CHATML_TOOLS) == [call, "it is on<|im_end|>"]
+
+
+def test_further_variables_reach_the_template_as_text(tokenizer: Tokenizer) -> None:
+    ids, _ = encode_chat(
+        tokenizer, TALK[:1], template=QWEN3, add_generation_prompt=True, variables={"enable_thinking": False}
+    )
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    ids, _ = encode_chat(tokenizer, TALK[:1], template=LLAMA3, variables={"date_string": "<|eot_id|>"})
+    assert ids.count(tokenizer.token_id("<|eot_id|>")) == 2
+    assert "Date: <|eot_id|>" in tokenizer.decode(ids)
 
 
 def test_marks_are_those_of_transformers(tokenizer: Tokenizer, theirs: Any) -> None:
@@ -157,7 +208,7 @@ def test_parts_of_a_content_are_found(tokenizer: Tokenizer) -> None:
         ("{% for m in messages %}{{ m.content[:5] }}{% endfor %}", TALK, r"what message 1 \(user\) says"),
         ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", TALK, r"message 2 "),
         (QWEN3, [TALK[0], {"role": "assistant", "content": "<think>x</think>\n\nyes"}, TALK[2]], "renders message 2"),
-        (LLAMA3, [{"role": "tool", "content": "x"}], "only user and assistant"),
+        (LLAMA3, IDENTIFIED, "only one call at once"),
         (MISTRAL, [TALK[1]], "roles must alternate"),
         ("{% for m in messages %}{{ m.content }}", TALK, "line 1: is not valid"),
         ("{{ messages[9].content.x }}", TALK, "refuses this conversation"),

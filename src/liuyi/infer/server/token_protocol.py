@@ -24,7 +24,7 @@ class TokenizeBody(Body):
     messages: list[Message] | None = Field(None, min_length=1)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     add_generation_prompt: bool = Field(True, description="end a conversation where the assistant begins to speak")
-    add_special_tokens: bool = Field(False, description="begin a text with the token that begins texts, if there is one")
+    add_special_tokens: bool = Field(False, description="begin a text with the model's first token, if it has one")
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool = False
 
