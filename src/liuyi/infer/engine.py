@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from liuyi.core.errors import ModelError
+from liuyi.infer.adapters import AdapterRegistry
 from liuyi.infer.blocks import BlockPool
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_grammar
-from liuyi.infer.open import reference
+from liuyi.infer.open import open_runner
 from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request, Update
 from liuyi.infer.runner import BLOCK_TOKENS, Runner
@@ -63,13 +64,14 @@ class Engine:
             raise ModelError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}")
         context = min(max_tokens or model.config.context_tokens, model.config.context_tokens)
         if isinstance(model, Decoder):
-            model = reference(model, slots=max_slots, max_tokens=context)
+            model = open_runner(model, weights="reference", slots=max_slots, max_tokens=context)
         self.runner = model
         self.tokenizer = tokenizer
         self.max_slots = max_slots
         self.max_tokens = min(context, model.blocks * BLOCK_TOKENS)
         self.stop_ids = frozenset(tokenizer.stop_ids) | frozenset(model.config.eos_token_ids)
         self.seed = seed
+        self.adapters = AdapterRegistry(model)
         self._pieces = _visible_pieces(tokenizer, vocab_size)
         self._pace = Pace(prefill_tokens, stretch)
         self._scheduler = Scheduler(max_slots, BlockPool(model.blocks), self._pace)
@@ -156,6 +158,7 @@ class Engine:
             stop_ids=(frozenset() if request.ignore_eos else self.stop_ids) | frozenset(request.stop_token_ids),
             visible={token: name.encode() for name, token in names if token in request.visible_ids},
             number=self._submitted,
+            adapter=self.adapters.take(request.adapter) if request.adapter is not None else None,
         )
         self._submitted += 1
         self._sequences[id] = sequence
@@ -166,7 +169,7 @@ class Engine:
         """The matcher of the request's grammar, if it has one. May be called from any thread.
 
         Raises RequestError if the request can never be answered: its prompt leaves no room in the context or names
-        a token that there is not, or its grammar is not valid. Compiled grammars are kept.
+        a token or an adapter that there is not, or its grammar is not valid. Compiled grammars are kept.
         """
         vocab_size = self.runner.config.vocab_size
         if len(request.prompt_ids) >= self.max_tokens:
@@ -179,6 +182,8 @@ class Engine:
         for name, ids in (("prompt", request.prompt_ids), ("logit_bias", request.logit_bias)):
             if ids and (min(ids) < 0 or max(ids) >= vocab_size):
                 raise RequestError(f"token ids are between 0 and {vocab_size - 1}", param=name)
+        if request.adapter is not None:
+            self.adapters.digest(request.adapter)
         grammar = request.grammar or (schema_grammar(request.schema) if request.schema is not None else None)
         return self._grammars.compile(grammar) if grammar is not None else None
 
@@ -188,6 +193,8 @@ class Engine:
         if sequence is None:
             return False
         self._scheduler.remove(sequence)
+        if sequence.adapter is not None:
+            self.adapters.give_back(sequence.adapter)
         return True
 
     def forget(self) -> None:

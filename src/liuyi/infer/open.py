@@ -1,26 +1,85 @@
-"""Runners for a model, sized to the memory there is."""
+"""Runners for a model, in the format asked for and sized to the memory there is.
+
+runner = open_runner(model)                                # what is fastest here at int8's accuracy
+runner = open_runner(model, weights="reference")           # the decoder as it is
+runner = open_runner(model, weights="bf16", kv="int8", kv_tokens=200_000)
+engine = Engine(runner, tokenizer)
+"""
 
 from __future__ import annotations
+
+import logging
+from typing import Literal
 
 import psutil
 import torch
 
 from liuyi.infer.blocks import blocks_for
+from liuyi.infer.native_runner import NativeRunner
 from liuyi.infer.runner import BLOCK_TOKENS, Runner
-from liuyi.infer.torch_runner import TorchRunner, kv_token_bytes
+from liuyi.infer.torch_runner import DTYPES, TorchRunner, kv_token_bytes
+from liuyi.kernels.library import KernelsAbsent, KernelsError
 from liuyi.model.decoder import Decoder
+
+logger = logging.getLogger("liuyi.infer")
+
+Weights = Literal["auto", "reference", "fp32", "bf16", "int8", "int4"]
+"""`reference`: torch, in the weights' own dtype. `auto`: native int8 where there are kernels, else the reference.
+Others: native; without kernels, or on a GPU, `fp32` and `bf16` are torch in that dtype."""
+KV = Literal["auto", "fp32", "bf16", "int8"]
+"""How keys and values are kept; `auto`: bf16 in native code, as they are computed in torch."""
 
 KV_SHARE = 0.25
 """Part of the free memory that keys and values may take where nobody says how much."""
+_VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.25}
+_TINY_PARAMETERS = 1_000_000
+"""Models below this are run as they are: nothing is gained by native code, and a few bits of accuracy lost."""
 
 
-def reference(model: Decoder, *, slots: int, max_tokens: int) -> Runner:
-    """The decoder as it is, with blocks for `slots` sequences of `max_tokens` or, if that is less, as many as fit."""
-    bytes_per_token = kv_token_bytes(model.config, model.dtype.itemsize)
-    return TorchRunner(model, blocks_that_fit(bytes_per_token, model.device, most=slots * blocks_for(max_tokens)))
+def open_runner(
+    model: Decoder,
+    *,
+    weights: Weights = "auto",
+    kv: KV = "auto",
+    slots: int = 64,
+    max_tokens: int | None = None,
+    kv_tokens: int | None = None,
+) -> Runner:
+    """A runner with room for `kv_tokens` tokens or, when None, for `slots` sequences of `max_tokens` (the model's
+    context when None) as far as a quarter of the free memory allows. A native runner copies the weights it needs.
+
+    Raises KernelsAbsent if int8 or int4 is asked for and there are no kernels, KernelsError if they cannot run the
+    model.
+    """
+    most = blocks_for(kv_tokens) if kv_tokens else slots * blocks_for(max_tokens or model.config.context_tokens)
+    if _is_native(model, weights):
+        kv = "bf16" if kv == "auto" else kv
+        blocks = most if kv_tokens else blocks_that_fit(kv_token_bytes(model.config, _VALUE_BYTES[kv]), "cpu", most)
+        try:
+            return NativeRunner(model, blocks, weights="int8" if weights == "auto" else weights, kv=kv)
+        except (KernelsAbsent, KernelsError) as error:
+            if weights in ("int8", "int4"):
+                raise
+            logger.info("%s runs in torch: %s", model.config.family, error)
+    if weights in DTYPES:
+        model = model.to(DTYPES[weights])
+    kv_dtype = model.dtype if kv == "auto" else DTYPES.get(kv)
+    if kv_dtype is None:
+        raise KernelsAbsent("keys and values in int8 need the native kernels", where="kv", hint="fp32 or bf16")
+    token_bytes = kv_token_bytes(model.config, kv_dtype.itemsize)
+    return TorchRunner(
+        model, most if kv_tokens else blocks_that_fit(token_bytes, model.device, most), kv_dtype=kv_dtype
+    )
 
 
-def blocks_that_fit(bytes_per_token: int, device: torch.device, *, most: int) -> int:
+def blocks_that_fit(bytes_per_token: float, device: str | torch.device, most: int) -> int:
     """How many blocks fit into a share of the memory that is free now; at least one, and no more than `most`."""
+    device = torch.device(device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return max(1, min(most, int(KV_SHARE * free) // (BLOCK_TOKENS * bytes_per_token)))
+    return max(1, min(most, int(KV_SHARE * free / (BLOCK_TOKENS * bytes_per_token))))
+
+
+def _is_native(model: Decoder, weights: Weights) -> bool:
+    if weights == "reference" or model.device.type != "cpu":
+        return False
+    return weights != "auto" or model.config.num_parameters >= _TINY_PARAMETERS

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from liuyi.infer.runner import BLOCK_TOKENS, Batch
 from liuyi.infer.torch_cache import PagedCache
+from liuyi.infer.torch_lora import AdapterBank
+from liuyi.model.adapter import Adapter
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 
@@ -35,6 +37,7 @@ class TorchRunner:
         self.name = f"torch {self.format}"
         if kv_dtype != model.dtype:
             self.name += f", kv {_short(kv_dtype)}"
+        self._adapters = AdapterBank(model)
         self.cache = PagedCache(model.config, blocks, kv_dtype, model.device)
 
     @torch.inference_mode()
@@ -47,17 +50,26 @@ class TorchRunner:
         """See `Runner.hidden`."""
         return self._forward(batch).float().cpu()
 
+    def load_adapter(self, slot: int, adapter: Adapter) -> None:
+        """See `TakesAdapters`."""
+        self._adapters.load(slot, adapter)
+
+    def drop_adapter(self, slot: int) -> None:
+        """See `TakesAdapters`."""
+        self._adapters.drop(slot)
+
     def _forward(self, batch: Batch) -> Tensor:
         """Hidden states [rows, hidden] of the rows that are wanted."""
         device = self.model.device
         tokens = torch.from_numpy(batch.tokens).long().to(device)
-        hidden = self.model(tokens[:, None], cache=self.cache.turn(batch))
+        with self._adapters.applied(batch):
+            hidden = self.model(tokens[:, None], cache=self.cache.turn(batch))
         return torch.as_tensor(hidden[torch.from_numpy(batch.rows).long().to(device), 0])
 
 
-def kv_token_bytes(config: DecoderConfig, value_bytes: int) -> int:
+def kv_token_bytes(config: DecoderConfig, value_bytes: float) -> int:
     """Bytes of one token's keys and values over all layers."""
-    return 2 * value_bytes * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return int(2 * value_bytes * config.num_hidden_layers * config.num_key_value_heads * config.head_dim)
 
 
 def _short(dtype: torch.dtype) -> str:
