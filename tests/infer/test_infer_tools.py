@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liuyi.infer.tools.calls import CallPiece, Message, Text
+from liuyi.infer.tools.formats import HERMES, MISTRAL, format_of
 from liuyi.infer.tools.hermes import HermesReader
 from liuyi.infer.tools.llama import LlamaReader
 from liuyi.infer.tools.mistral import MistralReader
@@ -168,3 +169,33 @@ def test_text_is_told_as_it_comes() -> None:
     assert reader.push("Let me ") == [Text("Let me")]
     assert reader.push("see <to") == [Text(" see")]
     assert reader.push("day") == [Text(" <today")]
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{{ '<tool_call>' }}", "hermes"),
+        ("<tool_call><function=f>", "plain"),
+        ('<|python_tag|> {"name": n, "parameters": p}', "llama"),
+        ("[TOOL_CALLS][", "mistral"),
+        ("[TOOL_CALLS]name[ARGS]", "mistral-args"),
+        ("<|im_start|>", "plain"),
+        ("", "plain"),
+    ],
+)
+def test_the_format_is_that_of_the_template(template: str, name: str) -> None:
+    assert format_of(template).name == name
+
+
+def test_a_space_after_the_tag_is_the_templates() -> None:
+    assert format_of("[TOOL_CALLS] [").shape.before == " ["
+    assert format_of("[TOOL_CALLS][").shape.before == "["
+
+
+def test_ids_fit_the_templates() -> None:
+    assert HERMES.fitting_id("anything") == "anything"
+    assert MISTRAL.fitting_id("a1B2c3D4e") == "a1B2c3D4e"
+    one, two = MISTRAL.fitting_id("call_1"), MISTRAL.fitting_id("call_2")
+    assert one != two
+    assert all(len(id) == 9 and id.isalnum() for id in (one, two, MISTRAL.new_id()))
+    assert one == MISTRAL.fitting_id("call_1")

@@ -32,8 +32,17 @@ def as_template_knows(
         for function in functions
     ]
     if form.template_knows:
-        return request.messages, tools or None
+        return [_with_fitting_ids(message, form) for message in request.messages], tools or None
     return told(request.messages, tools), None
+
+
+def _with_fitting_ids(message: Mapping[str, Any], form: ToolFormat) -> dict[str, Any]:
+    changed = dict(message)
+    if "tool_call_id" in message:
+        changed["tool_call_id"] = form.fitting_id(message["tool_call_id"])
+    if "tool_calls" in message:
+        changed["tool_calls"] = [{**call, "id": form.fitting_id(call["id"])} for call in message["tool_calls"]]
+    return changed
 
 
 def grammar_of(use: ToolUse, form: ToolFormat, special: Mapping[str, int], content: Grammar | None) -> Grammar:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import string
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from liuyi.infer.tools import hermes, llama, mistral, plain
 from liuyi.infer.tools.reader import ToolReader
@@ -34,6 +35,12 @@ class ToolFormat:
     def new_id(self) -> str:
         """An id for a call."""
         return self.id_prefix + "".join(secrets.choice(_ALPHABET) for _ in range(self.id_characters))
+
+    def fitting_id(self, id: str) -> str:
+        """The id that stands for one from elsewhere in the model's template: itself, unless templates refuse it."""
+        if self.id_prefix or (len(id) == self.id_characters and id.isascii() and id.isalnum()):
+            return id
+        return hashlib.sha256(id.encode()).hexdigest()[: self.id_characters]
 
 
 HERMES = ToolFormat(
@@ -74,7 +81,11 @@ FORMATS = {form.name: form for form in (HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, PL
 def format_of(template: str) -> ToolFormat:
     """The format that a chat template teaches its model; plain JSON where it teaches none that is known."""
     if mistral.TAG in template:
-        return MISTRAL_ARGS if mistral.ARGS in template else MISTRAL
+        if mistral.ARGS in template:
+            return MISTRAL_ARGS
+        # The first of these tokenizers has a space between the tag and the list.
+        spaced = f"{mistral.TAG} [" in template
+        return replace(MISTRAL, shape=replace(MISTRAL.shape, before=" [")) if spaced else MISTRAL
     if hermes.OPEN in template and "<function=" not in template:
         return HERMES
     if llama.PYTHON_TAG in template and '"parameters"' in template:
