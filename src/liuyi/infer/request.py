@@ -87,6 +87,8 @@ class Request:
     """Report also the most probable tokens at each position; needs `logprobs` or `prompt_logprobs`."""
     prompt_logprobs: bool = False
     """Report the log-probability of each token of the prompt after the first."""
+    adapter: str | None = None
+    """The LoRA adapter that answers, by the name it was loaded under; None for the model alone."""
     priority: int = 0
     """Among requests that wait, the lower goes first; of equals, the one that came first."""
 

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
+from liuyi.infer.adapters import HeldAdapter
 from liuyi.infer.blocks import BlockKeys
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import Matcher
@@ -28,11 +29,10 @@ class Sequence:
         matcher: Matcher | None = None,
         visible: Mapping[int, bytes] | None = None,
         number: int = 0,
-        root: bytes = b"",
+        adapter: HeldAdapter | None = None,
     ) -> None:
         """`limit` is the greatest number of tokens, prompt and output together; `visible` are special tokens that
-        the text shows; `number` says who came first; `root` stands for all beside the tokens that decides about keys
-        and values."""
+        the text shows; `number` says who came first; `adapter` is what the request took of the engine."""
         self.id = id
         self.request = request
         self.seed = seed
@@ -46,7 +46,8 @@ class Sequence:
         self.slot = -1
         """Its place in the sampler while it runs."""
         self.blocks = array("i")
-        self.keys = BlockKeys(self.tokens, root)
+        self.adapter = adapter
+        self.keys = BlockKeys(self.tokens, root=b"" if adapter is None else bytes.fromhex(adapter.digest))
         self.computed = 0
         """Tokens whose keys and values are in the blocks."""
         self.to_read = self.prompt_tokens

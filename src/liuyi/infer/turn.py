@@ -49,6 +49,6 @@ def pack(chunks: Items[Chunk]) -> tuple[Batch, list[Turn]]:
         lengths=ids([chunk.sequence.computed for chunk in chunks]),
         tables=tables,
         rows=ids(rows),
-        adapters=np.full(len(chunks), -1, dtype=np.int32),
+        adapters=ids([-1 if (held := chunk.sequence.adapter) is None else held.slot for chunk in chunks]),
     )
     return batch, turns
