@@ -24,7 +24,8 @@ from liuyi.infer.server.app import create_app
 from liuyi.infer.server.backend import ChatBackend
 from liuyi.infer.server.gate import Gate
 from liuyi.infer.server.model_backend import ModelBackend
-from liuyi.infer.server.run import bind, make_server, url_of
+from liuyi.infer.server.run import make_server
+from liuyi.infer.server.sockets import bind, url_of
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
 

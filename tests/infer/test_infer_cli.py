@@ -92,7 +92,7 @@ class TestChoosing:
             chosen = choose(home, ref)
             assert (chosen.name, chosen.artifact) == ("sft", made)
         chosen = choose(home, str(folder))
-        assert (chosen.name, chosen.folder, chosen.artifact) == ("tiny", folder, None)
+        assert (chosen.name, chosen.path, chosen.artifact) == ("tiny", folder, None)
 
     def test_without_a_name_the_newest_of_the_last_run_that_made_one(self, home: Home, folder: Path) -> None:
         with pytest.raises(LiuyiError, match="no run has made"):

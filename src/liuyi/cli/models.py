@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,39 +18,50 @@ SERVED = ("app", "checkpoint")
 
 @dataclass(frozen=True)
 class Chosen:
-    """What will answer: an artifact, or a folder of Hugging Face files."""
+    """What will answer: an artifact, a folder of Hugging Face files, or a GGUF file."""
 
     name: str
-    folder: Path
+    path: Path
     artifact: Artifact | None = None
 
     @property
     def description(self) -> str:
         """One line for people."""
         if self.artifact is None:
-            return f"model in {self.folder}"
+            return f"model in {self.path}"
         return f"{self.artifact.kind} {self.artifact.digest[:12]}"
 
 
 def choose(home: Home, ref: str | None) -> Chosen:
     """The model or application that `ref` names; without it the newest application, else checkpoint, of the last run.
 
-    `ref` is the beginning of a digest, run/step.output, or a folder with a config.json.
+    `ref` is the beginning of a digest, run/step.output, a folder with a config.json, or a GGUF file.
     Raises LiuyiError, saying what would be right, if it names none.
     """
     from liuyi.core.refs import resolve_artifact
 
-    if ref is not None and (Path(ref) / "config.json").is_file():
-        folder = Path(ref).resolve()
-        return Chosen(folder.name, folder)
-    if ref is not None and Path(ref).is_dir():
-        raise LiuyiError("the folder holds no model", where=ref, hint="a model folder has a config.json")
+    if ref is not None and (found := model_at(Path(ref))) is not None:
+        return found
     digest = resolve_artifact(home, ref) if ref is not None else newest(home)
     kind = home.store.manifest(digest).kind
     if kind not in SERVED:
         raise ArtifactError(f"{digest[:12]} is a {kind}, which cannot answer", hint="name a checkpoint or an app")
     artifact = home.store.open(digest)
     return Chosen(_name(home, artifact), artifact.path, artifact)
+
+
+def model_at(path: Path) -> Chosen | None:
+    """The model in a folder or a GGUF file; None if there is neither at `path`.
+
+    Raises LiuyiError for a folder without a model.
+    """
+    if path.suffix == ".gguf" and path.is_file():
+        return Chosen(path.stem, path.resolve())
+    if (path / "config.json").is_file():
+        return Chosen(path.resolve().name, path.resolve())
+    if path.is_dir():
+        raise LiuyiError("the folder holds no model", where=str(path), hint="a model folder has a config.json")
+    return None
 
 
 def newest(home: Home) -> str:
@@ -69,40 +80,40 @@ def newest(home: Home) -> str:
     raise LiuyiError("no run has made a model yet", hint="start one with: liuyi run quickstart")
 
 
-def open_backend(
-    chosen: Chosen,
-    home: Home,
-    *,
-    slots: int | None = None,
-    max_tokens: int | None = None,
-    max_queue: int = 256,
-    max_queue_tokens: int | None = None,
-    dtype: str | None = None,
-) -> ChatBackend:
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a model is opened; None leaves it to the engine. Meanings as in `EngineSpec` and `ModelBackend`."""
+
+    weights: str | None = None
+    kv: str | None = None
+    kv_tokens: int | None = None
+    slots: int | None = None
+    max_tokens: int | None = None
+    max_queue_tokens: int | None = None
+
+
+def open_backend(chosen: Chosen, home: Home, opening: Opening | None = None, *, max_queue: int = 256) -> ChatBackend:
     """Whatever was chosen, ready to be started. Raises LiuyiError if an option does not go with it."""
+    given = {name: value for name, value in asdict(opening or Opening()).items() if value is not None}
     if chosen.artifact is not None and chosen.artifact.kind == "app":
-        given = {
-            "--slots": slots,
-            "--max-tokens": max_tokens,
-            "--max-queue-tokens": max_queue_tokens,
-            "--dtype": dtype,
-        }
-        wrong = [name for name, value in given.items() if value is not None]
-        if wrong:
-            raise LiuyiError(f"{wrong[0]} is for models; an application brings its own", where=chosen.description)
+        for name in given:
+            option = "--" + name.replace("_", "-")
+            raise LiuyiError(f"{option} is for models; an application brings its own", where=chosen.description)
         from liuyi.apply.app import AppConfig
         from liuyi.apply.backend import open_app
 
-        model = home.store.open(AppConfig.load(chosen.folder).model)
+        model = home.store.open(AppConfig.load(chosen.path).model)
         return open_app(chosen.artifact, model, max_waiting=max_queue)
     from liuyi.infer.process.messages import EngineSpec
     from liuyi.infer.server.model_backend import ModelBackend
 
-    spec = EngineSpec(
-        model=str(chosen.folder), max_slots=slots, max_tokens=max_tokens, dtype="bf16" if dtype == "bf16" else "fp32"
-    )
+    queued = given.pop("max_queue_tokens", None)
+    if "slots" in given:
+        given["max_slots"] = given.pop("slots")
     digest = chosen.artifact.digest if chosen.artifact is not None else ""
-    return ModelBackend.load(chosen.folder, spec, digest=digest, max_queue=max_queue, max_queue_tokens=max_queue_tokens)
+    return ModelBackend.load(
+        EngineSpec(model=str(chosen.path), **given), digest=digest, max_queue=max_queue, max_queue_tokens=queued
+    )
 
 
 def _name(home: Home, artifact: Artifact) -> str:

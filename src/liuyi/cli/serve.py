@@ -22,12 +22,22 @@ KEYS = "LIUYI_API_KEYS"
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
-    "--slots", type=click.IntRange(1), help="Requests decoded at once [default: what memory allows, up to 64]."
+    "--weights",
+    type=click.Choice(("auto", "reference", "fp32", "bf16", "int8", "int4")),
+    help="Number format of the weights; 'reference' runs them in torch as they are [default: auto, int8 on a CPU].",
 )
+@click.option(
+    "--kv",
+    type=click.Choice(("auto", "fp32", "bf16", "int8")),
+    help="Number format of keys and values [default: auto].",
+)
+@click.option(
+    "--kv-tokens", type=click.IntRange(64), help="Room in the cache, in tokens [default: what memory allows]."
+)
+@click.option("--slots", type=click.IntRange(1), help="Requests decoded at once [default: 64].")
 @click.option(
     "--max-tokens", type=click.IntRange(2), help="Tokens of prompt and answer [default: the model's context]."
 )
-@click.option("--dtype", type=click.Choice(("fp32", "bf16")), help="Number format to compute in [default: fp32].")
 @click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
 @click.option(
     "--api-key-env",
@@ -61,9 +71,11 @@ def command(
     name: str | None,
     host: str,
     port: int,
+    weights: str | None,
+    kv: str | None,
+    kv_tokens: int | None,
     slots: int | None,
     max_tokens: int | None,
-    dtype: str | None,
     max_queue: int,
     api_key_env: str,
     keys_file: Path | None,
@@ -74,11 +86,11 @@ def command(
 ) -> None:
     """Serve REF through the OpenAI API: chat completions, completions and models.
 
-    REF is the beginning of a digest, an output of a run's step (last/sft.checkpoint), or a folder with a model;
-    without it, the newest application of the last run, else its newest checkpoint. Every answer is entered in the
-    ledger, so that 'liuyi lineage ID' walks from it to the model and the data.
+    REF is the beginning of a digest, an output of a run's step (last/sft.checkpoint), a folder with a model, or a
+    GGUF file; without it, the newest application of the last run, else its newest checkpoint. Every answer is
+    entered in the ledger, so that 'liuyi lineage ID' walks from it to the model and the data.
     """
-    from liuyi.cli.models import choose, open_backend
+    from liuyi.cli.models import Opening, choose, open_backend
     from liuyi.infer.server.guard import is_loopback, require_keys_beyond_loopback
     from liuyi.infer.server.keys import KeyFile, KeyRing
 
@@ -89,21 +101,23 @@ def command(
     chosen = choose(place, ref)
     name = name or chosen.name
 
-    from liuyi.infer.server.app import create_app
-    from liuyi.infer.server.gate import Gate
-    from liuyi.infer.server.run import bind, make_server, serve, url_of
+    from liuyi.infer.server.sockets import bind, url_of
 
     bound = bind(host, port)
     try:
-        backend = open_backend(
-            chosen,
-            place,
+        opening = Opening(
+            weights=weights,
+            kv=kv,
+            kv_tokens=kv_tokens,
             slots=slots,
             max_tokens=max_tokens,
-            max_queue=max_queue,
             max_queue_tokens=max_queue_tokens,
-            dtype=dtype,
         )
+        backend = open_backend(chosen, place, opening, max_queue=max_queue)
+        # The engine's process loads the model meanwhile.
+        from liuyi.infer.server.app import create_app
+        from liuyi.infer.server.gate import Gate
+        from liuyi.infer.server.run import make_server, serve
 
         def record(answer: Answer) -> None:
             place.ledger.add_answer(

@@ -14,13 +14,13 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from liuyi.core.errors import ModelError
 from liuyi.model.gguf_formats import FORMATS, Format
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -108,6 +108,8 @@ class GGUF:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in float32. Raises ModelError as `data` does."""
+        import torch
+
         values = self.format(name).widen(self.data(name))
         return torch.from_numpy(values.reshape(self.shape(name)))
 

@@ -104,7 +104,7 @@ class EngineClient:
 
     def __init__(self, launch: Callable[[], Peer], *, patience: Patience | None = None) -> None:
         """`launch` starts a process and returns its peer, whose first message says whether the engine is open."""
-        self._launch = launch
+        self._new_peer = launch
         self._patience = patience or Patience()
         self._ids = itertools.count()
         self._listeners: dict[int, tuple[Stream, int]] = {}
@@ -112,6 +112,7 @@ class EngineClient:
         self._embedding: dict[int, asyncio.Future[NDArray[np.float32]]] = {}
         self._lost: deque[float] = deque()
         self._silent_s = 0.0
+        self._launched: Peer | None = None
         self._peer: Peer
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
@@ -121,8 +122,23 @@ class EngineClient:
         self.pulse = NO_PULSE
         self.restarts = 0
 
+    def launch(self) -> None:
+        """Start the process before there is an event loop; `start` waits for it, `abandon` ends it."""
+        self._launched = self._new_peer()
+
+    def abandon(self) -> None:
+        """End what was launched and will not be started."""
+        if self._launched is not None:
+            self._launched.kill()
+            self._launched.end()
+            self._launched.sock.close()
+            self._launched = None
+
     async def start(self) -> None:
-        """Start the process, and wait until its engine is open. Raises LiuyiError if it cannot be opened."""
+        """Start the process, unless that was done, and wait until its engine is open.
+
+        Raises LiuyiError if it cannot be opened.
+        """
         self.state = "starting"
         await self._open()
         self._supervisor = asyncio.create_task(self._supervise())
@@ -257,7 +273,8 @@ class EngineClient:
                 logger.error("the engine could not be started again: %s", error)
 
     async def _open(self) -> None:
-        self._peer = peer = self._launch()
+        self._peer = peer = self._launched or self._new_peer()
+        self._launched = None
         self._reader, self._writer = await asyncio.open_connection(sock=peer.sock)
         try:
             message = await self._read()

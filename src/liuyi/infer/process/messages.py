@@ -24,12 +24,18 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to open in the process."""
 
     model: str
-    """A model folder."""
-    max_slots: int | None = None
-    """Requests decoded at once; None for what memory allows."""
+    """A model folder or a GGUF file."""
+    weights: Literal["auto", "reference", "fp32", "bf16", "int8", "int4"] = "auto"
+    kv: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Number formats, as `open_runner` has them."""
+    max_slots: int = 64
+    """Requests decoded at once."""
     max_tokens: int | None = None
     """Tokens of prompt and answer together; None for the model's context."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    kv_tokens: int | None = None
+    """Room for tokens in the cache of keys and values; None for what memory allows."""
+    stretch: float | None = 1.8
+    """How much longer a step may take for prompts that are read beside generation; see `Pace`."""
     seed: int = 0
 
 

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import torch
 
 from liuyi.infer.engine import Engine
+from liuyi.infer.open import open_runner
 from liuyi.infer.process.messages import EngineSpec
-from liuyi.model.checkpoint import load_model
-from liuyi.model.config import DecoderConfig
-from liuyi.model.tokenizer import Tokenizer
+from liuyi.model.load import load
 
 
 def open_engine(spec: EngineSpec) -> Engine:
-    """The engine over a model folder; as many slots as fit into a quarter of the free memory, up to 64, by default.
+    """The engine over a model folder or a GGUF file, on the GPU where there is one.
 
-    Raises ModelError if the folder cannot be read.
+    Raises ModelError if it cannot be read, or cannot be run as `spec` says.
     """
-    folder = Path(spec.model)
-    dtype = torch.bfloat16 if spec.dtype == "bf16" else torch.float32
-    model, tokenizer = load_model(folder, dtype=dtype), Tokenizer.load(folder)
-    context = min(spec.max_tokens or model.config.max_position_embeddings, model.config.max_position_embeddings)
-    slots = spec.max_slots or slots_that_fit(model.config, context, dtype)
-    return Engine(model, tokenizer, max_slots=slots, max_tokens=context, seed=spec.seed)
-
-
-def slots_that_fit(
-    config: DecoderConfig, max_tokens: int, dtype: torch.dtype, most: int = 64, share: float = 0.25
-) -> int:
-    """How many slots of `max_tokens` tokens fit into a share of the memory that is free now; at least one."""
-    token_bytes = 2 * dtype.itemsize * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    free = psutil.virtual_memory().available
-    return max(1, min(most, int(free * share / (token_bytes * max_tokens))))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load(Path(spec.model), device=device)
+    context = min(spec.max_tokens or model.config.context_tokens, model.config.context_tokens)
+    runner = open_runner(
+        model,
+        weights=spec.weights,
+        kv=spec.kv,
+        slots=spec.max_slots,
+        max_tokens=context,
+        kv_tokens=spec.kv_tokens,
+    )
+    return Engine(runner, tokenizer, max_slots=spec.max_slots, max_tokens=context, seed=spec.seed, stretch=spec.stretch)

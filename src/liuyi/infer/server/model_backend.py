@@ -34,6 +34,7 @@ from liuyi.infer.server.calling import Called, as_template_knows, grammar_of
 from liuyi.infer.server.model_answers import Answers, Prompt
 from liuyi.infer.tools.formats import FORMATS, format_of
 from liuyi.model.chat import encode_chat
+from liuyi.model.load import load_tokenizer
 from liuyi.model.tokenizer import Tokenizer
 
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
@@ -72,13 +73,20 @@ class ModelBackend:
         self.admission = Admission(max_requests=0, max_tokens=0)
 
     @classmethod
-    def load(cls, folder: Path, spec: EngineSpec, **options: Any) -> ModelBackend:
-        """A backend over a model folder, whose engine is opened as `spec` says; `options` as for the class.
+    def load(cls, spec: EngineSpec, **options: Any) -> ModelBackend:
+        """A backend whose engine is opened as `spec` says; `options` as for the class.
 
-        Raises ModelError if the tokenizer cannot be read.
+        The process is started at once, to load the weights while this one gets ready. Raises ModelError if the
+        tokenizer cannot be read.
         """
+        path = Path(spec.model)
         engine = EngineClient(partial(spawn, spec))
-        return cls(engine, Tokenizer.load(folder), defaults=sampling_defaults(folder), **options)
+        engine.launch()
+        try:
+            return cls(engine, load_tokenizer(path), defaults=sampling_defaults(path), **options)
+        except BaseException:
+            engine.abandon()
+            raise
 
     @property
     def info(self) -> BackendInfo:
@@ -300,7 +308,10 @@ def _characters(request: ChatRequest) -> int:
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:
-    """The sampling parameters that a model folder's `generation_config.json` recommends, if it samples at all."""
+    """The sampling parameters that a model folder's `generation_config.json` recommends, if it samples at all.
+
+    A GGUF file recommends none.
+    """
     path = folder / "generation_config.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not values.get("do_sample"):

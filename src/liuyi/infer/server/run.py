@@ -65,30 +65,6 @@ def make_server(
     return Server(config, gate or Gate(), drain_s, listening)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address; port 0 takes a free one.
-
-    Raises LiuyiError if the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns off Nagle's delay only where the protocol is named.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host.strip("[]"), port))
-    except OSError as error:
-        bound.close()
-        reason = error.strerror or str(error)
-        raise LiuyiError(f"cannot listen on {host}:{port}: {reason}", hint="choose another --port") from error
-    return bound
-
-
-def url_of(bound: socket.socket) -> str:
-    """The URL at which a bound socket is reached."""
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def serve(server: Server, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, and return once everything begun has been finished.
 
