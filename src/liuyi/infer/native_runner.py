@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from liuyi.core.errors import ModelError
 from liuyi.infer.runner import Batch
 from liuyi.kernels.library import BatchView
-from liuyi.kernels.model import KV_FORMATS, WEIGHT_FORMATS, NativeModel, NativeShape, Part
+from liuyi.kernels.model import KV_FORMATS, NativeModel, NativeShape
+from liuyi.kernels.parts import WEIGHT_FORMATS, Part
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 from liuyi.model.quantize import QuantEmbedding, QuantLinear

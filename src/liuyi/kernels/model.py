@@ -14,20 +14,16 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from liuyi.core.machine import cores
-from liuyi.kernels.library import BatchView, KernelsError, Library, ModelArguments, Source, kernels
+from liuyi.kernels.library import BatchView, KernelsError, Library, ModelArguments, kernels
+from liuyi.kernels.parts import WEIGHT_FORMATS, Array, Part, Sources
 
-WEIGHT_FORMATS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 KV_FORMATS = {"fp32": 0, "bf16": 1, "int8": 2}
 MATRICES = {"qkv": 0, "output": 1, "gate_up": 2, "down": 3, "head": 4}
 VECTORS = {"attention_norm": 0, "mlp_norm": 1, "q_norm": 2, "k_norm": 3, "final_norm": 4}
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -42,19 +38,6 @@ class NativeShape:
     kv_heads: int
     head_dim: int
     norm_eps: float
-
-
-@dataclass(frozen=True)
-class Part:
-    """A matrix, or one of several stacked top to bottom.
-
-    `values` [rows, columns] is float32, bfloat16 as uint16 bits, or int8 with `scales` [rows, groups of 64 columns] as
-    bfloat16 bits. `bias` [rows] is float32.
-    """
-
-    values: Array
-    bias: Array | None = None
-    scales: Array | None = None
 
 
 class NativeModel:
@@ -101,31 +84,13 @@ class NativeModel:
 
     def pack(self, matrix: str, layer: int, fmt: str, parts: Sequence[Part]) -> None:
         """Pack the parts into a matrix of the layer (any for the head). Raises KernelsError if they do not fit."""
-        kept: list[Array] = []  # Arrays must live until the call is over.
-        sources = (Source * len(parts))()
-        columns = self.shape.hidden
-        if matrix == "output":
-            columns = self.shape.heads * self.shape.head_dim
-        elif matrix == "down":
-            columns = self.shape.intermediate
-        for source, part in zip(sources, parts, strict=True):
-            values = np.ascontiguousarray(part.values)
-            if values.ndim != 2 or values.shape[1] != columns:
-                raise KernelsError(f"the matrix '{matrix}' has {columns} columns, not {list(values.shape)}")
-            source.format = _format_of(values)
-            source.rows = values.shape[0]
-            source.values = _keep(kept, values)
-            if part.scales is not None:
-                if part.scales.shape != (values.shape[0], -(-columns // 64)) or part.scales.dtype != np.uint16:
-                    raise KernelsError(f"scales {list(part.scales.shape)} do not fit weights {list(values.shape)}")
-                source.scales = _keep(kept, np.ascontiguousarray(part.scales))
-            if part.bias is not None:
-                if part.bias.shape != (values.shape[0],):
-                    raise KernelsError(f"a bias {list(part.bias.shape)} does not fit weights {list(values.shape)}")
-                source.bias = _keep(kept, np.ascontiguousarray(part.bias, dtype=np.float32))
+        columns = {"output": self.shape.heads * self.shape.head_dim, "down": self.shape.intermediate}
+        sources = Sources(parts, columns.get(matrix, self.shape.hidden), f"the matrix '{matrix}'")
         functions = self.library.functions
         self.library.check(
-            functions.liuyi_model_pack(self._open(), MATRICES[matrix], layer, WEIGHT_FORMATS[fmt], sources, len(parts))
+            functions.liuyi_model_pack(
+                self._open(), MATRICES[matrix], layer, WEIGHT_FORMATS[fmt], sources.array, len(parts)
+            )
         )
 
     def set_vector(self, vector: str, layer: int, values: Array) -> None:
@@ -142,8 +107,13 @@ class NativeModel:
         kept = np.ascontiguousarray(values)
         if kept.shape != (self.shape.vocab, self.shape.hidden):
             raise KernelsError(f"an embedding {list(kept.shape)} for a vocabulary of {self.shape.vocab}")
+        formats = {"float32": WEIGHT_FORMATS["fp32"], "uint16": WEIGHT_FORMATS["bf16"]}
+        if kept.dtype.name not in formats:
+            raise KernelsError(f"an embedding is float32 or bfloat16 bits, not {kept.dtype.name}")
         functions = self.library.functions
-        self.library.check(functions.liuyi_model_set_embedding(self._open(), _format_of(kept), kept.ctypes.data))
+        self.library.check(
+            functions.liuyi_model_set_embedding(self._open(), formats[kept.dtype.name], kept.ctypes.data)
+        )
 
     def forward(self, batch: BatchView, result: int, *, hidden: bool = False) -> None:
         """Compute a batch; float32 logits [rows, vocab], or hidden states [rows, hidden], go to the address `result`.
@@ -165,15 +135,3 @@ class NativeModel:
         if not self.close.alive:
             raise KernelsError("the model is closed")
         return int(self._handle)
-
-
-def _format_of(values: Array) -> int:
-    names = {"float32": "fp32", "uint16": "bf16", "int8": "int8"}
-    if values.dtype.name not in names:
-        raise KernelsError(f"weights are float32, bfloat16 bits or int8, not {values.dtype.name}")
-    return WEIGHT_FORMATS[names[values.dtype.name]]
-
-
-def _keep(kept: list[Array], values: Array) -> int:
-    kept.append(values)
-    return int(values.ctypes.data)

@@ -77,10 +77,10 @@ struct Int4Scale {
 };
 
 // The squared error of x as scale·q + minimum, writing q.
-float try_int4(const float* x, int group, float scale, float minimum, uint8_t* out) {
+float try_int4(const float* x, int count, float scale, float minimum, uint8_t* out) {
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     float error = 0.0f;
-    for (int k = 0; k < group; ++k) {
+    for (int k = 0; k < count; ++k) {
         const float q = std::fmin(15.0f, std::fmax(0.0f, std::nearbyint((x[k] - minimum) * inverse)));
         const float off = scale * q + minimum - x[k];
         error += off * off;
@@ -91,9 +91,9 @@ float try_int4(const float* x, int group, float scale, float minimum, uint8_t* o
 
 // Asymmetric. The range is narrowed from both ends in a few steps, because one outlier less accurate can leave all
 // others more so; the range with the least squared error stays.
-Int4Scale quantize_int4(const float* x, int group, uint8_t* out) {
+Int4Scale quantize_int4(const float* x, int count, uint8_t* out) {
     float low = x[0], high = x[0];
-    for (int k = 1; k < group; ++k) {
+    for (int k = 1; k < count; ++k) {
         low = std::fmin(low, x[k]);
         high = std::fmax(high, x[k]);
     }
@@ -104,11 +104,11 @@ Int4Scale quantize_int4(const float* x, int group, uint8_t* out) {
         const float shrink = 1.0f - 0.03f * static_cast<float>(step), middle = 0.5f * (low + high);
         const uint16_t minimum = nearest_bf16(middle + (low - middle) * shrink);
         const uint16_t scale = nearest_bf16((high - low) * shrink / 15.0f);
-        const float error = try_int4(x, group, from_bf16(scale), from_bf16(minimum), trial);
+        const float error = try_int4(x, count, from_bf16(scale), from_bf16(minimum), trial);
         if (error < least) {
             least = error;
             best = {scale, minimum};
-            std::memcpy(out, trial, group);
+            std::memcpy(out, trial, count);
         }
     }
     return best;
@@ -192,8 +192,9 @@ void pack_row(const Linear& w, const Place& place, int lane, uint8_t* panel, flo
             const uint16_t scale = quantize_int8(row + g * w.group, w.group, q);
             write_int8(w, g, lane, q, scale, panel);
         } else {
-            uint8_t q[kInt4Group];
-            const Int4Scale scale = quantize_int4(row + g * w.group, w.group, q);
+            uint8_t q[kInt4Group] = {};
+            const int start = g * w.group, count = w.columns - start < w.group ? w.columns - start : w.group;
+            const Int4Scale scale = quantize_int4(row + start, count, q);
             write_int4(w, g, lane, q, scale, panel);
         }
     }

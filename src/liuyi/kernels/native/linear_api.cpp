@@ -1,17 +1,21 @@
-// Linear layers through a plain C interface, one at a time: what tests and micro-benchmarks call.
+// Linear layers through the C interface, one at a time: what `kernels/linear.py` calls.
 
 #include <new>
-#include <vector>
 
+#include "api.h"
 #include "cpu.h"
 #include "linear.h"
 
 using namespace liuyi;
 
-extern "C" {
+namespace {
+
+bool newest(int set) { return static_cast<InstructionSet>(set) == InstructionSet::avx512; }
+
+}  // namespace
 
 // A packed matrix, or null without memory. Sources as in linear.h; `rounds_x` 0 or 1, or -1 for what pays here.
-Linear* liuyi_linear_new(int format, int rows, int columns, int gated, int rounds_x, const Source* sources) {
+LIUYI_API Linear* liuyi_linear_new(int format, int rows, int columns, int gated, int rounds_x, const Source* sources) {
     try {
         bool bias = false;
         for (int row = 0, i = 0; row < rows; row += sources[i++].rows) bias = bias || sources[i].bias != nullptr;
@@ -24,28 +28,26 @@ Linear* liuyi_linear_new(int format, int rows, int columns, int gated, int round
     }
 }
 
-void liuyi_linear_free(Linear* w) { delete w; }
+LIUYI_API void liuyi_linear_free(Linear* w) { delete w; }
 
-int liuyi_linear_panels(const Linear* w) { return w->panels; }
-size_t liuyi_linear_bytes(const Linear* w) { return w->weights.bytes(); }
-size_t liuyi_linear_prepared_bytes(const Linear* w) { return w->prepared_bytes; }
-void liuyi_linear_unpack(const Linear* w, int row, float* out) { linear_unpack(*w, row, out); }
+LIUYI_API int liuyi_linear_panels(const Linear* w) { return w->panels; }
+LIUYI_API int64_t liuyi_linear_bytes(const Linear* w) { return static_cast<int64_t>(w->panel_bytes) * w->panels; }
+LIUYI_API int64_t liuyi_linear_prepared_bytes(const Linear* w) { return static_cast<int64_t>(w->prepared_bytes); }
+LIUYI_API void liuyi_linear_unpack(const Linear* w, int row, float* out) { linear_unpack(*w, row, out); }
 
-// x [tokens, columns] -> prepared [tokens, prepared_bytes].
-void liuyi_linear_prepare(const Linear* w, int set, const float* x, int tokens, unsigned char* prepared) {
-    const auto function = static_cast<InstructionSet>(set) == InstructionSet::avx512 ? avx512::prepare : avx2::prepare;
+// x [tokens, columns] -> prepared [tokens, prepared_bytes]; `set` is an InstructionSet.
+LIUYI_API void liuyi_linear_prepare(const Linear* w, int set, const float* x, int tokens, unsigned char* prepared) {
+    const auto function = newest(set) ? avx512::prepare : avx2::prepare;
     for (int t = 0; t < tokens; ++t) function(*w, x + static_cast<size_t>(t) * w->columns, prepared + t * w->prepared_bytes);
 }
 
-void liuyi_linear_multiply(const Linear* w, int set, const void* prepared, int first_token, int last_token,
-                           int first_panel, int last_panel, float* y, size_t stride, int epilogue) {
-    const auto function = static_cast<InstructionSet>(set) == InstructionSet::avx512 ? avx512::multiply : avx2::multiply;
-    function(*w, prepared, {first_token, last_token}, {first_panel, last_panel}, y, stride, static_cast<Epilogue>(epilogue));
+LIUYI_API void liuyi_linear_multiply(const Linear* w, int set, const void* prepared, int first_token, int last_token,
+                                     int first_panel, int last_panel, float* y, int64_t stride, int epilogue) {
+    const auto function = newest(set) ? avx512::multiply : avx2::multiply;
+    function(*w, prepared, {first_token, last_token}, {first_panel, last_panel}, y, static_cast<size_t>(stride),
+             static_cast<Epilogue>(epilogue));
 }
 
-void liuyi_swiglu(int set, const float* gate, const float* up, int count, float* out) {
-    const auto function = static_cast<InstructionSet>(set) == InstructionSet::avx512 ? avx512::swiglu : avx2::swiglu;
-    function(gate, up, count, out);
+LIUYI_API void liuyi_swiglu(int set, const float* gate, const float* up, int count, float* out) {
+    (newest(set) ? avx512::swiglu : avx2::swiglu)(gate, up, count, out);
 }
-
-}  // extern "C"
