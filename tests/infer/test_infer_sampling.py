@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from liuyi.infer.request import Request
+from liuyi.infer.sampler import Sampler
 from liuyi.infer.sampling import (
     derive_seed,
     draw,
@@ -182,6 +184,15 @@ class TestDraws:
         logits = torch.zeros(500, 4)
         logits[:, 2] = -float("inf")
         assert set(draw(logits, keys(500))) == {0, 1, 3}
+
+    def test_a_row_without_hope_gives_some_token(self) -> None:
+        assert list(draw(torch.full((2, 5), -float("inf")), keys(2))) == [0, 0]
+
+    @pytest.mark.parametrize("temperature", [5e-324, 1e-30, 9e-5])
+    def test_hardly_any_temperature_is_none(self, temperature: float) -> None:
+        sampler, logits = Sampler(slots=1, vocab_size=50), torch.randn(1, 50) * 100
+        sampler.admit(0, Request(prompt_ids=[1], temperature=temperature, top_p=0.9, min_p=0.1, typical_p=0.9), seed=1)
+        assert sampler.sample(logits, slots=[0], positions=[0], allowed=None) == [int(logits.argmax())]
 
     def test_derived_seeds_differ(self) -> None:
         assert len({derive_seed(seed, number) for seed in (-1, 0, 1, 2**63) for number in range(100)}) == 400

@@ -21,6 +21,8 @@ from liuyi.infer.errors import RequestError
 FinishReason = Literal["stop", "length"]
 """`stop`: a stop token, a stop string, or a complete grammar. `length`: `max_tokens` or the end of the context."""
 
+COLDEST = 1e-4
+"""Below this temperature logits would leave float32's range, and a draw is the most probable token anyway."""
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 
@@ -50,7 +52,7 @@ class Request:
     """At most this many tokens are generated; the end of the context may come sooner. 0 only reads the prompt, for
     `prompt_logprobs`."""
     temperature: float = 0.0
-    """0 takes the most probable token; above 0, logits are divided by it."""
+    """0, or anything below `COLDEST`, takes the most probable token; from there on, logits are divided by it."""
     top_k: int = 0
     """Only the k most probable tokens; 0 for all."""
     top_p: float = 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from liuyi.infer.request import Request
+from liuyi.infer.request import COLDEST, Request
 from liuyi.infer.sampling import NEVER, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, noise_keys, penalise
 
 
@@ -70,7 +70,7 @@ class Sampler:
         logits = self._with_history(logits, slots, requests)
         # Ten times as fast as torch's, for few rows.
         tokens: list[int] = logits.numpy().argmax(axis=-1).tolist()
-        random = [row for row, request in enumerate(requests) if request.temperature > 0]
+        random = [row for row, request in enumerate(requests) if request.temperature >= COLDEST]
         if random:
             some = logits if len(random) == len(logits) else logits[random]
             drawn = self._draw(some, [slots[row] for row in random], [positions[row] for row in random])

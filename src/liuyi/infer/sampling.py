@@ -122,6 +122,8 @@ def draw(logits: Tensor, keys: NDArray[np.uint64]) -> list[int]:
 
 def _win(logits: NDArray[np.float32], key: np.uint64) -> int:
     alive = np.flatnonzero(logits > NEVER)
+    if not len(alive):
+        return int(logits.argmax())
     if 4 * len(alive) > len(logits):
         return _first_of_race(logits, _uniform(key, _spread(len(logits))))
     return int(alive[_first_of_race(logits[alive], _uniform(key, _spread(len(logits))[alive]))])
