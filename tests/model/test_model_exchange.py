@@ -14,7 +14,8 @@ from liuyi.core.home import Home
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
-from liuyi.model.exchange import export_model, import_model
+from liuyi.model.exchange import import_model, source_of
+from liuyi.model.export import export_hf
 from liuyi.model.tokenizer import train_bpe
 
 CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\n"
@@ -88,21 +89,21 @@ def test_what_goes_out_is_the_same_model_without_what_is_ours(home: Home, made: 
     for name in ("liuyi.json", "training.jsonl", "effect.json"):
         (staging.path / name).write_text("{}")
     ours = home.store.publish(staging, step="finetune.sft", output="checkpoint")
-    names = export_model(home.store, ours.digest[:10], tmp_path / "out")
+    names = export_hf(source_of(home, ours.digest[:10]), tmp_path / "out").files
     assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert not {"liuyi.json", "training.jsonl", "effect.json", "manifest.json"} & set(names)
     exported, original = load_file(tmp_path / "out" / "model.safetensors"), load_file(made / "model.safetensors")
     assert exported.keys() == original.keys()
     assert all(torch.equal(exported[name], original[name]) for name in original)
     with pytest.raises(ArtifactError, match="exists already"):
-        export_model(home.store, ours.digest, tmp_path / "out")
+        export_hf(source_of(home, ours.digest), tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_transformers_reads_what_goes_out(home: Home, folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     digest = import_model(home, folder).digest
-    export_model(home.store, digest, tmp_path / "out")
+    export_hf(source_of(home, digest), tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ours = load_model(folder)
@@ -140,13 +141,13 @@ def test_only_checkpoints_that_others_can_read_go_out(home: Home, made: Path, tm
     (staging.path / "x").write_text("y")
     corpus = home.store.publish(staging, step="data.files", output="corpus")
     with pytest.raises(ArtifactError, match="is not a model"):
-        export_model(home.store, corpus.digest, tmp_path / "out")
+        source_of(home, corpus.digest)
     staging = home.store.stage("checkpoint")
     (staging.path / "quantization.json").write_text(json.dumps({}))
     quantised = home.store.publish(staging, step="infer.quantize", output="checkpoint")
     with pytest.raises(ArtifactError, match="quantised"):
-        export_model(home.store, quantised.digest, tmp_path / "out")
+        export_hf(source_of(home, quantised.digest), tmp_path / "out")
     checkpoint = import_model(home, made)
     with pytest.raises(ArtifactError, match="cannot be written"):
-        export_model(home.store, checkpoint.digest, Path("/proc/nosuch/out"))
+        export_hf(source_of(home, checkpoint.digest), Path("/proc/nosuch/out"))
     assert not (tmp_path / "out").exists()

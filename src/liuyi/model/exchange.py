@@ -1,12 +1,11 @@
-"""Model folders of other programs, into the store and out of it.
+"""Models of other programs into the store, and what is in it, or anywhere, as a source for `export.py`.
 
 artifact = import_model(home, Path("SmolLM2-135M-Instruct"), licences=["apache-2.0"])
-export_model(home.store, artifact.digest, Path("my-model"))
+export_hf(source_of(home, artifact.digest), Path("my-model"))
 """
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -16,19 +15,19 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from liuyi.core.artifact import Artifact
-from liuyi.core.disk import full_disk_is_told, sync_tree
+from liuyi.core.disk import full_disk_is_told
 from liuyi.core.errors import ArtifactError, ModelError
 from liuyi.core.home import Home
-from liuyi.core.store import Store
+from liuyi.core.refs import resolve_artifact
+from liuyi.model.adapter import CONFIG as ADAPTER_CONFIG
 from liuyi.model.checkpoint import INDEX, load_config, save_model, weight_files
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
+from liuyi.model.export import Source
 from liuyi.model.gguf import GGUF
 from liuyi.model.gguf_import import load_gguf
 from liuyi.model.tokenizer import Tokenizer
 
-OURS = ("liuyi.json", "training.jsonl", "effect.json")
-QUANTIZATION = "quantization.json"
 _TAKEN = (
     "config.json",
     "generation_config.json",
@@ -84,38 +83,22 @@ def _take_gguf(path: Path, target: Path) -> set[str]:
     return {str(licence)} if licence else set()
 
 
-def export_model(store: Store, ref: str, folder: Path) -> list[str]:
-    """Write a checkpoint as a folder that `transformers` reads; gives the names of its files.
+def source_of(home: Home, ref: str) -> Source:
+    """What `ref` names, to be exported: a model or an adapter at a path, or one in the home's store.
 
-    The folder is there whole or not at all. Raises ArtifactError if the artifact is not a checkpoint, is quantised in
-    a way that only Liuyi reads, or if the folder exists already.
+    Raises LiuyiError, saying what would be right, if it names neither.
     """
-    artifact = store.open(ref)
-    if artifact.kind != "checkpoint":
+    path = Path(ref)
+    if path.suffix == ".gguf" or any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        return Source(path.resolve(), name=path.resolve().stem if path.is_file() else path.resolve().name)
+    if path.is_dir():
+        raise ArtifactError("the folder holds no model", where=str(path), hint="a model folder has a config.json")
+    artifact = home.store.open(resolve_artifact(home, ref))
+    if artifact.kind not in ("checkpoint", "adapter"):
         raise ArtifactError(f"{artifact.kind} {artifact.digest[:12]} is not a model", hint="give a checkpoint")
-    names = [entry.path for entry in artifact.manifest.files]
-    if QUANTIZATION in names:
-        source = next((f"checkpoint {each.digest[:12]}" for each in artifact.manifest.inputs), "what it came from")
-        raise ArtifactError(
-            f"checkpoint {artifact.digest[:12]} is quantised in a form that other programs do not read",
-            hint=f"export {source}",
-        )
-    if folder.exists():
-        raise ArtifactError("this exists already", where=str(folder), hint="name a new folder")
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    names = [name for name in names if name not in OURS]
-    try:
-        with full_disk_is_told("exporting a model", folder.parent):
-            for name in names:
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(artifact.file(name), part / name)
-            sync_tree(part)
-            part.rename(folder)
-    except OSError as error:
-        raise ArtifactError(f"the folder cannot be written: {error.strerror}", where=str(folder)) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return names
+    came_from = next((f"checkpoint {each.digest[:12]}" for each in artifact.manifest.inputs), "what it came from")
+    name = f"{artifact.manifest.step}-{artifact.digest[:12]}"
+    return Source(artifact.path, name=name, licences=artifact.manifest.licences, came_from=came_from)
 
 
 def _check_weights(config: DecoderConfig, paths: list[Path]) -> None:
