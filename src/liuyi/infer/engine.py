@@ -31,6 +31,7 @@ from liuyi.infer.sampler import Sampler
 from liuyi.infer.sampling import Scored, derive_seed, score, unpack_mask
 from liuyi.infer.scheduler import Chunk, Scheduler
 from liuyi.infer.sequence import Sequence
+from liuyi.infer.speculate.speculator import Drafter, Speculator
 from liuyi.infer.stats import Stats
 from liuyi.infer.turn import Turn, pack
 from liuyi.model.decoder import Decoder
@@ -49,13 +50,15 @@ class Engine:
         max_tokens: int | None = None,
         prefill_tokens: int = 512,
         stretch: float | None = None,
+        drafter: Drafter | None = None,
         seed: int = 0,
     ) -> None:
         """`model` is a runner, or a decoder to run as it is: the reference.
 
         `max_slots` requests run at once. `max_tokens` bounds prompt and output together: the model's context when
         None, and never more than the runner's blocks hold. `prefill_tokens` and `stretch` say how prompts are read
-        beside what generates: see `Pace`. `seed` gives seeds to requests that have none, in the order they come.
+        beside what generates: see `Pace`. `drafter` speculates, which changes nothing but the speed. `seed` gives seeds
+        to requests that have none, in the order they come.
 
         Raises ModelError if the tokenizer has more tokens than the model.
         """
@@ -75,6 +78,7 @@ class Engine:
         self._pieces = _visible_pieces(tokenizer, vocab_size)
         self._pace = Pace(prefill_tokens, stretch)
         self._scheduler = Scheduler(max_slots, BlockPool(model.blocks), self._pace)
+        self._speculator = Speculator(drafter, self._pace) if drafter is not None else None
         self._sampler = Sampler(max_slots, vocab_size)
         self._sequences: dict[int, Sequence] = {}
         self._submitted = 0
@@ -106,7 +110,7 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """What the engine has done and holds now."""
-        scheduler = self._scheduler
+        scheduler, speculator = self._scheduler, self._speculator
         return Stats(
             running=self.running,
             waiting=self.waiting,
@@ -115,6 +119,8 @@ class Engine:
             queried_tokens=scheduler.queried_tokens,
             hit_tokens=scheduler.hit_tokens,
             preemptions=scheduler.preemptions,
+            drafted_tokens=speculator.drafted if speculator else 0,
+            accepted_tokens=speculator.accepted if speculator else 0,
         )
 
     def generate(
@@ -193,6 +199,8 @@ class Engine:
         if sequence is None:
             return False
         self._scheduler.remove(sequence)
+        if self._speculator is not None:
+            self._speculator.forget(sequence)
         if sequence.adapter is not None:
             self.adapters.give_back(sequence.adapter)
         return True
@@ -214,7 +222,9 @@ class Engine:
         for sequence in self._scheduler.admit():
             self._sampler.admit(sequence.slot, sequence.request, sequence.seed)
             self._sampler.observe(sequence.slot, sequence.tokens[sequence.prompt_tokens :])
-        return self._scheduler.schedule()
+        speculator, generating = self._speculator, self._scheduler.generating
+        drafts = speculator.draft(generating, self._choose) if speculator and generating else {}
+        return self._scheduler.schedule(drafts)
 
     def _run(self, chunks: Items[Chunk]) -> tuple[list[Turn], Tensor]:
         """The sequences of which logits are wanted, and the logits of all of them [rows, vocab]."""
@@ -222,27 +232,48 @@ class Engine:
         began = perf_counter()
         logits = self.runner.logits(batch)
         seconds = perf_counter() - began
-        prompts = sum(chunk.count for chunk in chunks if not chunk.sequence.is_generating)
-        self._pace.observe(len(batch.tokens) - prompts, prompts, seconds)
+        generating = [chunk.count for chunk in chunks if chunk.sequence.is_generating]
+        self._pace.observe(len(generating), len(batch.tokens) - sum(generating), seconds)
         for chunk in chunks:
             self._scheduler.computed(chunk.sequence, chunk.count)
         return turns, logits
 
     def _sample(self, turns: Items[Turn], logits: Tensor) -> None:
-        """Give each sequence that may go on its next token, and those that the grammar forces after it."""
+        """Give each sequence that may go on its next token, and those that grammar or draft let follow at once."""
         speaking = [turn for turn in turns if turn.speaks and not turn.sequence.is_closed]
-        if not speaking:
-            return
-        sequences = [turn.sequence for turn in speaking]
-        rows = [turn.row_of(turn.sequence.computed - 1) for turn in speaking]
-        tokens = self._sampler.sample(
-            logits if len(rows) == len(logits) else logits[rows],
+        while speaking:
+            rows = [turn.row_of(turn.sequence.computed - 1) for turn in speaking]
+            sequences = [turn.sequence for turn in speaking]
+            allowed = self._allowed([sequence.matcher for sequence in sequences])
+            tokens = self._choose(
+                sequences, [0] * len(rows), logits if len(rows) == len(logits) else logits[rows], allowed
+            )
+            speaking = [turn for turn, token in zip(speaking, tokens, strict=True) if self._say(turn, token)]
+        if self._speculator is not None:
+            for turn in turns:
+                if turn.drafts:
+                    self._speculator.learn(turn.sequence, len(turn.drafts), turn.agreed)
+
+    def _choose(
+        self, sequences: Items[Sequence], ahead: Items[int], logits: Tensor, allowed: Tensor | None = None
+    ) -> list[int]:
+        """A token for each row of logits, so many tokens further than its sequence is."""
+        return self._sampler.sample(
+            logits,
             slots=[sequence.slot for sequence in sequences],
-            positions=[sequence.generated for sequence in sequences],
-            allowed=self._allowed([sequence.matcher for sequence in sequences]),
+            positions=[sequence.generated + more for sequence, more in zip(sequences, ahead, strict=True)],
+            allowed=allowed,
         )
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._sampler.observe(sequence.slot, sequence.extend(token))
+
+    def _say(self, turn: Turn, token: int) -> bool:
+        """Append a token and what the grammar forces after it; whether that was drafted, so that more can follow."""
+        sequence = turn.sequence
+        new = sequence.extend(token)
+        self._sampler.observe(sequence.slot, new)
+        agreed = turn.agree(new) if turn.drafts else 0
+        if agreed:
+            self._scheduler.computed(sequence, agreed)
+        return agreed == len(new) and token not in sequence.stop_ids and not sequence.is_closed
 
     def _allowed(self, matchers: Items[Matcher | None]) -> Tensor | None:
         """Which tokens the grammars allow, [rows, vocab] bool; None if there is no grammar."""

@@ -2,7 +2,7 @@
 
 pace = Pace(prefill_tokens=512, stretch=1.6)
 budget = pace.budget(generating=4, reading=1)
-pace.observe(generating=4, prompt_tokens=budget, seconds=0.011)
+pace.observe(generating=4, other_tokens=budget, seconds=0.011)
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ class Pace:
         """
         self.prefill_tokens = prefill_tokens
         self.stretch = stretch
+        self.token_s: float | None = None
+        """Seconds that a token beside those of generating sequences adds to a step; None while that is unknown."""
         self._step_s: dict[int, float] = {}
-        self._token_s: float | None = None
 
     def budget(self, generating: int, reading: int) -> int:
         """Prompt tokens that the next step may read, where so many sequences generate and so many are read."""
         if self.stretch is None or not generating:
             return self.prefill_tokens
-        step_s = self._usual(generating)
-        if step_s is None or not self._token_s:
+        step_s = self.step_s(generating)
+        if step_s is None or not self.token_s:
             return min(_FIRST, self.prefill_tokens)
         more = (self.stretch - 1) * max(1.0, reading / generating)
-        return max(min(_LEAST, self.prefill_tokens), min(self.prefill_tokens, int(more * step_s / self._token_s)))
+        return max(min(_LEAST, self.prefill_tokens), min(self.prefill_tokens, int(more * step_s / self.token_s)))
 
-    def observe(self, generating: int, prompt_tokens: int, seconds: float) -> None:
-        """A step of so many generated and prompt tokens took so long."""
+    def observe(self, generating: int, other_tokens: int, seconds: float) -> None:
+        """A step with so many generating sequences, and tokens of prompts or drafts beside theirs, took so long."""
         if not generating:
             return
-        if not prompt_tokens:
+        if not other_tokens:
             size = generating.bit_length()
             self._step_s[size] = _toward(self._step_s.get(size), seconds)
             return
-        step_s = self._usual(generating)
+        step_s = self.step_s(generating)
         if step_s is not None:
-            token_s = max(seconds - step_s, 0.01 * seconds) / prompt_tokens
-            self._token_s = _toward(self._token_s, token_s)
+            token_s = max(seconds - step_s, 0.01 * seconds) / other_tokens
+            self.token_s = _toward(self.token_s, token_s)
 
-    def _usual(self, generating: int) -> float | None:
-        """Seconds of a step without prompts, of the most similar number of sequences seen."""
+    def step_s(self, generating: int) -> float | None:
+        """Seconds of a step without other tokens, of the most similar number of sequences seen; None before any."""
         if not self._step_s:
             return None
         size = generating.bit_length()

@@ -156,7 +156,8 @@ def _uniform(key: np.uint64, spread: NDArray[np.uint32]) -> NDArray[np.float32]:
     uniform = np.right_shift(x, 1, out=x).astype(np.float32)
     uniform += np.float32(0.5)
     uniform *= np.float32(2.0**-31)
-    return np.minimum(uniform, _BELOW_ONE, out=uniform)
+    np.minimum(uniform, _BELOW_ONE, out=uniform)
+    return uniform
 
 
 Scored = tuple[float, tuple[tuple[int, float], ...]]

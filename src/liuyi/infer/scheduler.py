@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import insort
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -27,16 +29,17 @@ PROMPT_ROWS = 128
 
 @dataclass(slots=True)
 class Chunk:
-    """The next `count` unread tokens of a sequence."""
+    """The next `count` unread tokens of a sequence, and what may come after its last one."""
 
     sequence: Sequence
     count: int
+    drafts: Items[int] = ()
 
     @property
     def tokens(self) -> list[int]:
         """Ids of the tokens to read."""
         start = self.sequence.computed
-        return self.sequence.tokens[start : start + self.count]
+        return [*self.sequence.tokens[start : start + self.count], *self.drafts]
 
     @property
     def is_last(self) -> bool:
@@ -47,7 +50,7 @@ class Chunk:
     def rows(self) -> int:
         """How many of the chunk's last tokens logits are wanted after."""
         end = self.sequence.computed + self.count
-        return end - max(self.sequence.computed, min(end, self.sequence.next_row))
+        return end - max(self.sequence.computed, min(end, self.sequence.next_row)) + len(self.drafts)
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:
@@ -100,9 +103,14 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def schedule(self) -> list[Chunk]:
-        """What the next step reads."""
-        chunks = self._generate()
+    @property
+    def generating(self) -> list[Sequence]:
+        """Running sequences that have been read, in order of rank."""
+        return [sequence for sequence in self.running if sequence.is_generating]
+
+    def schedule(self, drafts: Mapping[int, Items[int]]) -> list[Chunk]:
+        """What the next step reads; `drafts` by the ids of sequences, read where there is room for them."""
+        chunks = self._generate(drafts)
         return chunks + self._read(len(chunks))
 
     def preempt(self, sequence: Sequence) -> None:
@@ -119,14 +127,16 @@ class Scheduler:
         for at in range(begin, end):
             self.pool.keep(sequence.blocks[at], sequence.keys[at])
 
-    def _generate(self) -> list[Chunk]:
+    def _generate(self, drafts: Mapping[int, Items[int]]) -> list[Chunk]:
         chunks = []
-        for sequence in [sequence for sequence in self.running if sequence.is_generating]:
+        for sequence in self.generating:
             while sequence.slot >= 0 and not self._reserve(sequence, sequence.pending):
                 # Of lower rank than all that have their chunk, for these come in order of rank.
                 self.preempt(self.running[-1])
             if sequence.slot >= 0:
-                chunks.append(Chunk(sequence, sequence.pending))
+                draft = drafts.get(sequence.id, ())
+                fits = self._reserve(sequence, sequence.pending + len(draft))
+                chunks.append(Chunk(sequence, sequence.pending, draft if fits else ()))
         return chunks
 
     def _read(self, generating: int) -> list[Chunk]:

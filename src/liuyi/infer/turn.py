@@ -23,6 +23,18 @@ class Turn:
     """Position of the token after which that row is; the row predicts the token after it."""
     speaks: bool
     """The last token it has was read, so that it may be given the next one."""
+    drafts: Items[int] = ()
+    """Tokens that were read after its last one, in case they are what it says."""
+    agreed: int = 0
+    """How many of them it has said."""
+
+    def agree(self, new: Items[int]) -> int:
+        """How many of the tokens that the sequence said now were drafted, one after the other."""
+        left = self.drafts[self.agreed :]
+        agreed = next((at for at, pair in enumerate(zip(new, left, strict=False)) if pair[0] != pair[1]), None)
+        agreed = min(len(new), len(left)) if agreed is None else agreed
+        self.agreed += agreed
+        return agreed
 
     def row_of(self, position: int) -> int:
         """The row of logits after the token at a position."""
@@ -41,11 +53,12 @@ def pack(chunks: Items[Chunk]) -> tuple[Batch, list[Turn]]:
         tokens += chunk.tokens
         tables[at, : len(sequence.blocks)] = sequence.blocks
         if wanted := chunk.rows:
-            turns.append(Turn(sequence, len(rows), sequence.computed + chunk.count - wanted, chunk.is_last))
+            position = sequence.computed + chunk.count + len(chunk.drafts) - wanted
+            turns.append(Turn(sequence, len(rows), position, chunk.is_last, chunk.drafts))
             rows += range(len(tokens) - wanted, len(tokens))
     batch = Batch(
         tokens=ids(tokens),
-        counts=ids([chunk.count for chunk in chunks]),
+        counts=ids([chunk.count + len(chunk.drafts) for chunk in chunks]),
         lengths=ids([chunk.sequence.computed for chunk in chunks]),
         tables=tables,
         rows=ids(rows),

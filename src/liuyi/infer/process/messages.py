@@ -62,9 +62,7 @@ class Pulse(msgspec.Struct, frozen=True, array_like=True):
     """For how long the step that is being taken has lasted."""
 
 
-NO_PULSE = Pulse(
-    Stats(running=0, waiting=0, blocks_used=0, blocks_total=0, queried_tokens=0, hit_tokens=0, preemptions=0)
-)
+NO_PULSE = Pulse(Stats())
 """Of an engine that there is not."""
 
 

@@ -1,0 +1,243 @@
+"""Speculation changes the number of steps, and no answer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from history_runner import HistoryRunner
+from infer_support import VOCAB, tiny_model
+from scipy import stats
+
+from liuyi.infer.engine import Engine
+from liuyi.infer.pace import Pace
+from liuyi.infer.request import Completion, Request
+from liuyi.infer.sequence import Sequence as Running
+from liuyi.infer.speculate.draft_model import DraftModel
+from liuyi.infer.speculate.lookup import PromptLookup
+from liuyi.infer.speculate.speculator import Sample
+from liuyi.infer.torch_runner import TorchRunner
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"intent": {"enum": ["HassTurnOn", "HassTurnOff"]}, "area": {"type": "string"}},
+    "required": ["intent", "area"],
+    "additionalProperties": False,
+}
+FEATURES: list[dict[str, Any]] = [
+    {},
+    {"logprobs": True, "top_logprobs": 2},
+    {"temperature": 0.8, "seed": 1},
+    {"temperature": 1.3, "seed": 2, "top_k": 20, "top_p": 0.9, "logprobs": True},
+    {"temperature": 1.0, "seed": -7, "min_p": 0.05, "repetition_penalty": 1.2},
+    {"presence_penalty": 0.7, "frequency_penalty": 0.3, "ignore_eos": True},
+    {"schema": SCHEMA},
+    {"schema": SCHEMA, "temperature": 1.0, "seed": 4, "logprobs": True},
+    {"stop": ["e", "灯"], "temperature": 0.9, "seed": 6},
+    {"temperature": 0.3, "seed": 7, "ignore_eos": True, "prompt_logprobs": True},
+]
+
+
+class Oracle:
+    """Drafts what is known to come, with a mistake now and then."""
+
+    most, token_s = 6, 0.0
+
+    def __init__(self, known: dict[tuple[int, ...], Completion], every: int) -> None:
+        self.known = known
+        self.every = every
+        self.asked = 0
+
+    def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
+        drafts = []
+        for sequence, length in wanted:
+            at = sequence.generated
+            draft = list(self.known[tuple(sequence.request.prompt_ids)].token_ids[at : at + length])
+            for place in range(len(draft)):
+                self.asked += 1
+                if self.asked % self.every == 0:
+                    draft[place] = (draft[place] + 1) % VOCAB
+            drafts.append(draft)
+        return drafts
+
+    def forget(self, sequence: Running) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def cheap_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where a step's time is that of reading the weights."""
+
+    def observe(self: Pace, generating: int, other_tokens: int, seconds: float) -> None:
+        self._step_s, self.token_s = {1: 1.0}, 0.001
+
+    monkeypatch.setattr(Pace, "observe", observe)
+
+
+def requests(tokenizer: Tokenizer) -> list[Request]:
+    words = ["turn", "on", "the", "kitchen", "lights", "打开厨房的灯", "quick", "brown", "fox"]
+    cycle = itertools.cycle(words)
+    return [
+        Request(prompt_ids=tokenizer.encode(" ".join(itertools.islice(cycle, 2 + 2 * at))), max_tokens=40, **feature)
+        for at, feature in enumerate(FEATURES)
+    ]
+
+
+def steps_and_answers(engine: Engine, asked: Sequence[Request]) -> tuple[int, list[Completion]]:
+    ids = [engine.submit(request) for request in asked]
+    done: dict[int, Completion] = {}
+    parts: dict[int, list[int]] = {id: [] for id in ids}
+    steps = 0
+    while engine.has_work:
+        for update in engine.step():
+            parts[update.id] += update.token_ids
+            if update.completion is not None:
+                done[update.id] = update.completion
+        steps += 1
+    assert engine.stats.blocks_used == 0
+    assert all(tuple(parts[id]) == done[id].token_ids for id in ids)
+    return steps, [done[id] for id in ids]
+
+
+def assert_same(some: Sequence[Completion], others: Sequence[Completion]) -> None:
+    for one, other in zip(some, others, strict=True):
+        assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        assert one.prompt_logprobs == pytest.approx(other.prompt_logprobs, abs=1e-4)
+        assert [[token for token, _ in top] for top in one.top_logprobs] == [
+            [token for token, _ in top] for top in other.top_logprobs
+        ]
+
+
+@pytest.mark.parametrize("every", [1, 3, 10**9])
+def test_right_and_wrong_drafts_leave_every_answer_as_it_is(model: Decoder, tokenizer: Tokenizer, every: int) -> None:
+    asked = requests(tokenizer)
+    many, plain = steps_and_answers(Engine(model, tokenizer), asked)
+    oracle = Oracle({tuple(r.prompt_ids): answer for r, answer in zip(asked, plain, strict=True)}, every)
+    engine = Engine(model, tokenizer, drafter=oracle)
+    few, speculated = steps_and_answers(engine, asked)
+    assert_same(speculated, plain)
+    drafted, accepted = engine.stats.drafted_tokens, engine.stats.accepted_tokens
+    if every == 1:
+        assert accepted == 0 < drafted
+    else:
+        assert few < many
+        assert 0 < accepted <= drafted
+
+
+def test_drafts_survive_preemption_and_little_room(tokenizer: Tokenizer) -> None:
+    asked = [Request(prompt_ids=[at + 3] * 20, max_tokens=100, ignore_eos=True) for at in range(4)]
+    runner = HistoryRunner(tiny_model().config, 400)
+    plain = Engine(runner, tokenizer).generate(asked)
+    oracle = Oracle({tuple(r.prompt_ids): answer for r, answer in zip(asked, plain, strict=True)}, 7)
+    engine = Engine(HistoryRunner(runner.config, 6), tokenizer, max_slots=3, drafter=oracle)
+    assert steps_and_answers(engine, asked)[1] == plain
+    assert engine.stats.preemptions
+    assert engine.stats.accepted_tokens
+
+
+def test_lookup_finds_what_followed_the_same_tokens_before(tokenizer: Tokenizer) -> None:
+    lookup = PromptLookup(grams=(3, 2))
+    tokens = [1, 2, 3, 4, 5, 9, 2, 3, 7, 7, 1, 2, 3]
+    assert lookup._follow(0, tokens, 4) == [4, 5, 9, 2]
+    tokens += [8, 2, 3]
+    # The latest occurrence of two tokens, since three were never seen.
+    assert lookup._follow(0, tokens, 3) == [8, 2, 3]
+    tokens += [50]
+    assert lookup._follow(0, tokens, 3) == []
+    assert lookup._follow(1, [1], 3) == []
+
+
+def test_lookup_pays_where_the_output_repeats_itself(model: Decoder, tokenizer: Tokenizer) -> None:
+    bias = {token: 100.0 for token in (40, 41)}
+    asked = [Request(prompt_ids=[30 + at], max_tokens=120, logit_bias=bias) for at in range(4)]
+    many, plain = steps_and_answers(Engine(model, tokenizer), asked)
+    engine = Engine(model, tokenizer, drafter=PromptLookup())
+    few, speculated = steps_and_answers(engine, asked)
+    assert_same(speculated, plain)
+    assert few < 0.8 * many
+
+
+@pytest.mark.parametrize("draft_blocks", [200, 3])
+def test_a_draft_model_changes_nothing(model: Decoder, tokenizer: Tokenizer, draft_blocks: int) -> None:
+    asked = requests(tokenizer)
+    plain = steps_and_answers(Engine(model, tokenizer), asked)[1]
+    near = tiny_model()
+    with torch.no_grad():
+        for parameter in near.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    engine = Engine(model, tokenizer, drafter=DraftModel(TorchRunner(near, draft_blocks)))
+    assert_same(steps_and_answers(engine, asked)[1], plain)
+    assert engine.stats.drafted_tokens or draft_blocks == 3
+
+
+def test_a_model_that_drafts_for_itself_is_right_at_any_temperature(model: Decoder, tokenizer: Tokenizer) -> None:
+    asked = [
+        Request(prompt_ids=[30 + at] * 50, max_tokens=60, temperature=at / 4, seed=at, ignore_eos=True)
+        for at in range(6)
+    ]
+    many, plain = steps_and_answers(Engine(model, tokenizer), asked)
+    engine = Engine(model, tokenizer, drafter=DraftModel(TorchRunner(model, 100)))
+    few, speculated = steps_and_answers(engine, asked)
+    assert_same(speculated, plain)
+    assert engine.stats.accepted_tokens > 0.95 * engine.stats.drafted_tokens > 0
+    assert few < many / 3
+
+
+def test_drafts_grow_with_agreement_and_cease_where_they_cost_more_than_they_give(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [Request(prompt_ids=[30], max_tokens=200, ignore_eos=True)]
+    plain = Engine(model, tokenizer).generate(asked)
+    known = {tuple(asked[0].prompt_ids): plain[0]}
+
+    def drafted(every: int, token_s: float) -> int:
+        def observe(self: Pace, generating: int, other_tokens: int, seconds: float) -> None:
+            self._step_s, self.token_s = {1: 1.0}, token_s
+
+        monkeypatch.setattr(Pace, "observe", observe)
+        engine = Engine(model, tokenizer, drafter=Oracle(known, every))
+        assert engine.generate(asked) == plain
+        return engine.stats.drafted_tokens
+
+    right, wrong = drafted(10**9, 0.05), drafted(1, 0.05)
+    assert right > 150
+    assert wrong < 80
+    assert drafted(10**9, 2.0) < 20
+
+
+def test_speculated_output_follows_the_models_distribution(model: Decoder, tokenizer: Tokenizer) -> None:
+    """Pairs of tokens, drafted by a model that is often wrong, against their exact probabilities."""
+    prompt, count, width = [50, 60, 70], 1500, 4
+    draft = TorchRunner(tiny_model(seed=9), 400)
+    engine = Engine(model, tokenizer, max_slots=64, drafter=DraftModel(draft))
+    bias = {token: 30.0 for token in range(40, 40 + width)}
+    answers = engine.generate(
+        [
+            Request(prompt_ids=prompt, max_tokens=4, temperature=1.5, seed=at, logit_bias=bias, ignore_eos=True)
+            for at in range(count)
+        ]
+    )
+    assert 0 < engine.stats.accepted_tokens < engine.stats.drafted_tokens
+    seen = np.zeros((width, width))
+    for answer in answers:
+        seen[answer.token_ids[2] - 40, answer.token_ids[3] - 40] += 1
+
+    def after(tokens: list[int]) -> np.ndarray[Any, Any]:
+        with torch.inference_mode():
+            logits = model.logits(model(torch.tensor([tokens])))[0, -1, 40 : 40 + width]
+        return (logits.double() / 1.5).softmax(0).numpy()
+
+    expected = np.zeros((width, width))
+    for first, second in itertools.product(range(width), repeat=2):
+        path = [*prompt, 40 + first, 40 + second]
+        chance = after(prompt)[first] * after(path[:-1])[second]
+        for third in range(width):
+            expected[third] += chance * after(path)[third] * after([*path, 40 + third])
+    assert stats.chisquare(seen.ravel(), count * expected.ravel()).pvalue > 0.001
