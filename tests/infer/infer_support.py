@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+from fastapi import FastAPI
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.process.channel import Channel
@@ -116,23 +117,26 @@ class LiveServer:
     """A uvicorn server in a thread, reached over loopback."""
 
     url: str
-    backend: ChatBackend
     answers: list[Answer] = field(default_factory=list)
     stop: Callable[[], None] = lambda: None
+    backends: dict[str, ChatBackend] = field(default_factory=dict)
+
+    @property
+    def backend(self) -> ChatBackend:
+        """The first of its backends."""
+        return next(iter(self.backends.values()))
 
 
 @contextlib.contextmanager
-def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[LiveServer]:
-    """Serve until the block ends."""
+def served(make: Callable[[Callable[[Answer], None], Gate], FastAPI]) -> Iterator[LiveServer]:
+    """Serve what `make(record, gate)` returns until the block ends."""
     bound = bind("127.0.0.1", 0)
-    live = LiveServer(url_of(bound), next(iter(backends.values())))
+    live = LiveServer(url_of(bound))
     gate = Gate()
-    app = create_app(backends, record=live.answers.append, gate=gate, **options)
     listening = threading.Event()
-    server = make_server(app, gate=gate, drain_s=10, listening=listening.set)
+    server = make_server(make(live.answers.append, gate), gate=gate, drain_s=10, listening=listening.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
-
     live.stop = server.drain
     try:
         assert listening.wait(20), "the server did not start"
@@ -142,6 +146,14 @@ def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[Li
         thread.join(20)
         bound.close()
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextlib.contextmanager
+def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[LiveServer]:
+    """Serve backends until the block ends."""
+    with served(lambda record, gate: create_app(backends, record=record, gate=gate, **options)) as live:
+        live.backends = backends
+        yield live
 
 
 def client_of(live: LiveServer) -> openai.OpenAI:

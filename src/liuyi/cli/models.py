@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from liuyi.core.errors import ArtifactError, LiuyiError
 
@@ -92,9 +92,20 @@ class Opening:
     max_queue_tokens: int | None = None
 
 
+def given_options(opening: Opening) -> dict[str, Any]:
+    """The options that were given, by their names in `Opening`."""
+    return {name: value for name, value in asdict(opening).items() if value is not None}
+
+
+def refuse_for_backend(opening: Opening, name: str | None) -> None:
+    """Raises LiuyiError if an option was given that means nothing for an engine that is already running."""
+    for option in (*given_options(opening), *(["name"] if name is not None else [])):
+        raise LiuyiError(f"--{option.replace('_', '-')} does not go with --backend: that engine is already open")
+
+
 def open_backend(chosen: Chosen, home: Home, opening: Opening | None = None, *, max_queue: int = 256) -> ChatBackend:
     """Whatever was chosen, ready to be started. Raises LiuyiError if an option does not go with it."""
-    given = {name: value for name, value in asdict(opening or Opening()).items() if value is not None}
+    given = given_options(opening or Opening())
     if chosen.artifact is not None and chosen.artifact.kind == "app":
         for name in given:
             option = "--" + name.replace("_", "-")

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from liuyi.cli.common import console, home
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from liuyi.cli.models import Opening
+    from liuyi.core.home import Home
     from liuyi.infer.server.answers import Answer
+    from liuyi.infer.server.gate import Gate
+
+    Guards = dict[str, Any]
+    """What both kinds of applications are given."""
 
 KEYS = "LIUYI_API_KEYS"
 
@@ -21,6 +29,12 @@ KEYS = "LIUYI_API_KEYS"
 @click.option("--name", help="The model's name in the API [default: the name of the step that made it].")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--backend",
+    metavar="KIND[:URL]",
+    help="Stand before an engine that is running: vllm, llama.cpp or openai:URL; $LIUYI_BACKEND_API_KEY is its key. "
+    "REF then says what it serves, for the lineage.",
+)
 @click.option(
     "--weights",
     type=click.Choice(("auto", "reference", "fp32", "bf16", "int8", "int4")),
@@ -71,6 +85,7 @@ def command(
     name: str | None,
     host: str,
     port: int,
+    backend: str | None,
     weights: str | None,
     kv: str | None,
     kv_tokens: int | None,
@@ -90,7 +105,7 @@ def command(
     GGUF file; without it, the newest application of the last run, else its newest checkpoint. Every answer is
     entered in the ledger, so that 'liuyi lineage ID' walks from it to the model and the data.
     """
-    from liuyi.cli.models import Opening, choose, open_backend
+    from liuyi.cli.models import Opening, refuse_for_backend
     from liuyi.infer.server.guard import is_loopback, require_keys_beyond_loopback
     from liuyi.infer.server.keys import KeyFile, KeyRing
 
@@ -98,48 +113,73 @@ def command(
     keys = KeyRing(given, KeyFile(keys_file) if keys_file is not None else None)
     require_keys_beyond_loopback(host, keys, api_key_env)
     place = home(ctx)
-    chosen = choose(place, ref)
-    name = name or chosen.name
-
+    opening = Opening(
+        weights=weights,
+        kv=kv,
+        kv_tokens=kv_tokens,
+        slots=slots,
+        max_tokens=max_tokens,
+        max_queue_tokens=max_queue_tokens,
+    )
     from liuyi.infer.server.sockets import bind, url_of
+
+    def record(answer: Answer) -> None:
+        place.ledger.add_answer(
+            answer.id, answer.model_digest, answer.app_digest, answer.request_digest, dict(answer.detail)
+        )
 
     bound = bind(host, port)
     try:
-        opening = Opening(
-            weights=weights,
-            kv=kv,
-            kv_tokens=kv_tokens,
-            slots=slots,
-            max_tokens=max_tokens,
-            max_queue_tokens=max_queue_tokens,
-        )
-        backend = open_backend(chosen, place, opening, max_queue=max_queue)
-        # The engine's process loads the model meanwhile.
-        from liuyi.infer.server.app import create_app
-        from liuyi.infer.server.gate import Gate
+        guards: Guards = {
+            "record": record,
+            "keys": keys,
+            "local_only": is_loopback(host) and not keys,
+            "max_body_bytes": int(max_body_mb * 2**20),
+            "timeout_s": request_timeout,
+        }
+        if backend is not None:
+            refuse_for_backend(opening, name)
+            app, gate, described = _before(backend, place, ref, guards, max_queue)
+        else:
+            app, gate, described = _over(place, ref, name, opening, guards, max_queue)
         from liuyi.infer.server.run import make_server, serve
-
-        def record(answer: Answer) -> None:
-            place.ledger.add_answer(
-                answer.id, answer.model_digest, answer.app_digest, answer.request_digest, dict(answer.detail)
-            )
 
         def listening() -> None:
             out = console()
             asked = "with an API key" if keys else "without an API key, on this machine only"
-            out.print(f"[bold]{name}[/] ({chosen.description}) at [bold]{url_of(bound)}/v1[/] {asked}", soft_wrap=True)
+            out.print(f"{described} at [bold]{url_of(bound)}/v1[/] {asked}", soft_wrap=True)
             out.print(f"  liuyi chat --url {url_of(bound)}    or any OpenAI client; Ctrl-C stops", style="dim")
 
-        gate = Gate()
-        app = create_app(
-            {name: backend},
-            record=record,
-            keys=keys,
-            gate=gate,
-            local_only=is_loopback(host) and not keys,
-            max_body_bytes=int(max_body_mb * 2**20),
-            timeout_s=request_timeout,
-        )
         serve(make_server(app, gate=gate, drain_s=drain_s, listening=listening), bound)
     finally:
         bound.close()
+
+
+def _over(
+    place: Home, ref: str | None, name: str | None, opening: Opening, guards: Guards, max_queue: int
+) -> tuple[FastAPI, Gate, str]:
+    """The application over a model or application of ours, and what it says of itself."""
+    from liuyi.cli.models import choose, open_backend
+
+    chosen = choose(place, ref)
+    backend = open_backend(chosen, place, opening, max_queue=max_queue)
+    # The engine's process loads the model meanwhile.
+    from liuyi.infer.server.app import create_app
+    from liuyi.infer.server.gate import Gate
+
+    gate = Gate()
+    name = name or chosen.name
+    return create_app({name: backend}, gate=gate, **guards), gate, f"[bold]{name}[/] ({chosen.description})"
+
+
+def _before(backend: str, place: Home, ref: str | None, guards: Guards, max_queue: int) -> tuple[FastAPI, Gate, str]:
+    """The application before an engine that is running, and what it says of itself."""
+    from liuyi.core.refs import resolve_artifact
+    from liuyi.infer.server.gate import Gate
+    from liuyi.infer.server.proxy import create_proxy
+    from liuyi.infer.server.upstream import Place, Upstream
+
+    upstream = Upstream(Place.parse(backend), model_digest=resolve_artifact(place, ref) if ref is not None else "")
+    gate = Gate()
+    app = create_proxy(upstream, gate=gate, max_queue=max_queue, **guards)
+    return app, gate, f"[bold]{upstream.place.kind}[/] at {upstream.place.url}"

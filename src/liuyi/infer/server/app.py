@@ -15,7 +15,7 @@ import liuyi
 from liuyi.infer.errors import RequestError
 from liuyi.infer.server import errors, guard, metrics, token_routes
 from liuyi.infer.server.answers import Answer
-from liuyi.infer.server.backend import ChatBackend, TextBackend
+from liuyi.infer.server.backend import ChatBackend, Served, TextBackend
 from liuyi.infer.server.format import ChatFormat, TextFormat
 from liuyi.infer.server.gate import Doorkeeper, Gate
 from liuyi.infer.server.keys import KeyRing
@@ -77,7 +77,7 @@ def create_app(
         return service.model_object(name)
 
     token_routes.add(app, service)
-    add_health(app, service, gate)
+    add_health(app, models, observer, gate)
     return app
 
 
@@ -99,18 +99,18 @@ def protect(
     app.add_middleware(Doorkeeper, gate=gate, refused=observer.refused)
 
 
-def add_health(app: FastAPI, service: Service, gate: Gate) -> None:
+def add_health(app: FastAPI, backends: Mapping[str, Served], observer: Observer, gate: Gate) -> None:
     """`/health` and `/metrics`, which are answered while the server drains, too."""
 
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether all backends can answer: `ok`, `draining`, or `error` with the state of those that cannot."""
-        states = {name: backend.busy() for name, backend in service.models.items()}
-        stopped = {name: load.state for name, load in states.items() if not load.alive}
+        loads = {name: backend.busy() for name, backend in backends.items()}
+        stopped = {name: load.state for name, load in loads.items() if not load.alive}
         status = "draining" if gate.draining else "error" if stopped else "ok"
         return JSONResponse({"status": status, "stopped": stopped}, 200 if status == "ok" else 503)
 
     @app.get("/metrics")
     async def prometheus() -> PlainTextResponse:
         """Figures for Prometheus."""
-        return PlainTextResponse(service.observer.render(service.models), media_type=metrics.CONTENT_TYPE)
+        return PlainTextResponse(observer.render(backends), media_type=metrics.CONTENT_TYPE)

@@ -193,8 +193,8 @@ class Deltas(Protocol):
         """The client has gone: stop the work and free what it holds."""
 
 
-class ChatBackend(Protocol):
-    """Continues conversations."""
+class Served(Protocol):
+    """What every backend has."""
 
     @property
     def info(self) -> BackendInfo:
@@ -203,17 +203,21 @@ class ChatBackend(Protocol):
     async def start(self) -> None:
         """Get ready, in the event loop that runs now; called once, before anything is asked."""
 
-    async def chat(self, request: ChatRequest) -> Deltas:
-        """Admit the request and give its deltas, interleaved when there are several answers.
-
-        Raises RequestError, Overloaded, EngineError.
-        """
-
     def busy(self) -> Load:
         """How busy it is now."""
 
     async def close(self) -> None:
         """Free what it holds; requests in work end with EngineError."""
+
+
+class ChatBackend(Served, Protocol):
+    """Continues conversations."""
+
+    async def chat(self, request: ChatRequest) -> Deltas:
+        """Admit the request and give its deltas, interleaved when there are several answers.
+
+        Raises RequestError, Overloaded, EngineError.
+        """
 
 
 @runtime_checkable

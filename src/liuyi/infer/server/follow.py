@@ -28,28 +28,36 @@ class Follow:
 
     def see(self, delta: Delta) -> None:
         """A delta has come."""
+        self.piece(delta.index)
+        if delta.finish_reason is not None and delta.completion_tokens > 1:
+            spent = self._last[delta.index] - self._first[delta.index]
+            self._observer.tpot.observe(spent / (delta.completion_tokens - 1), self._model)
+
+    def piece(self, index: int) -> None:
+        """A piece of an answer has come."""
         now = perf_counter()
-        before = self._last.get(delta.index)
-        self._last[delta.index] = now
+        before = self._last.get(index)
+        self._last[index] = now
         if before is None:
-            self._first[delta.index] = now
+            self._first[index] = now
             self._observer.ttft.observe(now - self._began, self._model)
         else:
             self._observer.itl.observe(now - before, self._model)
-        if delta.finish_reason is not None and delta.completion_tokens > 1:
-            spent = now - self._first[delta.index]
-            self._observer.tpot.observe(spent / (delta.completion_tokens - 1), self._model)
 
     def end(self, status: int, answering: Answering | None = None) -> None:
         """The request is over; only the first call counts."""
+        usage = answering.usage if answering is not None else {"prompt_tokens": 0, "completion_tokens": 0}
+        self.finish(status, prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"])
+
+    def finish(self, status: int, *, prompt_tokens: int, completion_tokens: int) -> None:
+        """The request is over; only the first call counts. Tokens count where it was answered."""
         if self._ended:
             return
         self._ended = True
         self._observer.requests.add(1, self._model, str(status))
-        if answering is not None:
-            usage = answering.usage
-            self._observer.prompt_tokens.add(usage["prompt_tokens"], self._model)
-            self._observer.completion_tokens.add(usage["completion_tokens"], self._model)
+        if status == 200:
+            self._observer.prompt_tokens.add(prompt_tokens, self._model)
+            self._observer.completion_tokens.add(completion_tokens, self._model)
             self._observer.duration.observe(perf_counter() - self._began, self._model)
 
 

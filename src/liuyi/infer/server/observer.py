@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from liuyi.infer.server.backend import ChatBackend, Load
+from liuyi.infer.server.backend import Load, Served
 from liuyi.infer.server.follow import Follow
 from liuyi.infer.server.gate import Gate
 from liuyi.infer.server.metrics import FAST_SECONDS, Counter, Family, Gauge, Histogram, render
@@ -55,7 +55,7 @@ class Observer:
         """A request was turned away."""
         self.rejections.add(1, reason)
 
-    def render(self, models: Mapping[str, ChatBackend]) -> str:
+    def render(self, models: Mapping[str, Served]) -> str:
         """All figures as Prometheus text."""
         self.inside.set(self._gate.inside)
         for name, backend in models.items():

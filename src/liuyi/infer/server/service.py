@@ -25,7 +25,7 @@ from liuyi.infer.server.protocol import ChatCompletionBody, CompletionBody
 from liuyi.infer.server.respond import EventStream, unless_gone, whole
 
 CLIENT_GONE = 499
-_UNSAID = ("messages", "prompt", "model", "tools")
+UNSAID = frozenset({"messages", "prompt", "model", "tools", "input"})
 """What the ledger keeps only the digest of, or keeps elsewhere."""
 
 
@@ -123,7 +123,7 @@ class Service:
             "model": answering.model,
             **({"key": charge.key} if charge is not None else {}),
             **info.made_with,
-            "parameters": {name: value for name, value in asked.items() if name not in _UNSAID},
+            "parameters": {name: value for name, value in asked.items() if name not in UNSAID},
             "usage": answering.usage,
             "finish_reasons": [reason for _, reason in sorted(answering.finish_reasons.items())],
             "choices": {str(index): dict(detail) for index, detail in sorted(answering.details.items())},

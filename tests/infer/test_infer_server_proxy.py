@@ -1,0 +1,149 @@
+"""`--backend`: the same API, keys, metrics and lineage before an engine that is already running."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from infer_support import LONG, MESSAGES, LiveServer, backend_over, client_of, eventually, live_server, served
+
+from liuyi.core.errors import LiuyiError
+from liuyi.infer.engine import Engine
+from liuyi.infer.server.keys import KeyRing
+from liuyi.infer.server.proxy import create_proxy
+from liuyi.infer.server.upstream import KEY_VARIABLE, KINDS, Place, Upstream
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def proxied(live: LiveServer) -> Iterator[LiveServer]:
+    upstream = Upstream(Place.parse(f"openai:{live.url}/v1"), model_digest="e" * 64)
+    with served(lambda record, gate: create_proxy(upstream, record=record, gate=gate)) as proxy:
+        yield proxy
+
+
+def test_places_are_kinds_with_urls() -> None:
+    assert Place.parse("vllm") == Place("vllm", KINDS["vllm"])
+    assert Place.parse("llama.cpp:http://10.0.0.1:1/v1/").url == "http://10.0.0.1:1/v1"
+    for wrong in ("", "tgi", "openai", "openai:host/v1"):
+        with pytest.raises(LiuyiError):
+            Place.parse(wrong)
+
+
+class TestAnswers:
+    def test_are_those_of_the_engine(self, proxied: LiveServer, client: openai.OpenAI) -> None:
+        asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "seed": 4, "max_tokens": 20, "n": 2}
+        with client_of(proxied) as through:
+            assert [model.id for model in through.models.list()] == ["tiny"]
+            one, two = client.chat.completions.create(**asked), through.chat.completions.create(**asked)
+            assert one.choices == two.choices
+            assert one.usage == two.usage
+            texts, usages = ["", ""], 0
+            for chunk in through.chat.completions.create(**asked, stream=True):
+                usages += chunk.usage is not None
+                assert chunk.choices
+                for choice in chunk.choices:
+                    texts[choice.index] += choice.delta.content or ""
+            assert texts == [choice.message.content for choice in one.choices]
+            assert usages == 0
+            last = list(through.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+            assert last[-1].usage == one.usage
+            assert through.completions.create(model="tiny", prompt="turn on", max_tokens=3).usage
+            assert len(through.embeddings.create(model="tiny", input=["a", "b"]).data) == 2
+
+    def test_are_recorded_and_counted(self, proxied: LiveServer) -> None:
+        with client_of(proxied) as client:
+            whole = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5, seed=1)
+            chunks = list(client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5, stream=True))
+        ids = {whole.id, chunks[0].id}
+        eventually(lambda: {answer.id for answer in proxied.answers} >= ids, "not recorded")
+        for answer in proxied.answers:
+            if answer.id in ids:
+                assert answer.model_digest == "e" * 64
+                assert answer.detail["backend"] == "openai"
+                assert answer.detail["usage"]["completion_tokens"] <= 5
+                assert "turn on" not in str(answer.detail)
+        metrics = httpx.get(f"{proxied.url}/metrics").text
+        assert 'liuyi_requests_total{model="tiny",status="200"}' in metrics
+        assert 'liuyi_time_to_first_token_seconds_count{model="tiny"}' in metrics
+        assert 'liuyi_up{model="openai"} 1' in metrics
+
+    def test_errors_are_clean(self, proxied: LiveServer) -> None:
+        with client_of(proxied) as client:
+            with pytest.raises(openai.NotFoundError, match="did you mean 'tiny'"):
+                client.chat.completions.create(model="tinny", messages=MESSAGES)
+            with pytest.raises(openai.BadRequestError, match="temperature"):
+                client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=9)
+        for content in (b"", b"[", b"[1]", b"{}", b'{"model": 3}'):
+            assert httpx.post(f"{proxied.url}/v1/chat/completions", content=content).status_code == 400
+
+    def test_hanging_up_reaches_the_engine(self, proxied: LiveServer, live_engine: Engine) -> None:
+        with client_of(proxied) as client:
+            stream = client.chat.completions.create(**LONG, stream=True)
+            next(stream)
+            stream.close()
+        eventually(lambda: not live_engine.has_work, "the engine goes on")
+        eventually(lambda: 'status="499"} ' in httpx.get(f"{proxied.url}/metrics").text, "not counted")
+
+
+def test_its_key_comes_from_the_environment(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = backend_over(Engine(model, tokenizer, max_slots=1))
+    with live_server({"tiny": backend}, keys=KeyRing(["inner"])) as inner:
+        place = Place.parse(f"vllm:{inner.url}/v1")
+
+        async def without() -> None:
+            with pytest.raises(LiuyiError, match="401"):
+                await Upstream(place).start()
+
+        asyncio.run(without())
+        monkeypatch.setenv(KEY_VARIABLE, "inner")
+        upstream = Upstream(place)
+        with served(lambda record, gate: create_proxy(upstream, gate=gate, keys=KeyRing(["outer"]))) as proxy:
+            url = f"{proxy.url}/v1/chat/completions"
+            assert httpx.post(url, json=LONG, headers={"authorization": "Bearer inner"}).status_code == 401
+            body = LONG | {"max_tokens": 2}
+            assert httpx.post(url, json=body, headers={"authorization": "Bearer outer"}).status_code == 200
+
+
+def test_an_engine_that_breaks_off_or_goes_away_is_told_cleanly() -> None:
+    broken = threading.Event()
+
+    async def pieces() -> Any:
+        yield b'data: {"id": "a", "choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
+        raise httpx.ReadError("connection reset")
+
+    def engine(request: httpx.Request) -> httpx.Response:
+        if broken.is_set():
+            raise httpx.ConnectError("refused")
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "m", "object": "model"}]})
+        if b"busy" in request.content:
+            return httpx.Response(429, text="slow down", headers={"retry-after": "7"})
+        return httpx.Response(200, content=pieces())
+
+    upstream = Upstream(Place.parse("llama.cpp"), transport=httpx.MockTransport(engine))
+    with served(lambda record, gate: create_proxy(upstream, gate=gate)) as proxy, httpx.Client() as http:
+        url = f"{proxy.url}/v1/chat/completions"
+        body = {"model": "m", "messages": MESSAGES}
+        assert http.post(url, json=body).status_code == 503
+        streamed = http.post(url, json=body | {"stream": True})
+        assert '"content": "x"' in streamed.text
+        assert "broke off" in streamed.text
+        assert "[DONE]" not in streamed.text
+        busy = http.post(url, json=body | {"user": "busy"})
+        assert (busy.status_code, busy.headers["retry-after"]) == (429, "7")
+        assert busy.json()["error"]["message"] == "slow down"
+        broken.set()
+        gone = http.post(url, json=body)
+        assert gone.status_code == 503
+        assert int(gone.headers["retry-after"]) >= 1
+        assert http.get(f"{proxy.url}/health").status_code == 503
+        assert upstream.inside == 0
