@@ -6,13 +6,15 @@ import json
 from typing import Any
 
 import jsonschema
+import llguidance
 import numpy as np
 import pytest
+import tokenizers
 from infer_support import LINES, VOCAB
 from tokenizers import AddedToken
 
 from liuyi.infer.errors import RequestError
-from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_grammar
+from liuyi.infer.grammar import ControlTokens, GrammarCompiler, Matcher, fill_masks, schema_grammar
 from liuyi.infer.request import Grammar
 from liuyi.infer.sampling import unpack_mask
 from liuyi.infer.tools.calls import Function, Message
@@ -32,14 +34,18 @@ ADD = Function(
 )
 STOP = Function("stop-it", parameters={"type": "object", "properties": {}, "additionalProperties": False})
 FUNCTIONS = [ADD, STOP]
-TAGS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"]
+NO_CONTROL = ControlTokens({}, frozenset())
+TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"]
 
 
-@pytest.fixture(scope="module", params=["tags are tokens", "tags are text"])
+@pytest.fixture(scope="module", params=["tags are special tokens", "tags are tokens", "tags are text"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     tokenizer = train_bpe(LINES * 4, VOCAB)
-    if request.param == "tags are tokens":
+    if request.param == "tags are special tokens":
         tokenizer.backend.add_special_tokens([AddedToken(tag, special=True) for tag in TAGS])
+    elif request.param == "tags are tokens":
+        # As in Qwen's tokenizers: one token, and no special one.
+        tokenizer.backend.add_tokens([AddedToken(tag, special=False) for tag in TAGS])
     return tokenizer
 
 
@@ -80,7 +86,7 @@ ONE = {
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_calls_that_are_required(compiler: GrammarCompiler, tokenizer: Tokenizer, name: str) -> None:
     def check(text: str, parallel: bool = True) -> bool:
-        grammar = tool_grammar(FORMATS[name], FUNCTIONS, tokenizer.special_tokens, required=True, parallel=parallel)
+        grammar = tool_grammar(FORMATS[name], FUNCTIONS, ControlTokens.of(tokenizer), required=True, parallel=parallel)
         return fits(compiler, tokenizer, grammar, text)
 
     assert check(ONE[name])
@@ -96,17 +102,24 @@ def test_calls_that_are_required(compiler: GrammarCompiler, tokenizer: Tokenizer
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_calls_that_may_be(compiler: GrammarCompiler, tokenizer: Tokenizer, name: str) -> None:
+    form = FORMATS[name]
+
     def check(text: str) -> bool:
-        grammar = tool_grammar(FORMATS[name], FUNCTIONS, tokenizer.special_tokens, required=False, parallel=True)
+        grammar = tool_grammar(form, FUNCTIONS, ControlTokens.of(tokenizer), required=False, parallel=True)
         return fits(compiler, tokenizer, grammar, text)
 
     assert check(ONE[name])
     assert name not in TWO or check(TWO[name])
     for text in ("", "Hello,\n world < 厨房 [x] {", '{"name": "Bob", "age": 3}', "[1, 2]", '{"a": {}}'):
         assert check(text)
-    assert check("I look.\n" + ONE[name])
+    if "<think>" not in tokenizer.special_tokens:
+        assert check("<think>well, < </think>Hello.<think>")
+    if form.shape.tag:
+        assert check("I look.\n" + ONE[name])
+        if "<think>" not in tokenizer.special_tokens:
+            assert check("<think>I look.</think>\n" + ONE[name])
     assert not check(ONE[name].replace('"a": 1', '"a": "one"'))
-    if FORMATS[name].shape.tag:
+    if form.shape.tag:
         assert not check("I look.\n" + ONE[name].replace('"a": 1', '"a": "one"'))
 
 
@@ -116,7 +129,7 @@ def test_random_walks_are_read_as_calls_that_fit(
     compiler: GrammarCompiler, tokenizer: Tokenizer, name: str, required: bool
 ) -> None:
     random, form = np.random.default_rng(5), FORMATS[name]
-    grammar = tool_grammar(form, FUNCTIONS, tokenizer.special_tokens, required=required, parallel=True)
+    grammar = tool_grammar(form, FUNCTIONS, ControlTokens.of(tokenizer), required=required, parallel=True)
     called = 0
     for _ in range(6):
         matcher, ids = compiler.compile(grammar), []
@@ -152,15 +165,26 @@ def test_an_answer_without_calls_may_have_to_match_too(compiler: GrammarCompiler
     ):
         for form, name in ((HERMES, "hermes"), (MISTRAL, "mistral")):
             grammar = tool_grammar(
-                form, FUNCTIONS, tokenizer.special_tokens, required=False, parallel=True, content=content
+                form, FUNCTIONS, ControlTokens.of(tokenizer), required=False, parallel=True, content=content
             )
             assert fits(compiler, tokenizer, grammar, good)
             assert fits(compiler, tokenizer, grammar, ONE[name])
             assert not fits(compiler, tokenizer, grammar, bad)
     for form, lark in ((LLAMA, schema_grammar({})), (PLAIN, schema_grammar({})), (HERMES, Grammar("lark", "x"))):
         with pytest.raises(RequestError) as caught:
-            tool_grammar(form, FUNCTIONS, {}, required=False, parallel=True, content=lark)
+            tool_grammar(form, FUNCTIONS, NO_CONTROL, required=False, parallel=True, content=lark)
         assert caught.value.param == "response_format"
+
+
+def test_control_tokens_are_those_of_llguidance(tokenizer: Tokenizer) -> None:
+    names = ["<a b>", "<x", "[X]", "plain", "<>"]
+    other = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()), tokenizer.settings)
+    other.backend.add_tokens([AddedToken(name, special=False) for name in names])
+    theirs = llguidance.LLTokenizer(other.backend.to_str(), n_vocab=other.vocab_size, eos_token=list(other.stop_ids))
+    special = {id for id in other.backend.get_added_tokens_decoder() if theirs.is_special_token(id)}
+    control = ControlTokens.of(other)
+    assert set(control.ids.values()) == special
+    assert control.spoken == {name for name in control.ids if name not in other.special_tokens}
 
 
 DEEP: dict[str, Any] = {}
@@ -171,9 +195,11 @@ for _ in range(3000):
 @pytest.mark.parametrize("schema", [{"properties": {"a": {"type": "strange"}}}, {"not": {}}, {"properties": DEEP}])
 def test_what_cannot_be_enforced(compiler: GrammarCompiler, tokenizer: Tokenizer, schema: dict[str, Any]) -> None:
     loose = tool_grammar(
-        HERMES, [Function("add", parameters=schema)], tokenizer.special_tokens, required=True, parallel=True
+        HERMES, [Function("add", parameters=schema)], ControlTokens.of(tokenizer), required=True, parallel=True
     )
     assert fits(compiler, tokenizer, loose, ONE["hermes"])
     with pytest.raises(RequestError, match="add") as caught:
-        tool_grammar(HERMES, [ADD, Function("add", parameters=schema, strict=True)], {}, required=True, parallel=True)
+        tool_grammar(
+            HERMES, [ADD, Function("add", parameters=schema, strict=True)], NO_CONTROL, required=True, parallel=True
+        )
     assert caught.value.param == "tools.1.function.parameters"

@@ -14,6 +14,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import llguidance
@@ -119,6 +120,24 @@ class GrammarCompiler:
                 code="invalid_json_schema" if grammar.kind == "json_schema" else "invalid_grammar",
             )
         return matcher
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """Tokens that no text in a grammar stands for: a grammar has to name them by their ids."""
+
+    ids: Mapping[str, int]
+    spoken: frozenset[str]
+    """Those that are text to everybody else, such as the `<think>` of some models."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> ControlTokens:
+        """Special tokens, and added ones that look like tags: so llguidance tells them."""
+        added = {token.content: int(id) for id, token in tokenizer.backend.get_added_tokens_decoder().items()}
+        special = tokenizer.special_tokens
+        tags = {name for name in added if name.startswith("<") and name.endswith(">")}
+        ids = {name: id for name, id in added.items() if name in special or name in tags}
+        return cls(ids, frozenset(tags.difference(special)))
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> Grammar:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from liuyi.infer.grammar import ControlTokens
 from liuyi.infer.request import Grammar
 from liuyi.infer.server.backend import CallDelta, ChatRequest, Delta, Deltas, ToolUse
 from liuyi.infer.tools.calls import CallPiece, Text
@@ -45,11 +46,11 @@ def _with_fitting_ids(message: Mapping[str, Any], form: ToolFormat) -> dict[str,
     return changed
 
 
-def grammar_of(use: ToolUse, form: ToolFormat, special: Mapping[str, int], content: Grammar | None) -> Grammar:
+def grammar_of(use: ToolUse, form: ToolFormat, control: ControlTokens, content: Grammar | None) -> Grammar:
     """What an answer has to match, calls or `content`. Raises RequestError as `tool_grammar` does."""
     functions = [function for function in use.functions if use.only in (None, function.name)]
     parallel = use.parallel and use.only is None
-    return tool_grammar(form, functions, special, required=use.required, parallel=parallel, content=content)
+    return tool_grammar(form, functions, control, required=use.required, parallel=parallel, content=content)
 
 
 class Called:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from liuyi.core.digest import sha256_bytes
 from liuyi.infer.errors import RequestError
+from liuyi.infer.grammar import ControlTokens
 from liuyi.infer.process.client import EngineClient
 from liuyi.infer.process.messages import EngineSpec
 from liuyi.infer.process.spawn import spawn
@@ -135,7 +136,7 @@ class ModelBackend:
             if use is None:
                 return _Task([ids], request.options)
             special = self.tokenizer.special_tokens
-            grammar = grammar_of(use, form, special, request.options.grammar)
+            grammar = grammar_of(use, form, ControlTokens.of(self.tokenizer), request.options.grammar)
             visible = [special[tag] for tag in form.tags if tag in special]
             return _Task([ids], dataclasses.replace(request.options, grammar=grammar), visible_ids=visible)
 

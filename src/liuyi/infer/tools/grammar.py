@@ -6,14 +6,14 @@ Where the model is free to call or not, text stays free until a call begins; fro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import llguidance
 
 from liuyi.infer.errors import RequestError
-from liuyi.infer.grammar import describe_problem
+from liuyi.infer.grammar import ControlTokens, describe_problem
 from liuyi.infer.request import Grammar
 from liuyi.infer.tools.calls import Function
 from liuyi.infer.tools.formats import ToolFormat
@@ -27,7 +27,7 @@ _COMPACT = {"whitespace_flexible": False}
 def tool_grammar(
     form: ToolFormat,
     functions: Sequence[Function],
-    special: Mapping[str, int],
+    control: ControlTokens,
     *,
     required: bool,
     parallel: bool,
@@ -35,32 +35,44 @@ def tool_grammar(
 ) -> Grammar:
     """A grammar for an answer that may, or if `required` must, be calls of these functions.
 
-    `special` are the tokenizer's special tokens by name. `content` is what an answer without calls has to match.
+    `control` are the tokenizer's control tokens. `content` is what an answer without calls has to match.
     Raises RequestError if a schema is invalid, or cannot be enforced though the function is strict, or if `content`
     cannot be told from a call.
     """
     names = [function.name for function in functions]
-    rules = form.shape.calls(names, special, parallel=parallel and form.parallel)
+    rules = form.shape.calls(names, control.ids, parallel=parallel and form.parallel)
     for number, function in enumerate(functions):
         rules.append(f"arguments_{number}: %json {_enforceable(number, function)}")
-    tag = form.shape.tag
+    tag = lark_text(form.shape.tag, control.ids)
     if required:
-        start = [f"start: {lark_text(tag, special)} calls"]
+        start = [f"start: {tag} calls"]
     elif content is not None:
-        start = [f"start: content | {lark_text(tag, special)} calls", f"content: {_content(content, tag)}"]
-    elif not tag:
-        begins = rf'\s*\{{\s*"name"\s*:\s*"({"|".join(names)})"'
-        start = ["start: calls | TEXT", f"TEXT: /(?s:.*)/ & ~/{begins}(?s:.*)/"]
-    elif tag in special:
-        start = [f"start: TEXT ({lark_text(tag, special)} calls)?", "TEXT: /(?s:.*)/"]
+        start = [f"start: content | {tag} calls", f"content: {_content(content, form.shape.tag)}"]
     else:
-        until = f"/(?s:.*)/ {json.dumps(tag)}"
-        start = [
-            "start: before calls | TEXT",
-            f"before[lazy]: {until}",
-            f"TEXT: /(?s:.*)/ & ~(/(?s:.*)/ {json.dumps(tag)} /(?s:.*)/)",
-        ]
+        start = _free(form.shape.tag, names, control)
     return Grammar("lark", "\n".join([*start, *rules]))
+
+
+def _free(tag: str, names: Sequence[str], control: ControlTokens) -> list[str]:
+    """Rules for text in which a call may begin: any, control tokens that count as text among it."""
+    spoken = sorted(control.ids[name] for name in control.spoken if name != tag)
+    aside = f"<[{','.join(map(str, spoken))}]>" if spoken else ""
+    if not tag:
+        begins = rf'\s*\{{\s*"name"\s*:\s*"({"|".join(names)})"'
+        return [
+            f"start: calls | TEXT? {f'({aside} MORE?)*' if aside else ''}",
+            f"TEXT: /(?s:.+)/ & ~/{begins}(?s:.*)/",
+            "MORE: /(?s:.+)/",
+        ]
+    text = f"(TEXT | {aside})*" if aside else "TEXT?"
+    if tag in control.ids:
+        return [f"start: {text} (<[{control.ids[tag]}]> calls)?", "TEXT: /(?s:.+)/"]
+    literal = json.dumps(tag)
+    return [
+        f"start: {text} (before calls)?",
+        f"before[lazy]: /(?s:.*)/ {literal}",
+        f"TEXT: /(?s:.+)/ & ~(/(?s:.*)/ {literal} /(?s:.*)/)",
+    ]
 
 
 def _enforceable(number: int, function: Function) -> str:

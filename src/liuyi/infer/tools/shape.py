@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class Shape:
     """Calls are `tag`, `before`, an object, `after`; a further call is the same again, or only another object.
 
-    An object is `head`, in which NAME stands for the function, the arguments, and `tail`. Names of special tokens in
-    these strings are those tokens, where the tokenizer has them.
+    An object is `head`, in which NAME stands for the function, the arguments, and `tail`. Names of control tokens
+    in these strings are those tokens, where the tokenizer has them.
     """
 
     tag: str = ""
@@ -27,10 +27,10 @@ class Shape:
     head: str = '{"name": "NAME", "arguments": '
     tail: str = "}"
 
-    def calls(self, names: Sequence[str], special: Mapping[str, int], *, parallel: bool) -> list[str]:
+    def calls(self, names: Sequence[str], control: Mapping[str, int], *, parallel: bool) -> list[str]:
         """Lark rules for `calls`, which may follow on the tag; rule `arguments_N` is for others to write."""
-        before, after = lark_text(self.before, special), lark_text(self.after, special)
-        between, tag = lark_text(self.between, special), lark_text(self.tag, special)
+        before, after = lark_text(self.before, control), lark_text(self.after, control)
+        between, tag = lark_text(self.between, control), lark_text(self.tag, control)
         again = f"({between} {tag} wrapped)*" if self.each else f"({between} call)*"
         rules = [
             f"calls: wrapped {again if parallel and self.each else ''}",
@@ -38,15 +38,15 @@ class Shape:
             "call: " + " | ".join(f"call_{number}" for number in range(len(names))),
         ]
         for number, name in enumerate(names):
-            head, tail = (lark_text(part.replace("NAME", name), special) for part in (self.head, self.tail))
+            head, tail = (lark_text(part.replace("NAME", name), control) for part in (self.head, self.tail))
             rules.append(f"call_{number}: {head} arguments_{number} {tail}")
         return rules
 
 
-def lark_text(text: str, special: Mapping[str, int]) -> str:
-    """A text as Lark: literals, and the special tokens that are named in it by their ids."""
+def lark_text(text: str, control: Mapping[str, int]) -> str:
+    """A text as Lark: literals, and the control tokens that are named in it by their ids."""
     if not text:
         return ""
-    names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    names = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
     parts = re.split(f"({names})", text) if names else [text]
-    return " ".join(f"<[{special[part]}]>" if part in special else json.dumps(part) for part in parts if part)
+    return " ".join(f"<[{control[part]}]>" if part in control else json.dumps(part) for part in parts if part)
