@@ -1,0 +1,40 @@
+"""Sixteen requests at once, 512 tokens in and 128 out, from the first submitted to the last answered.
+
+python benchmarks/infer/streams.py PEERS                  # int8: llama.cpp Q8_0, OpenVINO int8, vLLM bf16
+python benchmarks/infer/streams.py PEERS --format bf16    # bf16: llama.cpp bf16, vLLM bf16
+"""
+
+from __future__ import annotations
+
+from engines import Bar, Remote, Texts, best, engines, parser, show
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--format", choices=("int8", "bf16"), default="int8")
+    made.add_argument("--streams", type=int, default=16)
+    made.add_argument("--input-tokens", type=int, default=512)
+    made.add_argument("--output-tokens", type=int, default=128)
+    asked = made.parse_args()
+    peers, bars = {
+        "int8": (
+            ("llama.cpp Q8_0", "vLLM bf16", "OpenVINO int8"),
+            (Bar("llama.cpp Q8_0", 3.3), Bar("vLLM bf16", 3.3)),
+        ),
+        "bf16": (("llama.cpp bf16", "vLLM bf16"), (Bar("llama.cpp bf16", 2.2),)),
+    }[asked.format]
+    texts = Texts(asked.peers / "models" / "fp32")
+    prompts = [[texts.take(asked.input_tokens) for _ in range(asked.streams)] for _ in range(asked.repeats + 1)]
+
+    def rate(engine: Remote, repeat: int) -> float:
+        seconds = engine.ask("streams", prompts=prompts[repeat], tokens=asked.output_tokens)["seconds"]
+        return asked.streams * asked.output_tokens / float(seconds)
+
+    with engines(asked, asked.format, peers) as started:
+        rates = best(started, asked.repeats, rate)
+    title = f"{asked.streams} streams, {asked.input_tokens} in, {asked.output_tokens} out, {asked.format}"
+    show(asked, title, rates, bars, unit="output tokens/s")
+
+
+if __name__ == "__main__":
+    main()
