@@ -80,9 +80,27 @@ class ThreadPeer:
         return "its thread ended"
 
 
-def client_over(engine: Engine, **options: Any) -> EngineClient:
-    """A client of an engine in a thread."""
-    return EngineClient(lambda: ThreadPeer(engine), **options)
+class ThreadClient(EngineClient):
+    """A client of engines in threads, each of which can be lost as a process can."""
+
+    def __init__(self, engine: Engine | Callable[[], Engine], **options: Any) -> None:
+        super().__init__(self._thread, **options)
+        self._engine = engine
+        self.peers: list[ThreadPeer] = []
+
+    def _thread(self) -> ThreadPeer:
+        engine = self._engine
+        self.peers.append(ThreadPeer(engine if isinstance(engine, Engine) else engine()))
+        return self.peers[-1]
+
+    def kill(self) -> None:
+        """Lose the engine that is there."""
+        self.peers[-1].kill()
+
+
+def client_over(engine: Engine | Callable[[], Engine], **options: Any) -> ThreadClient:
+    """A client of an engine in a thread, or of several made one after the other."""
+    return ThreadClient(engine, **options)
 
 
 def backend_over(engine: Engine, **options: Any) -> ModelBackend:

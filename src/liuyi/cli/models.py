@@ -90,6 +90,8 @@ class Opening:
     slots: int | None = None
     max_tokens: int | None = None
     max_queue_tokens: int | None = None
+    speculate: str | None = None
+    adapters: dict[str, str] | None = None
 
 
 def given_options(opening: Opening) -> dict[str, Any]:

@@ -52,6 +52,19 @@ KEYS = "LIUYI_API_KEYS"
 @click.option(
     "--max-tokens", type=click.IntRange(2), help="Tokens of prompt and answer [default: the model's context]."
 )
+@click.option(
+    "--speculate",
+    metavar="lookup|MODEL",
+    help="Draft tokens that are checked at once: from the text itself, or by a small model with the same vocabulary.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="A LoRA adapter in PEFT's layout, which answers to the model name NAME; may be given several times.",
+)
+@click.option("--adapter-loading", is_flag=True, help="Let callers load and drop adapters through /v1/adapters.")
 @click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
 @click.option(
     "--api-key-env",
@@ -91,6 +104,9 @@ def command(
     kv_tokens: int | None,
     slots: int | None,
     max_tokens: int | None,
+    speculate: str | None,
+    adapters: tuple[str, ...],
+    adapter_loading: bool,
     max_queue: int,
     api_key_env: str,
     keys_file: Path | None,
@@ -120,6 +136,8 @@ def command(
         slots=slots,
         max_tokens=max_tokens,
         max_queue_tokens=max_queue_tokens,
+        speculate=speculate,
+        adapters=_named_folders(adapters) or None,
     )
     from liuyi.infer.server.sockets import bind, url_of
 
@@ -141,7 +159,9 @@ def command(
             refuse_for_backend(opening, name)
             app, gate, described = _before(backend, place, ref, guards, max_queue)
         else:
-            app, gate, described = _over(place, ref, name, opening, guards, max_queue)
+            app, gate, described = _over(
+                place, ref, name, opening, guards | {"adapter_loading": adapter_loading}, max_queue
+            )
         from liuyi.infer.server.run import make_server, serve
 
         def listening() -> None:
@@ -153,6 +173,16 @@ def command(
         serve(make_server(app, gate=gate, drain_s=drain_s, listening=listening), bound)
     finally:
         bound.close()
+
+
+def _named_folders(given: tuple[str, ...]) -> dict[str, str]:
+    folders = {}
+    for text in given:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise click.BadParameter(f"'{text}' is not NAME=FOLDER", param_hint="--adapter")
+        folders[name] = str(Path(folder).resolve())
+    return folders
 
 
 def _over(

@@ -37,7 +37,7 @@ def main() -> None:
     except Exception as error:
         channel.send(Unusable(EngineError(f"the model cannot be opened: {type(error).__name__}: {error}")))
         channel.close()
-        raise
+        return
     # Whatever the engine is doing: nobody is left to hear of it.
     Worker(engine, channel, gone=lambda: os._exit(0)).run()
 

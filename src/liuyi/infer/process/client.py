@@ -27,10 +27,12 @@ from liuyi.infer.process.messages import (
     HEADER_BYTES,
     NO_PULSE,
     Cancel,
+    DropAdapter,
     Embed,
     Embedded,
     EngineFacts,
     FromEngine,
+    LoadAdapter,
     Ready,
     Refused,
     Step,
@@ -108,7 +110,7 @@ class EngineClient:
         self._patience = patience or Patience()
         self._ids = itertools.count()
         self._listeners: dict[int, tuple[Stream, int]] = {}
-        self._taking: dict[int, asyncio.Future[None]] = {}
+        self._taking: dict[int, asyncio.Future[str]] = {}
         self._embedding: dict[int, asyncio.Future[NDArray[np.float32]]] = {}
         self._lost: deque[float] = deque()
         self._silent_s = 0.0
@@ -118,6 +120,10 @@ class EngineClient:
         self._writer: asyncio.StreamWriter
         self._supervisor: asyncio.Task[None] | None = None
         self.facts: EngineFacts
+        self.adapters: dict[str, str] = {}
+        """Digests of the adapters that requests may choose, by name."""
+        self._folders: dict[str, str | None] = {}
+        """What was loaded, and with None what was dropped, since the engine was first opened."""
         self.state: State = "new"
         self.pulse = NO_PULSE
         self.restarts = 0
@@ -141,6 +147,7 @@ class EngineClient:
         """
         self.state = "starting"
         await self._open()
+        self.adapters = dict(self.facts.adapters)
         self._supervisor = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
@@ -170,19 +177,44 @@ class EngineClient:
         self._require_ready()
         ids = list(itertools.islice(self._ids, len(requests)))
         stream = Stream(self, ids)
-        taken = asyncio.get_running_loop().create_future()
-        self._taking[ids[0]] = taken
         for index, id in enumerate(ids):
             self._listeners[id] = (stream, index)
-        self._send(Submit(ids, requests))
         try:
-            await taken
+            await self._ask(ids[0], Submit(ids, requests))
         except BaseException:
             await stream.aclose()
             raise
-        finally:
-            self._taking.pop(ids[0], None)
         return stream
+
+    async def load_adapter(self, name: str, folder: str) -> str:
+        """Make the adapter in a folder known by a name, to successors of this engine too; its digest.
+
+        Raises ModelError if it cannot be read or does not fit the model, and as `submit` does.
+        """
+        self._require_ready()
+        id = next(self._ids)
+        digest = await self._ask(id, LoadAdapter(id, name, folder))
+        self.adapters[name] = digest
+        self._folders[name] = folder
+        return digest
+
+    async def drop_adapter(self, name: str) -> None:
+        """Let no new request find an adapter. Raises RequestError if there is none of that name."""
+        self._require_ready()
+        id = next(self._ids)
+        await self._ask(id, DropAdapter(id, name))
+        self.adapters.pop(name, None)
+        self._folders[name] = None
+
+    async def _ask(self, id: int, message: ToEngine) -> str:
+        """Send, and wait until it is taken or refused."""
+        taken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._taking[id] = taken
+        self._send(message)
+        try:
+            return await taken
+        finally:
+            del self._taking[id]
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """The completions of all requests, in their order. Cancelling the task cancels the requests."""
@@ -268,9 +300,18 @@ class EngineClient:
             self.restarts += 1
             try:
                 await self._open()
+                self._restore_adapters()
                 return True
             except LiuyiError as error:
                 logger.error("the engine could not be started again: %s", error)
+
+    def _restore_adapters(self) -> None:
+        for name, folder in self._folders.items():
+            id = next(self._ids)
+            if folder is not None:
+                self._send(LoadAdapter(id, name, folder))
+            elif name in self.facts.adapters:
+                self._send(DropAdapter(id, name))
 
     async def _open(self) -> None:
         self._peer = peer = self._launched or self._new_peer()
@@ -301,7 +342,7 @@ class EngineClient:
                 for update in message.updates:
                     self._deliver(update)
             elif isinstance(message, Taken):
-                self._settle(message.id, None)
+                self._settle(message.id, None, message.digest)
             elif isinstance(message, Refused):
                 self._settle(message.id, message.error)
             elif isinstance(message, Embedded):
@@ -332,14 +373,14 @@ class EngineClient:
             stream, index = listener
             stream.updates.put_nowait((index, update))
 
-    def _settle(self, id: int, error: LiuyiError | None) -> None:
+    def _settle(self, id: int, error: LiuyiError | None, value: str = "") -> None:
         waiting = self._taking.get(id) or self._embedding.get(id)
         if waiting is None or waiting.done():
             return
         if error is not None:
             waiting.set_exception(error)
         elif id in self._taking:
-            self._taking[id].set_result(None)
+            self._taking[id].set_result(value)
 
     def _settle_vectors(self, message: Embedded) -> None:
         waiting = self._embedding.get(message.id)

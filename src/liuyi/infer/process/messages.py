@@ -6,7 +6,7 @@ dataclasses that the engine itself takes and gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import msgspec
@@ -34,6 +34,10 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of prompt and answer together; None for the model's context."""
     kv_tokens: int | None = None
     """Room for tokens in the cache of keys and values; None for what memory allows."""
+    adapters: Mapping[str, str] = {}
+    """Folders of LoRA adapters, by the names that requests choose them by."""
+    speculate: str | None = None
+    """`lookup` drafts from the text itself; else the folder or GGUF file of a draft model; None for neither."""
     stretch: float | None = 1.8
     """How much longer a step may take for prompts that are read beside generation; see `Pace`."""
     seed: int = 0
@@ -50,6 +54,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     runner: str
     """How it computes: formats of weights and of keys and values."""
+    adapters: Mapping[str, str]
+    """Digests of the adapters that it was opened with, by name."""
 
 
 class Pulse(msgspec.Struct, frozen=True, array_like=True):
@@ -90,11 +96,26 @@ class Embed(_Message):
     texts: Sequence[Sequence[int]]
 
 
+class LoadAdapter(_Message):
+    """Make the adapter in a folder known by a name; `id` names the wish."""
+
+    id: int
+    name: str
+    folder: str
+
+
+class DropAdapter(_Message):
+    """Let no new request find an adapter."""
+
+    id: int
+    name: str
+
+
 class Stop(_Message):
     """End after the current step."""
 
 
-ToEngine = Submit | Cancel | Embed | Stop
+ToEngine = Submit | Cancel | Embed | LoadAdapter | DropAdapter | Stop
 
 
 class Ready(_Message):
@@ -110,13 +131,15 @@ class Unusable(_Message):
 
 
 class Taken(_Message):
-    """The requests with this first id are in the queue."""
+    """The requests with this first id are in the queue; the wish with this id is fulfilled."""
 
     id: int
+    digest: str = ""
+    """Of an adapter that was loaded."""
 
 
 class Refused(_Message):
-    """The requests with this first id can never be answered."""
+    """The requests with this first id can never be answered; the wish with this id cannot be fulfilled."""
 
     id: int
     error: LiuyiError

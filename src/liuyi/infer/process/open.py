@@ -6,9 +6,15 @@ from pathlib import Path
 
 import torch
 
+from liuyi.core.errors import ModelError
 from liuyi.infer.engine import Engine
 from liuyi.infer.open import open_runner
 from liuyi.infer.process.messages import EngineSpec
+from liuyi.infer.speculate.draft_model import DraftModel
+from liuyi.infer.speculate.lookup import PromptLookup
+from liuyi.infer.speculate.speculator import Drafter
+from liuyi.model.adapter import Adapter
+from liuyi.model.decoder import Decoder
 from liuyi.model.load import load
 
 
@@ -28,4 +34,31 @@ def open_engine(spec: EngineSpec) -> Engine:
         max_tokens=context,
         kv_tokens=spec.kv_tokens,
     )
-    return Engine(runner, tokenizer, max_slots=spec.max_slots, max_tokens=context, seed=spec.seed, stretch=spec.stretch)
+    engine = Engine(
+        runner,
+        tokenizer,
+        max_slots=spec.max_slots,
+        max_tokens=context,
+        stretch=spec.stretch,
+        drafter=_drafter(spec, model, context),
+        seed=spec.seed,
+    )
+    for name, folder in spec.adapters.items():
+        engine.adapters.load(name, Adapter.load(Path(folder)))
+    return engine
+
+
+def _drafter(spec: EngineSpec, model: Decoder, context: int) -> Drafter | None:
+    if spec.speculate is None:
+        return None
+    if spec.speculate == "lookup":
+        return PromptLookup()
+    path = Path(spec.speculate)
+    small, _ = load(path, device=model.device)
+    if small.config.vocab_size != model.config.vocab_size:
+        raise ModelError(
+            f"a draft model needs the vocabulary of the large one: {small.config.vocab_size} tokens, "
+            f"not {model.config.vocab_size}",
+            where=str(path),
+        )
+    return DraftModel(open_runner(small, weights=spec.weights, slots=spec.max_slots, max_tokens=context))

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from time import monotonic
 
 import numpy as np
@@ -26,9 +27,11 @@ from liuyi.infer.errors import EngineError
 from liuyi.infer.process.channel import Channel
 from liuyi.infer.process.messages import (
     Cancel,
+    DropAdapter,
     Embed,
     Embedded,
     EngineFacts,
+    LoadAdapter,
     Pulse,
     Ready,
     Refused,
@@ -39,6 +42,7 @@ from liuyi.infer.process.messages import (
 )
 from liuyi.infer.request import Request, Update
 from liuyi.infer.runner import BLOCK_TOKENS
+from liuyi.model.adapter import Adapter
 
 logger = logging.getLogger("liuyi.infer")
 
@@ -78,6 +82,7 @@ class Worker:
                     kv_tokens=engine.runner.blocks * BLOCK_TOKENS,
                     block_tokens=BLOCK_TOKENS,
                     runner=engine.runner.name,
+                    adapters={name: engine.adapters.digest(name) for name in engine.adapters.names},
                 )
             )
         )
@@ -159,6 +164,22 @@ class Worker:
             data = np.stack(vectors).astype("<f4")
             self._channel.send(Embedded(id, data.tobytes(), data.shape[1]))
 
+    def _load_adapter(self, message: LoadAdapter, adapter: Adapter) -> None:
+        try:
+            held = self._engine.adapters.load(message.name, adapter)
+        except LiuyiError as error:
+            self._channel.send(Refused(message.id, error))
+        else:
+            self._channel.send(Taken(message.id, held.digest))
+
+    def _drop_adapter(self, message: DropAdapter) -> None:
+        try:
+            self._engine.adapters.drop(message.name)
+        except LiuyiError as error:
+            self._channel.send(Refused(message.id, error))
+        else:
+            self._channel.send(Taken(message.id))
+
     def _step(self) -> None:
         self._step_began = monotonic()
         try:
@@ -197,6 +218,10 @@ class Worker:
                 self._cancel(message)
             elif isinstance(message, Embed):
                 self._check_texts(message)
+            elif isinstance(message, LoadAdapter):
+                self._checks.submit(self._read_adapter, message)
+            elif isinstance(message, DropAdapter):
+                self._inbox.put(partial(self._drop_adapter, message))
             elif isinstance(message, Stop):
                 break
         else:
@@ -231,6 +256,16 @@ class Worker:
                 self._inbox.put(partial(self._begin, message))
         if problem is not None:
             self._channel.send(Refused(first, problem))
+
+    def _read_adapter(self, message: LoadAdapter) -> None:
+        try:
+            adapter = Adapter.load(Path(message.folder))
+        except Exception as error:
+            if not isinstance(error, LiuyiError):
+                logger.exception("an adapter could not be read")
+            self._channel.send(Refused(message.id, _for_people(error, "the adapter cannot be read")))
+            return
+        self._inbox.put(partial(self._load_adapter, message, adapter))
 
     def _check_texts(self, message: Embed) -> None:
         try:

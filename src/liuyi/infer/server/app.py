@@ -6,6 +6,7 @@ app = create_app({"desk": backend}, record=lambda answer: ledger.add_answer(...)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import liuyi
 from liuyi.infer.errors import RequestError
-from liuyi.infer.server import errors, guard, metrics, token_routes
+from liuyi.infer.server import adapter_routes, errors, guard, metrics, token_routes
 from liuyi.infer.server.answers import Answer
 from liuyi.infer.server.backend import ChatBackend, Served, TextBackend
 from liuyi.infer.server.format import ChatFormat, TextFormat
@@ -35,12 +36,14 @@ def create_app(
     local_only: bool = True,
     max_body_bytes: int = MAX_BODY_BYTES,
     timeout_s: float | None = None,
+    adapter_loading: bool = False,
 ) -> FastAPI:
     """An application that serves `models` by name, the first one being named first in `/v1/models`.
 
     `record` is called, in another thread, for each answer. With `keys` every call but `/health` needs one of them.
     The server closes `gate` before it stops. `local_only` refuses calls that name another host than this one.
-    No answer may take longer than `timeout_s`; None lets them.
+    No answer may take longer than `timeout_s`; None lets them. `adapter_loading` lets callers load adapters from this
+    machine's folders.
     """
     gate = gate or Gate()
     observer = Observer(gate)
@@ -51,31 +54,35 @@ def create_app(
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionBody, request: Request) -> Response:
         """Continue a conversation."""
-        backend = service.backend(body.model)
+        target = service.find(body.model)
         chat = body.request()
-        return await service.answer(body, request, ChatFormat(), backend, lambda: backend.chat(chat), prompts=1)
+        chat = replace(chat, options=replace(chat.options, adapter=target.adapter))
+        return await service.answer(body, request, ChatFormat(), target.info, lambda: target.backend.chat(chat), 1)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue a text."""
-        backend = service.backend(body.model)
+        target = service.find(body.model)
+        backend = target.backend
         if not isinstance(backend, TextBackend):
             raise RequestError(f"'{body.model}' takes conversations only", param="model", hint="/v1/chat/completions")
         text = body.request()
+        text = replace(text, options=replace(text.options, adapter=target.adapter))
         prompts = len(text.prompts)
-        return await service.answer(body, request, TextFormat(), backend, lambda: backend.complete(text), prompts)
+        return await service.answer(body, request, TextFormat(), target.info, lambda: backend.complete(text), prompts)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        """The models and applications that are served."""
-        return {"object": "list", "data": [service.model_object(name) for name in models]}
+        """The models and applications that are served, each with its adapters."""
+        return {"object": "list", "data": [service.model_object(name) for name in service.names]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         """One of them."""
-        service.backend(name)
         return service.model_object(name)
 
+    if adapter_loading:
+        adapter_routes.add(app, service)
     token_routes.add(app, service)
     add_health(app, models, observer, gate)
     return app

@@ -46,8 +46,9 @@ class BackendInfo:
     app_digest: str | None = None
     max_tokens: int | None = None
     """Tokens of prompt and answer together; None where that is no limit of the backend."""
+    adapter_digest: str | None = None
     made_with: Mapping[str, Any] = field(default_factory=dict)
-    """What else made the answers, for the ledger: digests of adapter and chat template, how the model was run."""
+    """What else made the answers, for the ledger: the digest of the chat template, how the model was run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class Options:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     priority: int = 0
+    adapter: str | None = None
     grammar: Grammar | None = None
     logprobs: bool = False
     top_logprobs: int = 0
@@ -256,3 +258,18 @@ class TokenBackend(Protocol):
 
         Raises as `ChatBackend.chat`.
         """
+
+
+@runtime_checkable
+class AdapterBackend(Protocol):
+    """A backend whose model answers with adapters, too; each goes by a model's name of its own."""
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """Digests of the adapters, by name."""
+
+    async def load_adapter(self, name: str, folder: str) -> str:
+        """Make the adapter in a folder known by a name; its digest. Raises ModelError, EngineError."""
+
+    async def drop_adapter(self, name: str) -> None:
+        """Let no new request find an adapter. Raises RequestError if there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,6 +124,19 @@ class ModelBackend:
             preemptions=engine.preemptions,
             engine_restarts=client.restarts,
         )
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """Digests of the adapters, by name."""
+        return self.engine.adapters
+
+    async def load_adapter(self, name: str, folder: str) -> str:
+        """Make the adapter in a folder known by a name; its digest. Raises ModelError, EngineError."""
+        return await self.engine.load_adapter(name, folder)
+
+    async def drop_adapter(self, name: str) -> None:
+        """Let no new request find an adapter. Raises RequestError if there is none."""
+        await self.engine.drop_adapter(name)
 
     async def chat(self, request: ChatRequest) -> Deltas:
         """Continue a conversation. Raises RequestError, Overloaded, EngineError, ModelError (the template refused)."""
@@ -279,6 +292,7 @@ class ModelBackend:
                 visible_ids=task.visible_ids,
                 ignore_eos=options.ignore_eos,
                 priority=options.priority,
+                adapter=options.adapter,
                 grammar=options.grammar,
                 logprobs=options.logprobs or count > options.n,
                 top_logprobs=options.top_logprobs,

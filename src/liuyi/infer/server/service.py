@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from liuyi.core.digest import sha256_json
 from liuyi.infer.server import errors
 from liuyi.infer.server.answers import Answer, AnswerLog
-from liuyi.infer.server.backend import ChatBackend, Deltas
+from liuyi.infer.server.backend import AdapterBackend, BackendInfo, ChatBackend, Deltas
 from liuyi.infer.server.deadline import HEADER, timeout_of, within
 from liuyi.infer.server.follow import Followed
 from liuyi.infer.server.format import Answering, ChatFormat, TextFormat
@@ -27,6 +28,17 @@ from liuyi.infer.server.respond import EventStream, unless_gone, whole
 CLIENT_GONE = 499
 UNSAID = frozenset({"messages", "prompt", "model", "tools", "input"})
 """What the ledger keeps only the digest of, or keeps elsewhere."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Who answers to a model's name: a backend, with one of its adapters or without."""
+
+    backend: ChatBackend
+    info: BackendInfo
+    adapter: str | None = None
+    parent: str | None = None
+    """Name of the model that the adapter changes."""
 
 
 class Service:
@@ -63,31 +75,46 @@ class Service:
             if self._answers is not None:
                 await asyncio.to_thread(self._answers.close)
 
-    def backend(self, name: str) -> ChatBackend:
-        """The backend of that name. Raises UnknownModel if there is none."""
-        if name not in self.models:
-            raise errors.UnknownModel(name, list(self.models))
-        return self.models[name]
+    @property
+    def names(self) -> list[str]:
+        """What requests may name: the models, and the adapters of each."""
+        return [name for model in self.models for name in (model, *self._adapters(model))]
+
+    def find(self, name: str) -> Target:
+        """Who answers to that name. Raises UnknownModel if nobody does."""
+        if name in self.models:
+            return Target(self.models[name], self.models[name].info)
+        for model, backend in self.models.items():
+            if name in (adapters := self._adapters(model)):
+                return Target(backend, replace(backend.info, adapter_digest=adapters[name]), name, model)
+        raise errors.UnknownModel(name, self.names)
 
     def model_object(self, name: str) -> dict[str, Any]:
         """What `/v1/models` says of it."""
-        info = self.models[name].info
+        target = self.find(name)
+        info = target.info
         return {
             "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "liuyi",
+            "parent": target.parent,
             "model_digest": info.model_digest or None,
+            "adapter_digest": info.adapter_digest,
             "app_digest": info.app_digest,
             "max_model_len": info.max_tokens,
         }
+
+    def _adapters(self, model: str) -> Mapping[str, str]:
+        backend = self.models[model]
+        return backend.adapters if isinstance(backend, AdapterBackend) else {}
 
     async def answer(
         self,
         body: ChatCompletionBody | CompletionBody,
         request: Request,
         form: ChatFormat | TextFormat,
-        backend: ChatBackend,
+        info: BackendInfo,
         begin: Callable[[], Awaitable[Deltas]],
         prompts: int,
     ) -> Response:
@@ -98,7 +125,7 @@ class Service:
             id=form.id_prefix + secrets.token_hex(12),
             created=int(time.time()),
             model=body.model,
-            info=backend.info,
+            info=info,
             choices=options.n,
         )
         follow = self.observer.request(body.model)
@@ -122,6 +149,7 @@ class Service:
         detail = {
             "model": answering.model,
             **({"key": charge.key} if charge is not None else {}),
+            **({"adapter_digest": info.adapter_digest} if info.adapter_digest else {}),
             **info.made_with,
             "parameters": {name: value for name, value in asked.items() if name not in UNSAID},
             "usage": answering.usage,

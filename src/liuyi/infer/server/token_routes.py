@@ -26,7 +26,7 @@ def add(app: FastAPI, service: Service) -> None:
     """Add the routes to an application."""
 
     def backend_of(model: str) -> TokenBackend:
-        backend = service.backend(model)
+        backend = service.find(model).backend
         if not isinstance(backend, TokenBackend):
             raise RequestError(f"'{model}' is an application, which shows no tokens", param="model")
         return backend
