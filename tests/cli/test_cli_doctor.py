@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from liuyi.cli import health
 from liuyi.cli.main import cli
 from liuyi.core import machine
 from liuyi.core.machine import Machine
+from liuyi.kernels.library import Library
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +73,15 @@ def test_a_missing_package_is_broken_only_if_it_is_needed(tmp_path: Path, monkey
     assert "broken: hassil" in result.output
     assert "pip install 'hassil" in result.output
     assert "tests that compare with Hugging Face" in result.output
+
+
+def test_it_says_which_kernels_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIUYI_KERNELS", "off")
+    checks = {check["name"]: check for check in json.loads(doctor(tmp_path / "home", "--json").stdout)["checks"]}
+    assert checks["native kernels"]["status"] == "absent"
+    assert "LIUYI_KERNELS=off" in checks["native kernels"]["note"]
+    monkeypatch.setenv("LIUYI_KERNELS", "avx2")
+    monkeypatch.setattr("liuyi.kernels.library._open", lambda most: Library(ctypes.CDLL(None), most))
+    checks = {check["name"]: check for check in json.loads(doctor(tmp_path / "home", "--json").stdout)["checks"]}
+    assert (checks["native kernels"]["status"], checks["native kernels"]["value"]) == ("ok", "AVX2")
+    assert "fp32, bf16, int8, int4" in checks["native kernels"]["note"]

@@ -68,7 +68,22 @@ def _system() -> list[Check]:
             "the quickstart wants about 4 GiB" if little else "",
         ),
         _gpu(),
+        _kernels(),
     ]
+
+
+def _kernels() -> Check:
+    from liuyi.kernels.library import KernelsAbsent, kernels
+    from liuyi.kernels.model import KV_FORMATS
+    from liuyi.kernels.parts import WEIGHT_FORMATS
+
+    try:
+        used = kernels().instruction_set
+    except KernelsAbsent as absent:
+        why = absent.message + (f": {absent.hint}" if absent.hint else "")
+        return Check("System", "native kernels", "absent", "none", f"{why}; the CPU computes with torch")
+    formats = f"weights in {', '.join(WEIGHT_FORMATS)}; keys and values in {', '.join(KV_FORMATS)}"
+    return Check("System", "native kernels", "ok", used.upper(), formats)
 
 
 def _gpu() -> Check:

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from liuyi.core.errors import ModelError
-from liuyi.infer.runner import Batch
+from liuyi.infer.runner import BLOCK_TOKENS, Batch
 from liuyi.kernels.library import BatchView
 from liuyi.kernels.model import KV_FORMATS, NativeModel, NativeShape
 from liuyi.kernels.parts import WEIGHT_FORMATS, Part
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
-from liuyi.model.quantize import QuantEmbedding, QuantLinear
+from liuyi.model.quantize import QuantMatrix
 from liuyi.model.rope import Rope
 
 Floats = NDArray[np.float32]
@@ -44,8 +44,8 @@ class NativeRunner:
         kv: str = "bf16",
         threads: int | None = None,
     ) -> None:
-        """`weights` is fp32, bf16, int8 or int4 (the head is int8 then), `kv` fp32, bf16 or int8. A model whose
-        weights are int8 already is packed as it is under `weights="int8"`.
+        """`weights` is fp32, bf16, int8 or int4 (the head is int8 then), `kv` fp32, bf16 or int8. Weights that are
+        in that format already are packed as they are.
 
         Raises KernelsAbsent if there is no native library, ModelError for a format that there is not.
         """
@@ -82,44 +82,47 @@ class NativeRunner:
         self._native.close()
 
     def _run(self, batch: Batch, out: Tensor, *, hidden: bool) -> None:
-        cosines, sines = self._angles.of(_positions(batch))
+        cosines, sines, by_token = self._angles.of(batch)
         arrays = (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters, cosines, sines)
-        sizes = (len(batch.tokens), len(batch.counts), batch.tables.shape[1], len(batch.rows))
+        sizes = (len(batch.tokens), len(batch.counts), batch.tables.shape[1], len(batch.rows), len(cosines), by_token)
         view = BatchView(*sizes, *(array.ctypes.data for array in arrays))
         self._native.forward(view, out.data_ptr(), hidden=hidden)
 
 
 class _Angles:
-    """Cosines and sines of positions, from a table that grows with the longest sequence seen."""
+    """Cosines and sines of positions, in a table that grows with the longest sequence seen."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self._rope = Rope(config)
-        self._stretches_from = config.max_position_embeddings if config.rope_type == "dynamic" else None
-        self._cosines, self._sines = self._compute(np.arange(1024, dtype=np.int32))
+        self._stretches_beyond = config.max_position_embeddings if config.rope_type == "dynamic" else None
+        self._longest = 0
+        self._grow(1024)
 
-    def of(self, positions: NDArray[np.int32]) -> tuple[Floats, Floats]:
-        """Both [positions, head_dim / 2]."""
-        last = int(positions.max())
-        if self._stretches_from is not None and last >= self._stretches_from:
-            return self._compute(positions)
-        if last >= len(self._cosines):
-            self._cosines, self._sines = self._compute(np.arange(2 * last, dtype=np.int32))
-        return self._cosines.take(positions, axis=0), self._sines.take(positions, axis=0)
+    def of(self, batch: Batch) -> tuple[Floats, Floats, bool]:
+        """Both [positions, head_dim / 2] from position 0 on, or [tokens, head_dim / 2] and True."""
+        room = batch.tables.shape[1] * BLOCK_TOKENS
+        longest = min(int((batch.lengths + batch.counts).max(initial=0)), room)
+        if self._stretches_beyond is not None and longest > self._stretches_beyond:
+            return *self._compute(_positions(batch)), True
+        if longest > self._longest:
+            self._grow(2 * longest)
+        return self._cosines, self._sines, False
+
+    def _grow(self, longest: int) -> None:
+        longest = min(longest, self._stretches_beyond or longest)
+        self._cosines, self._sines = self._compute(np.arange(longest, dtype=np.int32))
+        self._longest = longest
 
     def _compute(self, positions: NDArray[np.int32]) -> tuple[Floats, Floats]:
         # One row for each: with dynamic scaling a token's angles depend on its own position alone.
         cosines, sines = self._rope(torch.from_numpy(positions)[:, None])
-        return cosines[:, 0, 0].numpy(), sines[:, 0, 0].numpy()
+        return cosines[:, 0, 0].contiguous().numpy(), sines[:, 0, 0].contiguous().numpy()
 
 
 def _positions(batch: Batch) -> NDArray[np.int32]:
     """Position of every new token in its sequence, [n]."""
-    if len(batch.tokens) == len(batch.counts):
-        return batch.lengths
-    begins = np.cumsum(batch.counts) - batch.counts
-    offsets = np.repeat(batch.lengths - begins, batch.counts)
-    positions: NDArray[np.int32] = (np.arange(len(batch.tokens)) + offsets).astype(np.int32)
-    return positions
+    spans = zip(batch.lengths.tolist(), batch.counts.tolist(), strict=True)
+    return np.concatenate([np.arange(begin, begin + count, dtype=np.int32) for begin, count in spans])
 
 
 def _packed(model: Decoder, blocks: int, weights: str, kv: str, threads: int | None) -> NativeModel:
@@ -162,8 +165,9 @@ def _packed(model: Decoder, blocks: int, weights: str, kv: str, threads: int | N
 def _part(module: nn.Module, weights: str) -> Part:
     bias = getattr(module, "bias", None)
     kept_bias = None if bias is None else _floats(bias)
-    if isinstance(module, QuantLinear | QuantEmbedding) and weights == "int8":
-        return Part(module.weight.numpy(), kept_bias, _bf16(module.weight_scale))
+    if isinstance(module, QuantMatrix) and module.format == weights:
+        minima = _bf16(module.weight_minimum) if weights == "int4" else None
+        return Part(module.weight.numpy(), kept_bias, _bf16(module.weight_scale), minima)
     whole = _whole(module)
     return Part(_bf16(whole) if whole.dtype == torch.bfloat16 else _floats(whole), kept_bias)
 

@@ -61,7 +61,7 @@ class BatchView(Structure):
     """As in `native/plan.h`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("tokens", "sequences", "most_blocks", "rows")),
+        *((name, c_int32) for name in ("tokens", "sequences", "most_blocks", "rows", "angles", "angles_by_token")),
         *(
             (name, c_void_p)
             for name in ("ids", "counts", "lengths", "tables", "wanted", "adapters", "cosines", "sines")

@@ -82,7 +82,8 @@ struct Pass {
             for (int i = 0; i < piece.count; ++i) {
                 const int token = piece.token + i;
                 const float* row = step.qkv + static_cast<size_t>(token) * width;
-                const float *cosines = step.cosines + static_cast<size_t>(token) * half, *sines = step.sines + static_cast<size_t>(token) * half;
+                const size_t angle = static_cast<size_t>(step.angles_by_token ? token : piece.position + i) * half;
+                const float *cosines = step.cosines + angle, *sines = step.sines + angle;
                 for (int head = 0; head < shape.heads; ++head, row += shape.head_dim) {
                     rotate(row, layer.q_norm.as<float>(), shape.norm_eps, cosines, sines, half, scale, head_row);
                     const size_t at = (static_cast<size_t>(head / group) * step.tokens + token) * group + head % group;

@@ -62,6 +62,9 @@ Model::Model(const Shape& shape, const int32_t* windows, KvFormat kv, int blocks
         layers_[i].window = windows[i];
     }
     plans_.resize(windows_.size());
+    // Memory is taken as it is touched: what there is not would be noticed too late.
+    const size_t memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    require(kv_.block_bytes <= memory / blocks, "the cache would not fit into this machine's memory");
     cache_ = Buffer(kv_.block_bytes * blocks);
 }
 
@@ -100,6 +103,7 @@ void Model::pack(Matrix which, int index, Format format, const Source* sources, 
         require(source.rows > 0 && source.values != nullptr, "a source is empty");
         require(source.format <= Format::bf16 || (source.format == format && source.scales != nullptr),
                 "quantised weights can only be packed in their own format, with their scales");
+        require(source.format != Format::int4 || source.minima != nullptr, "int4 weights lack their minima");
         given += source.rows;
         bias |= source.bias != nullptr;
     }
@@ -172,12 +176,14 @@ void Model::check(const BatchView& batch) const {
         tokens += count;
         const int64_t blocks = (length + count + kBlockTokens - 1) / kBlockTokens;
         require(blocks <= batch.most_blocks, "a table of blocks is too short for its sequence");
+        require(batch.angles_by_token || length + count <= batch.angles, "a position has no angles");
         for (int64_t j = 0; j < blocks; ++j) {
             const int32_t block = batch.tables[static_cast<int64_t>(i) * batch.most_blocks + j];
             require(block >= 0 && block < blocks_, "a table names a block that there is not");
         }
     }
     require(tokens == batch.tokens, "the counts do not add up to the number of tokens");
+    require(!batch.angles_by_token || batch.angles == batch.tokens, "a token has no angles");
     for (int i = 0; i < batch.tokens; ++i) {
         require(batch.ids[i] >= 0 && batch.ids[i] < shape_.vocab, "a token is not in the vocabulary");
     }
@@ -237,6 +243,7 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     step.wanted = batch.wanted;
     step.cosines = batch.cosines;
     step.sines = batch.sines;
+    step.angles_by_token = batch.angles_by_token != 0;
     step.positions = placement_.positions.data();
     step.pieces = static_cast<int>(placement_.pieces.size());
     step.piece_list = placement_.pieces.data();

@@ -10,13 +10,15 @@ namespace liuyi {
 
 struct BatchView {
     int32_t tokens, sequences, most_blocks, rows;
+    int32_t angles;           // rows of cosines and sines
+    int32_t angles_by_token;  // whether these are for the tokens in their order; for positions 0, 1, … if not
     const int32_t *ids;       // [tokens]
     const int32_t *counts;    // [sequences]
     const int32_t *lengths;   // [sequences]
     const int32_t *tables;    // [sequences, most_blocks]
     const int32_t *wanted;    // [rows]
     const int32_t *adapters;  // [sequences]
-    const float *cosines, *sines;  // [tokens, head_dim / 2]
+    const float *cosines, *sines;  // [angles, head_dim / 2]
 };
 
 // The attention work for one width of window; `Plan` is the view that the kernels get.

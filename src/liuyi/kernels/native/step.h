@@ -85,7 +85,8 @@ struct Step {
     int tokens, sequences, most_blocks, pieces, rows;
     const int32_t *ids, *tables, *wanted;  // wanted [rows]: the tokens whose results are asked for
     const int* positions;                  // [tokens]
-    const float *cosines, *sines;          // [tokens, head_dim / 2]
+    const float *cosines, *sines;  // [positions, head_dim / 2], or [tokens, head_dim / 2]
+    bool angles_by_token;
     const Piece* piece_list;
     const Plan* plans;     // one for each window there is
     const int* layer_plan;  // [layers]
