@@ -63,3 +63,80 @@ def files(ctx: Context, params: FilesParams) -> None:
         out.metrics.update(documents=written.documents, bytes=written.bytes, rejected=written.rejected)
         out.licences.update(written.licences)
     ctx.log(written.summary())
+
+
+class CrawlParams(Params):
+    start: tuple[str, ...] = Field(min_length=1, description="addresses to start from")
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="hosts whose links are followed (`docs.example.org`, `localhost:8080`); those of `start` if none",
+    )
+    sitemaps: bool = Field(True, description="read the hosts' sitemaps")
+    max_pages: int = Field(1000, ge=1, description="pages kept in all")
+    max_pages_per_host: int = Field(1000, ge=1, description="pages kept from one host")
+    max_depth: int = Field(5, ge=0, description="links followed from a start address")
+    max_page_mb: float = Field(4.0, gt=0, description="a longer page is not read to its end, and rejected")
+    max_mb: float = Field(1000.0, gt=0, description="size of the archive at which the crawl ends")
+    delay_s: float = Field(
+        1.0, ge=0, description="least time between two requests to a host; robots.txt may ask for more"
+    )
+    per_host: int = Field(1, ge=1, le=16, description="requests to one host at once")
+    concurrency: int = Field(16, ge=1, le=256, description="requests at once in all")
+    timeout_s: float = Field(30.0, gt=0, description="the longest time for one page, from the first byte to the last")
+    contact: str = Field("", description="a mail or web address of yours that the hosts are told")
+    allow_networks: tuple[str, ...] = Field(
+        (), description="networks of private addresses that may be asked, such as 10.0.0.0/8; none otherwise"
+    )
+    license: str = Field("unknown", description="the licence of the pages")
+    extractor: Literal["trafilatura", "resiliparse", "plain"] = Field("trafilatura", description="as for data.files")
+    label: str = Field("", description="another label crawls again: pages change, what was crawled does not")
+
+
+@step(
+    "data.crawl",
+    version=1,
+    inputs={},
+    outputs={
+        "corpus": Output(
+            "corpus",
+            "rejected.parquet, urls.parquet and robots.parquet say what became of each address, warc/ proves it",
+        )
+    },
+)
+def crawl(ctx: Context, params: CrawlParams) -> None:
+    """Pages of web sites, fetched politely and kept as they came. A killed crawl goes on where it was."""
+    import importlib.util
+
+    missing = [name for name in ("aiohttp", "fastwarc", "lxml", "protego") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DataError(f"crawling needs {', '.join(missing)}", hint="pip install 'liuyi[crawl]'")
+    from liuyi import __version__
+    from liuyi.data.corpus import write_found
+    from liuyi.data.sources.crawl.crawler import Crawler, Plan
+    from liuyi.data.sources.crawl.output import keep_evidence, read_crawl
+    from liuyi.data.sources.extract import check_extractor
+    from liuyi.data.sources.files import Reading
+
+    check_extractor(params.extractor)
+    named = {"start", "hosts", "sitemaps", "max_pages", "max_pages_per_host", "max_depth", "delay_s", "per_host"}
+    plan = Plan(
+        **params.model_dump(include=named | {"concurrency", "timeout_s", "allow_networks"}),
+        max_page_bytes=int(params.max_page_mb * 1e6),
+        max_bytes=int(params.max_mb * 1e6),
+        user_agent=f"liuyi/{__version__} (crawler" + (f"; +{params.contact})" if params.contact else ")"),
+    )
+    crawler = Crawler(
+        plan,
+        ctx.workdir / "crawl",
+        on_page=lambda pages: ctx.progress(min(pages, plan.max_pages), plan.max_pages, "pages"),
+    )
+    crawler.run()
+    reading = Reading(license=params.license, extractor=params.extractor, longest=plan.max_page_bytes)
+    with ctx.output("corpus") as out:
+        written = write_found(out.path, read_crawl(crawler, keep_evidence(crawler, out.path), reading))
+        if not written.documents:
+            raise DataError("no page could be kept", where=params.start[0], hint=str(written.first_rejected))
+        out.metrics.update(documents=written.documents, bytes=written.bytes, rejected=written.rejected)
+        out.licences.update(written.licences)
+    crawler.frontier.close()
+    ctx.log(written.summary())
