@@ -1,7 +1,8 @@
 """The `evaluation` artifact: one row per item with its scores, and what each score means.
 
     items.parquet     item, cluster, lang, kind, prompt, reference, output, then one float column a score
-    evaluation.json   {name, label, subject, evalset, metrics: {column: {title, kind, unit, better, per, mean, low, …}}}
+    evaluation.json   {name, label, subject, evalset, runner,
+                       metrics: {column: {title, kind, unit, better, per, mean, low, …}}}
 
 Whatever writes this much (an eval set answered by a model, bits of documents, the answers of an application) can be
 compared, gated and reported.
@@ -53,6 +54,8 @@ class Evaluation:
     """Digest of what was evaluated."""
     evalset: str = ""
     """Digest of the eval set."""
+    runner: str = ""
+    """How the subject was computed, such as `torch fp32`, where that was by the engine."""
     where: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +83,7 @@ class Evaluation:
             metrics={name: _metric(name, said, columns) for name, said in summary.get("metrics", {}).items()},
             columns=columns,
             where=where,
-            **{key: summary.get(key) or "" for key in ("name", "label", "subject", "evalset")},
+            **{key: summary.get(key) or "" for key in ("name", "label", "subject", "evalset", "runner")},
         )
 
     def save(self, folder: Path, *, seed: int = 0) -> dict[str, Interval]:
@@ -95,6 +98,7 @@ class Evaluation:
             "label": self.label,
             "subject": self.subject,
             "evalset": self.evalset,
+            "runner": self.runner,
             "metrics": {
                 name: {**metric.__dict__, **{key: _finite(value) for key, value in figures[name].__dict__.items()}}
                 for name, metric in self.metrics.items()

@@ -108,8 +108,13 @@ def score(
     return Evaluation(metrics, columns, name=evalset.name, label=label, subject=subject, evalset=evalset.digest)
 
 
-def score_completions(evalset: Evalset, completions: Sequence[Completion], *, subject: str, label: str) -> Evaluation:
-    """Score completions; the log-probabilities of each answer (natural logarithm) stand beside, and its tokens."""
+def score_completions(
+    evalset: Evalset, completions: Sequence[Completion], *, subject: str, label: str, runner: str
+) -> Evaluation:
+    """Score completions; the log-probabilities of each answer (natural logarithm) stand beside, and its tokens.
+
+    `runner` says how they were computed.
+    """
     scored = score(
         evalset,
         [completion.text for completion in completions],
@@ -129,6 +134,7 @@ def score_completions(evalset: Evalset, completions: Sequence[Completion], *, su
         label=scored.label,
         subject=scored.subject,
         evalset=scored.evalset,
+        runner=runner,
     )
 
 

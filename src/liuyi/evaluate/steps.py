@@ -32,7 +32,7 @@ class GenerateParams(Params):
 
 @step(
     "evaluate.generate",
-    version=1,
+    version=2,
     inputs={"model": Input("checkpoint", "who answers"), "evalset": Input("evalset", "what is asked")},
     outputs={"evaluation": Output("evaluation", "an answer, its log-probability and its scores for every item")},
 )
@@ -42,18 +42,16 @@ def generate_step(ctx: Context, params: GenerateParams) -> None:
 
     from liuyi.evaluate.generate import Evalset, generate, score_completions
     from liuyi.infer.engine import Engine
+    from liuyi.infer.open import open_evaluated
     from liuyi.model.checkpoint import load_model
     from liuyi.model.tokenizer import Tokenizer
 
     model, given = ctx.input("model"), ctx.input("evalset")
     evalset = Evalset.load(given.path, given.digest).first(params.items)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[params.dtype]
-    engine = Engine(
-        load_model(model.path, dtype=dtype),
-        Tokenizer.load(model.path),
-        max_slots=min(params.slots, len(evalset.items)),
-        seed=ctx.seed,
-    )
+    slots = min(params.slots, len(evalset.items))
+    runner = open_evaluated(load_model(model.path, dtype=dtype), slots=slots)
+    engine = Engine(runner, Tokenizer.load(model.path), max_slots=slots, seed=ctx.seed)
     completions = generate(
         engine,
         evalset,
@@ -61,7 +59,7 @@ def generate_step(ctx: Context, params: GenerateParams) -> None:
         constrained=params.constrained,
         on_progress=lambda done, total: ctx.progress(done, total, "items"),
     )
-    evaluation = score_completions(evalset, completions, subject=model.digest, label=params.label)
+    evaluation = score_completions(evalset, completions, subject=model.digest, label=params.label, runner=runner.name)
     with ctx.output("evaluation") as out:
         figures = evaluation.save(out.path, seed=ctx.seed)
         out.metrics.update({name: figure.mean for name, figure in figures.items()})

@@ -25,6 +25,8 @@ class Measured:
     digest: str
     stored_bytes: int
     """Bytes of the weights' files."""
+    runner: str
+    """How it was computed, such as `native int8, kv bf16`."""
     figures: Figures
     limits: Limits
     prompts: Sequence[Single]
@@ -52,13 +54,14 @@ def write_bench(
         "label": first.label,
         "subject": first.digest,
         "evalset": "",
+        "runner": first.runner,
         "metrics": {
             "ttft_ms": _metric("time to first token", "ms", "lower", columns["ttft_ms"]),
             "tokens_per_s": _metric("decoding, one stream", "tokens/s", "higher", columns["tokens_per_s"]),
         },
         "models": {
             one.label: asdict(one.figures)
-            | {"stored_bytes": one.stored_bytes, "of_limit": fractions(one.figures, one.limits)}
+            | {"stored_bytes": one.stored_bytes, "runner": one.runner, "of_limit": fractions(one.figures, one.limits)}
             for one in measured
         },
         "streams": streams,
@@ -88,6 +91,7 @@ def effect(measured: Sequence[Measured], machine: Machine, streams: int) -> Effe
     rows = [_row(one, streams) for one in measured]
     names = (
         "model",
+        "computed in",
         "MB on disk",
         "TTFT p50",
         "TTFT p95",
@@ -124,6 +128,7 @@ def _row(one: Measured, streams: int) -> tuple[str | float | int, ...]:
 
     return (
         one.label,
+        one.runner,
         round(one.stored_bytes / 1e6, 1),
         round(1000 * figures.ttft_p50_s, 1),
         round(1000 * figures.ttft_p95_s, 1),

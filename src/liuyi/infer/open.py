@@ -20,12 +20,14 @@ from liuyi.infer.runner import BLOCK_TOKENS, Runner
 from liuyi.infer.torch_runner import DTYPES, TorchRunner, kv_token_bytes
 from liuyi.kernels.library import KernelsAbsent, KernelsError
 from liuyi.model.decoder import Decoder
+from liuyi.model.quantize import is_quantized
 
 logger = logging.getLogger("liuyi.infer")
 
 Weights = Literal["auto", "reference", "fp32", "bf16", "int8", "int4"]
-"""`reference`: torch, in the weights' own dtype. `auto`: native int8 where there are kernels, else the reference.
-Others: native; without kernels, or on a GPU, `fp32` and `bf16` are torch in that dtype."""
+"""`reference`: torch, in the weights' own dtype. `auto`: native int8 where there
+are kernels, else the reference. Others: native; without kernels, or on a GPU, `fp32` and `bf16` are torch so too.
+"""
 KV = Literal["auto", "fp32", "bf16", "int8"]
 """How keys and values are kept; `auto`: bf16 in native code, as they are computed in torch."""
 
@@ -53,10 +55,11 @@ def open_runner(
     """
     most = blocks_for(kv_tokens) if kv_tokens else slots * blocks_for(max_tokens or model.config.context_tokens)
     if _is_native(model, weights):
-        kv = "bf16" if kv == "auto" else kv
-        blocks = most if kv_tokens else blocks_that_fit(kv_token_bytes(model.config, _VALUE_BYTES[kv]), "cpu", most)
+        native_kv = "bf16" if kv == "auto" else kv
+        token_bytes = kv_token_bytes(model.config, _VALUE_BYTES[native_kv])
+        blocks = most if kv_tokens else blocks_that_fit(token_bytes, "cpu", most)
         try:
-            return NativeRunner(model, blocks, weights="int8" if weights == "auto" else weights, kv=kv)
+            return NativeRunner(model, blocks, weights="int8" if weights == "auto" else weights, kv=native_kv)
         except (KernelsAbsent, KernelsError) as error:
             if weights in ("int8", "int4"):
                 raise
@@ -70,6 +73,14 @@ def open_runner(
     return TorchRunner(
         model, most if kv_tokens else blocks_that_fit(token_bytes, model.device, most), kv_dtype=kv_dtype
     )
+
+
+def open_evaluated(model: Decoder, *, slots: int) -> Runner:
+    """What an evaluation runs: the decoder as it is; one in few bits by the kernels that would serve it, if there are.
+
+    Where to read which it was: the runner's `name`.
+    """
+    return open_runner(model, weights="auto" if is_quantized(model) else "reference", slots=slots)
 
 
 def blocks_that_fit(bytes_per_token: float, device: str | torch.device, most: int) -> int:

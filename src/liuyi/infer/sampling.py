@@ -153,7 +153,7 @@ def _uniform(key: np.uint64, spread: NDArray[np.uint32]) -> NDArray[np.float32]:
         x ^= more
     x ^= np.right_shift(x, 16, out=y)
     # 31 bits: float32 keeps the small numbers, which win races, apart.
-    uniform = np.right_shift(x, 1, out=x).astype(np.float32)
+    uniform: NDArray[np.float32] = np.right_shift(x, 1, out=x).astype(np.float32)
     uniform += np.float32(0.5)
     uniform *= np.float32(2.0**-31)
     np.minimum(uniform, _BELOW_ONE, out=uniform)

@@ -61,12 +61,14 @@ class BenchParams(Params):
     streams: int = Field(16, ge=1, le=256, description="prompts answered at once")
     prefill_tokens: int = Field(512, ge=1, description="length of the long prompt")
     repeats: int = Field(2, ge=1, le=100, description="how often all is measured; the models take turns")
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="number format of the weights that are not quantised")
+    weights: Literal["auto", "reference", "fp32", "bf16", "int8", "int4"] = Field(
+        "auto", description="number format computed in; auto as in serve, reference as the weights are"
+    )
 
 
 @step(
     "infer.bench",
-    version=1,
+    version=2,
     inputs={
         "model": Input("checkpoint", "whose speed is measured"),
         "baseline": Input("checkpoint", "what it is compared with, in the same run", optional=True),
@@ -97,6 +99,7 @@ def bench_step(ctx: Context, params: BenchParams) -> None:
             label=label,
             digest=artifact.digest,
             stored_bytes=stored_bytes(artifact),
+            runner=bench.engine.runner.name,
             figures=bench.figures(),
             limits=limits(bench.engine.runner, machine, params.streams),
             prompts=bench.prompt_medians(),
@@ -135,18 +138,15 @@ def _bench(artifact: Artifact, items: list[dict[str, str]], params: BenchParams)
     import json
     import random
 
-    import torch
-
     from liuyi.infer.bench import Bench
     from liuyi.infer.engine import Engine
+    from liuyi.infer.open import open_runner
     from liuyi.model.chat import encode_chat
     from liuyi.model.checkpoint import load_model
     from liuyi.model.tokenizer import Tokenizer
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[params.dtype]
-    engine = Engine(
-        load_model(artifact.path, dtype=dtype), Tokenizer.load(artifact.path), max_slots=max(params.streams, 1)
-    )
+    runner = open_runner(load_model(artifact.path), weights=params.weights, slots=params.streams)
+    engine = Engine(runner, Tokenizer.load(artifact.path), max_slots=params.streams)
     rng = random.Random(0)
     prompts = []
     for item in items:
