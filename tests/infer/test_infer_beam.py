@@ -8,9 +8,10 @@ import pytest
 import torch
 from infer_support import VOCAB, tiny_model
 
-from liuyi.infer.beam import BeamSearch, beam_search
+from liuyi.infer.beam import BeamOptions, BeamSearch, beam_search
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
+from liuyi.infer.request import Request
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
@@ -24,20 +25,10 @@ def theirs(model: Decoder) -> Any:
     return twin.eval()
 
 
-@pytest.mark.parametrize(
-    "prompt", ["turn on", "打开厨房的灯，把", "The quick brown fox jumps over the lazy dog, again"]
-)
+@pytest.mark.parametrize("prompt", ["打开厨房的灯，把", "The quick brown fox jumps over the lazy dog, again"])
 @pytest.mark.parametrize(
     ("width", "length_penalty", "early_stopping"),
-    [
-        (1, 1.0, False),
-        (2, 1.0, False),
-        (4, 1.0, True),
-        (4, 0.0, False),
-        (5, 2.0, False),
-        (5, -1.0, False),
-        (8, 0.6, True),
-    ],
+    [(1, 1.0, False), (4, 1.0, True), (4, 0.0, False), (5, -1.0, False), (5, 2.0, False), (8, 0.6, False)],
 )
 def test_finds_what_transformers_finds(
     model: Decoder,
@@ -52,9 +43,8 @@ def test_finds_what_transformers_finds(
     # Tokens that end some beams before others, with these prompts.
     engine.stop_ids = frozenset([56, 136, 281, 377])
     ids = tokenizer.encode(prompt)
-    found = beam_search(
-        engine, ids, width=width, max_tokens=14, length_penalty=length_penalty, early_stopping=early_stopping
-    )
+    options = BeamOptions(length_penalty, early_stopping)
+    found = beam_search(engine, Request(prompt_ids=ids, max_tokens=14), width=width, options=options)
     with torch.no_grad():
         expected = theirs.generate(
             torch.tensor([ids]),
@@ -81,7 +71,9 @@ def test_finds_what_transformers_finds(
 
 def test_scores_are_those_of_the_model(model: Decoder, engine: Engine, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("turn")
-    for hypothesis in beam_search(engine, ids, width=3, max_tokens=6, length_penalty=0.5):
+    for hypothesis in beam_search(
+        engine, Request(prompt_ids=ids, max_tokens=6), width=3, options=BeamOptions(length_penalty=0.5)
+    ):
         whole = torch.tensor([[*ids, *hypothesis.token_ids]])
         with torch.no_grad():
             logprobs = model.logits(model(whole))[0].log_softmax(-1)
@@ -93,7 +85,7 @@ def test_scores_are_those_of_the_model(model: Decoder, engine: Engine, tokenizer
 def test_beams_share_what_they_have_in_common(model: Decoder, tokenizer: Tokenizer) -> None:
     engine = Engine(tiny_model(max_position_embeddings=1024), tokenizer, max_slots=8)
     ids = tokenizer.encode("again and again, " * 60)
-    beam_search(engine, ids, width=4, max_tokens=10)
+    beam_search(engine, Request(prompt_ids=ids, max_tokens=10), width=4)
     stats = engine.stats
     # Nine steps of four beams ask for the prompt again, and compute only what lies beyond its last whole block.
     assert stats.hit_tokens >= 9 * 4 * (len(ids) - 32)
@@ -101,12 +93,32 @@ def test_beams_share_what_they_have_in_common(model: Decoder, tokenizer: Tokeniz
 
 def test_a_full_context_ends_the_search(model: Decoder, tokenizer: Tokenizer) -> None:
     engine = Engine(model, tokenizer, max_slots=4, max_tokens=20)
-    found = beam_search(engine, list(range(10, 25)), width=2, max_tokens=100)
+    found = beam_search(engine, Request(prompt_ids=range(10, 25), max_tokens=100), width=2)
     assert max(len(hypothesis.token_ids) for hypothesis in found) <= 5
     with pytest.raises(RequestError, match="context"):
-        beam_search(engine, list(range(10, 40)), width=2, max_tokens=100)
+        beam_search(engine, Request(prompt_ids=range(10, 40)), width=2)
 
 
-def test_the_width_is_limited() -> None:
-    with pytest.raises(RequestError, match="between 1 and 19"):
-        BeamSearch([1], width=20, max_tokens=3, stop_ids=[0])
+def test_further_ends_are_heeded(engine: Engine, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("turn")
+    free = beam_search(engine, Request(prompt_ids=ids, max_tokens=4), width=2)
+    end = free[0].token_ids[1]
+    found = beam_search(engine, Request(prompt_ids=ids, max_tokens=4, stop_token_ids=[end]), width=2)
+    assert all(end not in hypothesis.token_ids[:-1] for hypothesis in found)
+
+
+@pytest.mark.parametrize(
+    ("request_", "width", "param"),
+    [
+        (Request(prompt_ids=[1]), 20, "n"),
+        (Request(prompt_ids=[1]), 0, "n"),
+        (Request(prompt_ids=[1], temperature=1), 2, "temperature"),
+        (Request(prompt_ids=[1], logit_bias={1: 1}), 2, "logit_bias"),
+        (Request(prompt_ids=[1], stop=["x"]), 2, "stop"),
+        (Request(prompt_ids=[1], schema={}), 2, "schema"),
+    ],
+)
+def test_what_a_search_cannot_heed_is_refused(request_: Request, width: int, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        BeamSearch(request_, width=width, stop_ids=[0], context=10)
+    assert caught.value.param == param

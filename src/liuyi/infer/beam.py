@@ -1,6 +1,6 @@
 """Beam search, above the engine: the most probable continuations of a prompt rather than drawn ones.
 
-    for hypothesis in beam_search(engine, prompt_ids, width=4, max_tokens=64): ...
+    for hypothesis in beam_search(engine, Request(prompt_ids=ids, max_tokens=64), width=4): ...
 
 Every step asks the engine for the next token of each beam as a request of its own. Their beginnings are in the prefix
 cache, so a step costs a beam no more than what its last block of keys and values holds. The search is that of
@@ -9,12 +9,26 @@ cache, so a step costs a beam no more than what its last block of keys and value
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.request import MAX_TOP_LOGPROBS, Completion, FinishReason, Request
+
+_TAKEN = ("prompt_ids", "max_tokens", "stop_token_ids", "ignore_eos", "seed", "adapter", "priority")
+"""Fields of a request that a search heeds; the others say how to draw, and nothing is drawn."""
+
+
+@dataclass(frozen=True)
+class BeamOptions:
+    """How continuations are compared, and when the search ends."""
+
+    length_penalty: float = 1.0
+    """Above 0 it favours long continuations, below 0 short ones."""
+    early_stopping: bool = False
+    """End with as many finished beams as the search is wide, even if others could still become better."""
 
 
 @dataclass(frozen=True)
@@ -34,48 +48,41 @@ class BeamSearch:
 
     def __init__(
         self,
-        prompt_ids: Sequence[int],
+        request: Request,
         *,
         width: int,
-        max_tokens: int,
         stop_ids: Collection[int],
-        length_penalty: float = 1.0,
-        early_stopping: bool = False,
-        priority: int = 0,
+        context: int,
+        options: BeamOptions | None = None,
     ) -> None:
-        """`width` beams of at most `max_tokens` tokens; one that says a token of `stop_ids` is finished.
+        """Continue the request's prompt with `width` beams, each finished by one of the model's `stop_ids`, the
+        request's own, or the end of its `max_tokens` or of the `context`.
 
-        Above 0, `length_penalty` favours long continuations, below 0 short ones. The search ends when no beam can get
-        a better score than the worst of `width` finished ones has or, if `early_stopping`, when there are so many.
-
-        Raises RequestError if `width` is out of range.
+        Raises RequestError if `width` is out of range, or the request asks for what only drawing has.
         """
-        self._most = MAX_TOP_LOGPROBS - len(stop_ids)
-        if not 1 <= width <= self._most:
-            raise RequestError(f"the width of a beam search must be between 1 and {self._most}", param="best_of")
-        self._prompt = list(prompt_ids)
+        ends = frozenset(() if request.ignore_eos else stop_ids) | frozenset(request.stop_token_ids)
+        most = MAX_TOP_LOGPROBS - len(ends)
+        if not 1 <= width <= most:
+            raise RequestError(f"a beam search must be between 1 and {most} wide", param="n")
+        for field in dataclasses.fields(request):
+            empty = field.default_factory() if callable(field.default_factory) else field.default
+            if field.name not in _TAKEN and getattr(request, field.name) != empty:
+                raise RequestError(f"a beam search takes no {field.name}", param=field.name)
+        self._request = dataclasses.replace(
+            request, max_tokens=1, logprobs=True, top_logprobs=width + len(ends), stop_token_ids=()
+        )
+        self._max_tokens = min(request.max_tokens, context - len(request.prompt_ids))
         self._width = width
-        self._max_tokens = max_tokens
-        self._stop_ids = frozenset(stop_ids)
-        self._length_penalty = length_penalty
-        self._early_stopping = early_stopping
-        self._priority = priority
+        self._ends = ends
+        self._options = options or BeamOptions()
         self._beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
         self._finished: list[Hypothesis] = []
         self.done = False
 
     def requests(self) -> list[Request]:
         """What the next tokens of all beams may be, each with enough alternatives."""
-        return [
-            Request(
-                prompt_ids=[*self._prompt, *tokens],
-                max_tokens=1,
-                logprobs=True,
-                top_logprobs=self._width + len(self._stop_ids),
-                priority=self._priority,
-            )
-            for tokens, _ in self._beams
-        ]
+        prompt = self._request.prompt_ids
+        return [dataclasses.replace(self._request, prompt_ids=[*prompt, *tokens]) for tokens, _ in self._beams]
 
     def take(self, completions: Sequence[Completion]) -> None:
         """Go on by one token, given the answers to `requests()` in their order."""
@@ -88,7 +95,7 @@ class BeamSearch:
         length = len(self._beams[0][0]) + 1
         self._beams = []
         for rank, (tokens, logprob) in enumerate(candidates):
-            stopped = tokens[-1] in self._stop_ids
+            stopped = tokens[-1] in self._ends
             if not stopped and length < self._max_tokens:
                 if len(self._beams) < self._width:
                     self._beams.append((tokens, logprob))
@@ -99,38 +106,27 @@ class BeamSearch:
         del self._finished[self._width :]
         self.done = not self._beams or (len(self._finished) == self._width and self._is_settled(length))
 
-    def best(self, count: int = 1) -> list[Hypothesis]:
+    def best(self, count: int) -> list[Hypothesis]:
         """The finished continuations with the highest scores, the best first."""
         return self._finished[:count]
 
     def _is_settled(self, length: int) -> bool:
-        return self._early_stopping or self._score(self._beams[0][1], length) <= self._finished[-1].score
+        """Whether no beam can become better than the worst of the finished ones, or need not."""
+        best = self._score(self._beams[0][1], length)
+        return self._options.early_stopping or best <= self._finished[-1].score
 
     def _score(self, logprob: float, length: int) -> float:
-        return float(logprob / length**self._length_penalty)
+        return float(logprob / length**self._options.length_penalty)
 
 
 def beam_search(
-    engine: Engine,
-    prompt_ids: Sequence[int],
-    *,
-    width: int,
-    max_tokens: int,
-    length_penalty: float = 1.0,
-    early_stopping: bool = False,
+    engine: Engine, request: Request, *, width: int, options: BeamOptions | None = None
 ) -> list[Hypothesis]:
-    """The `width` best continuations that the search finds, the best first. Arguments as for `BeamSearch`.
+    """The `width` best continuations that the search finds, the best first.
 
-    Raises RequestError if the prompt leaves no room in the context.
+    Raises RequestError as `BeamSearch` does, and if the prompt leaves no room in the context.
     """
-    search = BeamSearch(
-        prompt_ids,
-        width=width,
-        max_tokens=min(max_tokens, engine.max_tokens - len(prompt_ids)),
-        stop_ids=engine.stop_ids,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-    )
+    search = BeamSearch(request, width=width, stop_ids=engine.stop_ids, context=engine.max_tokens, options=options)
     while not search.done:
         search.take(engine.generate(search.requests()))
     return search.best(width)
