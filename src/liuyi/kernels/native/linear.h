@@ -86,6 +86,9 @@ void linear_round_x(Linear& linear, bool rounds_x);
 // the same time. Throws std::bad_alloc.
 void linear_pack(const Linear& linear, const Source* sources, int panel);
 
+// Bytes of one group of a panel, scales included (int8 and int4).
+size_t linear_group_bytes(const Linear& linear);
+
 // The row of W that stands at `row` 0..31 of a panel, or -1 for padding.
 int linear_row(const Linear& linear, int panel, int row);
 
