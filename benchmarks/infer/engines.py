@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +39,6 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("peers", type=Path, help="the folder that benchmarks/infer/peers.sh filled")
     made.add_argument("--threads", type=int, default=os.cpu_count())
     made.add_argument("--repeats", type=int, default=5)
-    made.add_argument("--realtime", action="store_true", help="run engines before all other work on the machine (root)")
     made.add_argument("--json", type=Path, help="also append the results to this file, a JSON object a line")
     return made
 
@@ -87,7 +85,6 @@ class Remote:
 def engines(asked: argparse.Namespace, weights: str, names: Sequence[str]) -> Iterator[dict[str, Remote]]:
     """Ours under the name `Liuyi`, and the named peers whose venv is there."""
     models, workers = asked.peers / "models", HERE / "workers"
-    before = shlex.split("chrt --rr 1") if asked.realtime else []
     commands = {"Liuyi": [sys.executable, workers / "liuyi_engine.py", models / "fp32", asked.threads, weights]}
     for name in names:
         venv, script, model = PEERS[name]
@@ -99,7 +96,7 @@ def engines(asked: argparse.Namespace, weights: str, names: Sequence[str]) -> It
         started = {}
         for name, command in commands.items():
             log = asked.peers / f"{name.replace(' ', '-')}.log"
-            started[name] = Remote(name, [*before, *map(str, command)], log)
+            started[name] = Remote(name, [*map(str, command)], log)
             stack.callback(started[name].close)
         yield started
 

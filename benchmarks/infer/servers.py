@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import shlex
 import socket
 import subprocess
 import sys
@@ -60,9 +59,8 @@ def free_port() -> int:
 @contextmanager
 def running(asked: argparse.Namespace, command: Sequence[str]) -> Iterator[None]:
     """A server as long as the block lasts."""
-    before = shlex.split("chrt --rr 1") if asked.realtime else []
     with (asked.peers / f"{Path(command[0]).name}-server.log").open("w") as log:
-        process = subprocess.Popen([*before, *command], stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             yield
         finally:

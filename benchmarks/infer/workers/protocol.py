@@ -11,6 +11,9 @@ import os
 import sys
 from typing import Protocol
 
+_ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # from here on, what libraries print is no answer
+
 
 class Engine(Protocol):
     """What is measured; all of it greedy, without stopping early, and with no prefix remembered from before."""
@@ -27,12 +30,12 @@ class Engine(Protocol):
 
 def serve(engine: Engine) -> None:
     """Answer until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    answers.write(json.dumps({"ready": True}) + "\n")
-    answers.flush()
+    _say({"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)
-        answers.write(json.dumps(getattr(engine, asked.pop("job"))(**asked)) + "\n")
-        answers.flush()
+        _say(getattr(engine, asked.pop("job"))(**asked))
+
+
+def _say(answer: dict) -> None:
+    _ANSWERS.write(json.dumps(answer) + "\n")
+    _ANSWERS.flush()
