@@ -107,6 +107,8 @@ fields: dict[str, Any] = {
     "priority": st.integers(-(2**40), 2**40),
     "echo": st.booleans(),
     "best_of": st.integers(0, 4),
+    "use_beam_search": st.booleans(),
+    "length_penalty": st.floats(-11, 11),
     "tools": tools,
     "tool_choice": st.sampled_from(["none", "auto", "required", "x", {"type": "function", "function": {"name": "f"}}]),
     "parallel_tool_calls": st.booleans(),

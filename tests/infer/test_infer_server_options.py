@@ -218,3 +218,55 @@ def test_what_does_not_go_together_is_said(client: openai.OpenAI, change: dict[s
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="tiny", extra_body={"prompt": "turn"} | change, prompt="turn")
     assert caught.value.param == param
+
+
+class TestBeamSearch:
+    def test_is_that_of_the_engine(self, client: openai.OpenAI, model: Decoder, tokenizer: Tokenizer) -> None:
+        from liuyi.infer.beam import BeamOptions, beam_search
+        from liuyi.infer.request import Request
+
+        answer = client.completions.create(
+            model="tiny",
+            prompt=PROMPTS,
+            n=2,
+            best_of=3,
+            max_tokens=6,
+            extra_body={"use_beam_search": True, "length_penalty": 0.5},
+        )
+        texts = []
+        for prompt in PROMPTS:
+            request = Request(prompt_ids=tokenizer.encode(prompt), max_tokens=6)
+            found = beam_search(Engine(model, tokenizer), request, width=3, options=BeamOptions(0.5))
+            texts += [tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in found[:2]]
+        assert [choice.text for choice in answer.choices] == texts
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == sum(len(tokenizer.encode(prompt)) for prompt in PROMPTS)
+
+    def test_chats_too_and_as_a_stream(self, client: openai.OpenAI) -> None:
+        asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "n": 2, "max_tokens": 5, "temperature": 0}
+        whole = client.chat.completions.create(**asked, extra_body={"use_beam_search": True})
+        texts = ["", ""]
+        for chunk in client.chat.completions.create(**asked, stream=True, extra_body={"use_beam_search": True}):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+        assert texts == [choice.message.content for choice in whole.choices]
+        assert texts[0] != texts[1]
+
+    @pytest.mark.parametrize(
+        ("change", "param"),
+        [
+            ({"temperature": 1}, "temperature"),
+            ({"top_p": 0.5}, "top_p"),
+            ({"guided_regex": "a"}, "guided_regex"),
+            ({"logprobs": 1}, "logprobs"),
+            ({"use_beam_search": False, "length_penalty": 2}, "length_penalty"),
+            ({"echo": True}, "echo"),
+            ({"presence_penalty": 1}, "presence_penalty"),
+            ({"best_of": 16, "n": 16, "stop_token_ids": [5, 6, 7, 8]}, "n"),
+        ],
+    )
+    def test_what_it_does_not_heed_is_refused(self, client: openai.OpenAI, change: dict[str, Any], param: str) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="tiny", prompt="turn", extra_body={"use_beam_search": True} | change)
+        assert caught.value.param == param

@@ -12,10 +12,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.request import MAX_TOP_LOGPROBS, Completion, FinishReason, Request
+
+if TYPE_CHECKING:
+    from liuyi.infer.engine import Engine
 
 _TAKEN = ("prompt_ids", "max_tokens", "stop_token_ids", "ignore_eos", "seed", "adapter", "priority")
 """Fields of a request that a search heeds; the others say how to draw, and nothing is drawn."""
@@ -68,10 +71,11 @@ class BeamSearch:
             empty = field.default_factory() if callable(field.default_factory) else field.default
             if field.name not in _TAKEN and getattr(request, field.name) != empty:
                 raise RequestError(f"a beam search takes no {field.name}", param=field.name)
+        self.prompt_tokens = len(request.prompt_ids)
         self._request = dataclasses.replace(
             request, max_tokens=1, logprobs=True, top_logprobs=width + len(ends), stop_token_ids=()
         )
-        self._max_tokens = min(request.max_tokens, context - len(request.prompt_ids))
+        self._max_tokens = min(request.max_tokens, context - self.prompt_tokens)
         self._width = width
         self._ends = ends
         self._options = options or BeamOptions()

@@ -54,6 +54,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     runner: str
     """How it computes: formats of weights and of keys and values."""
+    stop_ids: Sequence[int]
+    """Tokens that end an answer."""
     adapters: Mapping[str, str]
     """Digests of the adapters that it was opened with, by name."""
 

@@ -82,6 +82,7 @@ class Worker:
                     kv_tokens=engine.runner.blocks * BLOCK_TOKENS,
                     block_tokens=BLOCK_TOKENS,
                     runner=engine.runner.name,
+                    stop_ids=sorted(engine.stop_ids),
                     adapters={name: engine.adapters.digest(name) for name in engine.adapters.names},
                 )
             )

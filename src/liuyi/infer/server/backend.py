@@ -31,6 +31,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from liuyi.infer.beam import BeamOptions
 from liuyi.infer.request import FinishReason, Grammar
 from liuyi.infer.tools.calls import Function
 
@@ -59,6 +60,8 @@ class Options:
     """Answers to give to the one prompt."""
     best_of: int = 1
     """Answers to generate, of which the `n` with the highest mean log-probability are given; `n` if it is smaller."""
+    beam: BeamOptions | None = None
+    """Search for the most probable answers, with as many beams, rather than draw them."""
     max_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None

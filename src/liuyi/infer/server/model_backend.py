@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from liuyi.infer.grammar import ControlTokens
 from liuyi.infer.process.client import EngineClient
 from liuyi.infer.process.messages import EngineSpec
 from liuyi.infer.process.spawn import spawn
-from liuyi.infer.request import Request
 from liuyi.infer.server.admission import Admission
 from liuyi.infer.server.backend import (
     BackendInfo,
@@ -30,15 +28,16 @@ from liuyi.infer.server.backend import (
     Options,
     TextRequest,
 )
+from liuyi.infer.server.beam_answers import BeamAnswers
 from liuyi.infer.server.best_of import BestOf
 from liuyi.infer.server.calling import Called, as_template_knows, grammar_of
 from liuyi.infer.server.model_answers import Answers, Prompt
+from liuyi.infer.server.task import SAMPLING_DEFAULTS, Task
 from liuyi.infer.tools.formats import FORMATS, format_of
 from liuyi.model.chat import encode_chat
 from liuyi.model.load import load_tokenizer
 from liuyi.model.tokenizer import Tokenizer
 
-SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 QUEUED_CONTEXTS = 16
 """Tokens that may wait, in contexts of the model, unless a limit is given."""
 OPEN_ANSWER_TOKENS = 256
@@ -144,14 +143,14 @@ class ModelBackend:
         size = _characters(request)
         self._check_length(size, "messages")
 
-        def make() -> _Task:
+        def make() -> Task:
             ids = self._encode(request, answer_begins=True)
             if use is None:
-                return _Task([ids], request.options)
+                return Task([ids], request.options)
             special = self.tokenizer.special_tokens
             grammar = grammar_of(use, form, ControlTokens.of(self.tokenizer), request.options.grammar)
             visible = [special[tag] for tag in form.tags if tag in special]
-            return _Task([ids], dataclasses.replace(request.options, grammar=grammar), visible_ids=visible)
+            return Task([ids], dataclasses.replace(request.options, grammar=grammar), visible_ids=visible)
 
         answers = await self._begin(make, request.options, 1, characters=size)
         return answers if use is None else Called(answers, use, form)
@@ -162,10 +161,10 @@ class ModelBackend:
         for text in texts:
             self._check_length(len(text), "prompt")
 
-        def make() -> _Task:
+        def make() -> Task:
             prompts = [self._as_prompt(prompt) for prompt in request.prompts]
             ids = [list(prompt.token_ids) for prompt in prompts]
-            return _Task(ids, request.options, echo=prompts if request.echo else ())
+            return Task(ids, request.options, echo=prompts if request.echo else ())
 
         given = sum(len(prompt) for prompt in request.prompts if not isinstance(prompt, str))
         characters = sum(map(len, texts))
@@ -236,7 +235,7 @@ class ModelBackend:
         return Prompt(known.decode(errors="replace"), prompt)
 
     async def _begin(
-        self, make: Callable[[], _Task], options: Options, prompts: int, *, characters: int, given: int = 0
+        self, make: Callable[[], Task], options: Options, prompts: int, *, characters: int, given: int = 0
     ) -> Deltas:
         """Find a place, make the prompts in another thread since that takes time, and submit the requests.
 
@@ -256,7 +255,10 @@ class ModelBackend:
             read = sum(map(len, task.prompts))
             needed = sum(min(len(ids) + answer, context) for ids in task.prompts) * count
             place.settle(needed, characters, read - given)
-            stream = await self.engine.submit(self._requests(task, count))
+            if options.beam is not None:
+                searches = task.searches(self.engine.facts.stop_ids, context)
+                return BeamAnswers(self.engine, searches, options.n, self.tokenizer, place)
+            stream = await self.engine.submit(task.requests(self._defaults, context))
         except BaseException:
             place.leave()
             raise
@@ -274,45 +276,6 @@ class ModelBackend:
                 param=param,
                 code="context_length_exceeded",
             )
-
-    def _requests(self, task: _Task, count: int) -> list[Request]:
-        options = task.options
-        chosen = {name: getattr(options, name) for name in SAMPLING_DEFAULTS}
-        sampling = self._defaults | {name: value for name, value in chosen.items() if value is not None}
-        requests = []
-        for ids in task.prompts:
-            request = Request(
-                prompt_ids=ids,
-                max_tokens=self.engine.facts.max_tokens if options.max_tokens is None else options.max_tokens,
-                presence_penalty=options.presence_penalty,
-                frequency_penalty=options.frequency_penalty,
-                logit_bias=options.logit_bias,
-                stop=options.stop,
-                stop_token_ids=options.stop_token_ids,
-                visible_ids=task.visible_ids,
-                ignore_eos=options.ignore_eos,
-                priority=options.priority,
-                adapter=options.adapter,
-                grammar=options.grammar,
-                logprobs=options.logprobs or count > options.n,
-                top_logprobs=options.top_logprobs,
-                prompt_logprobs=bool(task.echo) and (options.logprobs or options.max_tokens == 0),
-                **sampling,
-            )
-            for choice in range(count):
-                seed = None if options.seed is None else options.seed + choice
-                requests.append(dataclasses.replace(request, seed=seed))
-        return requests
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Prompts and how to continue them."""
-
-    prompts: list[list[int]]
-    options: Options
-    echo: Sequence[Prompt] = ()
-    visible_ids: Sequence[int] = ()
 
 
 def _characters(request: ChatRequest) -> int:

@@ -1,8 +1,9 @@
 """The bodies of `POST /v1/chat/completions` and `POST /v1/completions`, OpenAI's and some fields beyond.
 
 Beyond OpenAI's API, by the names that vLLM gives them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`,
-`stop_token_ids`, `ignore_eos`, `priority`, `chat_template_kwargs`, `guided_json`, `guided_regex`, `guided_choice` and
-`guided_grammar`. `response_format` also takes `regex` and `lark`.
+`stop_token_ids`, `ignore_eos`, `use_beam_search`, `length_penalty`, `early_stopping`, `priority`,
+`chat_template_kwargs`, `guided_json`, `guided_regex`, `guided_choice` and `guided_grammar`. `response_format` takes
+`regex` and `lark` too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from liuyi.infer.beam import BeamOptions
 from liuyi.infer.errors import RequestError
 from liuyi.infer.request import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Grammar
 from liuyi.infer.server.backend import ChatRequest, Options, TextRequest, ToolUse
@@ -30,6 +32,7 @@ MAX_PROMPTS = 64
 MAX_TOOLS = 128
 MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1
+_GRAMMARS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _NO_EFFECT = "accepted for clients that send it; changes nothing"
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -82,6 +85,9 @@ class _Generation(Body):
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
     ignore_eos: bool | None = None
+    use_beam_search: bool | None = Field(None, description="search with n beams, or best_of, rather than draw")
+    length_penalty: float | None = Field(None, ge=-10, le=10, allow_inf_nan=False)
+    early_stopping: bool | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     priority: int | None = Field(
         None, ge=-MAX_INT, le=MAX_INT, description="of requests that wait, the lower goes first"
@@ -104,8 +110,14 @@ class _Generation(Body):
     def _fields_go_together(self) -> _Generation:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
-        grammars = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-        given = [name for name in grammars if getattr(self, name) is not None]
+        for name in ("length_penalty", "early_stopping"):
+            if getattr(self, name) is not None and not self.use_beam_search:
+                raise RequestError(f"{name} needs use_beam_search", param=name)
+        if self.use_beam_search:
+            for name in ("echo", "logprobs", "tools", "stop", *_GRAMMARS):
+                if getattr(self, name, None) not in (None, False, []):
+                    raise RequestError(f"{name} and use_beam_search do not go together", param=name)
+        given = [name for name in _GRAMMARS if getattr(self, name) is not None]
         if len(given) > 1:
             raise RequestError(f"{given[0]} and {given[1]} do not go together", param=given[1])
         return self
@@ -120,6 +132,7 @@ class _Generation(Body):
         return Options(
             n=self.n or 1,
             best_of=best_of,
+            beam=self._beam(),
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_k=None if self.top_k is None else max(0, self.top_k),
@@ -139,6 +152,12 @@ class _Generation(Body):
             logprobs=top_logprobs is not None,
             top_logprobs=top_logprobs or 0,
         )
+
+    def _beam(self) -> BeamOptions | None:
+        if not self.use_beam_search:
+            return None
+        penalty = 1.0 if self.length_penalty is None else self.length_penalty
+        return BeamOptions(length_penalty=penalty, early_stopping=bool(self.early_stopping))
 
     def _grammar(self) -> Grammar | None:
         if self.guided_json is not None:
