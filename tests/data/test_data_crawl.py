@@ -124,6 +124,7 @@ def test_robots_behind_a_redirect(tmp_path: Path) -> None:
         assert done(crawl(site, tmp_path), site) == set()
 
 
+@pytest.mark.slow
 def test_one_request_at_a_time_and_no_faster_than_asked(tmp_path: Path) -> None:
     def slow(request: BaseHTTPRequestHandler) -> str:
         time.sleep(0.1)
@@ -226,6 +227,7 @@ def test_traps_end(tmp_path: Path) -> None:
         assert any(reason.startswith("the same page as") for _, reason in found.values())
 
 
+@pytest.mark.slow
 def test_pages_that_are_too_much(tmp_path: Path) -> None:
     def endless(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
@@ -238,7 +240,7 @@ def test_pages_that_are_too_much(tmp_path: Path) -> None:
         request.send_response(200)
         request.send_header("Content-Type", "text/html")
         request.end_headers()
-        for _ in range(40):
+        for _ in range(80):
             request.wfile.write(b"<p>")
             request.wfile.flush()
             time.sleep(0.1)
@@ -256,13 +258,11 @@ def test_pages_that_are_too_much(tmp_path: Path) -> None:
         "/fine": page("fine"),
     }
     with served(pages) as site:
-        started = time.monotonic()
-        crawler = crawl(site, tmp_path, max_page_bytes=1_000_000, timeout_s=0.8, per_host=8)
-        assert time.monotonic() - started < 15
+        crawler = crawl(site, tmp_path, max_page_bytes=1_000_000, timeout_s=2.0, per_host=8)
         assert done(crawler, site) == {"/", "/fine"}
         reasons = {path: reason for path, (_, reason) in states(crawler, site).items()}
         assert reasons["/endless"] == reasons["/said"] == "longer than 1 MB"
-        assert reasons["/drip"] == "no whole answer within 0.8 s"
+        assert reasons["/drip"] == "no whole answer within 2 s"
         assert reasons["/bomb"] == "longer than 1 MB once unpacked"
         assert reasons["/picture"] == "not a page: image/png"
         assert reasons["/broken"] == "its content encoding is damaged"
@@ -487,6 +487,7 @@ crawler.run()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_killed_and_resumed(torn: bool, tmp_path: Path) -> None:
     """`kill -9` three times, also with a page half written: what lies in the archive is not asked for again."""

@@ -7,9 +7,9 @@ from pydantic import Field
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
 from liuyi.data.instructions.steps import chats_file, preferences_file
 from liuyi.data.select.thresholds import Thresholds
-from liuyi.data.sources.steps import crawl, files
+from liuyi.data.sources.steps import crawl, debian_docs, files, huggingface
 
-__all__ = ("chats_file", "crawl", "files", "preferences_file")
+__all__ = ("chats_file", "crawl", "debian_docs", "files", "huggingface", "preferences_file")
 
 
 class PythonDocsParams(Params):

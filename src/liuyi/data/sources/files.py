@@ -30,7 +30,7 @@ OFFICE = frozenset({".docx", ".pdf"})
 WARC = ".warc"
 KNOWN = tuple(sorted(TEXT | HTML | OFFICE | TABLES | {WARC}))
 
-_OPTIONAL = ("url", "license", "lang", "created", "cluster")
+OPTIONAL_FIELDS = ("url", "license", "lang", "created", "cluster")
 _HEAVY = HTML | OFFICE | {WARC}
 _PER_TASK = 16
 
@@ -84,7 +84,7 @@ def read_files(
     """
 
     stream = _all(files, source, reading, on_file)
-    if not any(suffixes(file.name)[0] in _HEAVY for file in files):
+    if not any(_kind(file) in _HEAVY for file in files):
         yield from (_finished(one, reading) for one in stream)
         return
     tasks = iter(lambda: (list(islice(stream, _PER_TASK)), reading), ([], reading))
@@ -108,10 +108,10 @@ def _all(
 
 def _contents(file: SourceFile, source: str, reading: Reading) -> Iterator[tuple[int, Found | Page]]:
     """(line or number of the record, what is there) for what one file holds."""
-    kind, _ = suffixes(file.name)
+    kind = _kind(file)
     if kind in TABLES:
         for row in read_table(file, reading.longest, lambda names: _columns(names, reading)):
-            yield row.line, _from_row(row, file.name, source, reading)
+            yield row.line, document_of_row(row, file.name, source, reading)
     elif kind in TEXT:
         with opened(file) as open_file:
             for line, column, data in read_pieces(open_file, reading.longest):
@@ -131,10 +131,14 @@ def _contents(file: SourceFile, source: str, reading: Reading) -> Iterator[tuple
         yield 0, Rejected(file.name, 0, f"not a format that is read: {kind or 'no suffix'}; these are {read}")
 
 
+def _kind(file: SourceFile) -> str:
+    return file.kind or suffixes(file.name)[0]
+
+
 def _columns(names: list[str], reading: Reading) -> Sequence[str]:
     if reading.text_field not in names:
         raise DataError(_no_field(reading.text_field, names))
-    return [name for name in (reading.text_field, *_OPTIONAL) if name in names]
+    return [name for name in (reading.text_field, *OPTIONAL_FIELDS) if name in names]
 
 
 def _from_record(record: Record | WrongRecord, name: str, source: str) -> Rejected | Page:
@@ -191,7 +195,8 @@ def _text_of(page: Page, extractor: Extractor) -> str:
     return decode(page.data)
 
 
-def _from_row(found: TableRow, name: str, source: str, reading: Reading) -> Document | Rejected:
+def document_of_row(found: TableRow, name: str, source: str, reading: Reading) -> Document | Rejected:
+    """The document that a row of `name` is, or why it is none."""
     row = found.row
     if isinstance(row, str):
         return found.rejected(name, row)
@@ -205,7 +210,7 @@ def _from_row(found: TableRow, name: str, source: str, reading: Reading) -> Docu
         return found.rejected(name, f"'{reading.text_field}' is empty")
     text += "\n"
     place = f"{name}#{found.number}"
-    said = {key: mend(str(row[key])) for key in _OPTIONAL if row.get(key)}
+    said = {key: mend(str(row[key])) for key in OPTIONAL_FIELDS if row.get(key)}
     return Document(
         id=document_id(source, place, text),
         text=text,

@@ -24,6 +24,8 @@ class SourceFile:
     name: str
     place: str
     bytes: int
+    kind: str = ""
+    """The suffix that says its format, where its name has none that does."""
 
     def open(self) -> BinaryIO:
         """The bytes of the file, from the first on; a file behind a URL is fetched piece by piece.

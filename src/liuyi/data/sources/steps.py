@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from liuyi.core.errors import DataError
-from liuyi.core.step import Context, Output, Params, step
+from liuyi.core.step import Context, Output, Params, SourcePath, step
 from liuyi.data.sources.location import Location, remote_version
 
 
@@ -60,6 +61,82 @@ def files(ctx: Context, params: FilesParams) -> None:
         written = write_found(out.path, documents)
         if not written.documents:
             raise DataError("no document could be read", where=params.path, hint=str(written.first_rejected))
+        out.metrics.update(documents=written.documents, bytes=written.bytes, rejected=written.rejected)
+        out.licences.update(written.licences)
+    ctx.log(written.summary())
+
+
+class DebianDocsParams(Params):
+    folder: SourcePath = Field(Path("/usr/share/doc"), description="where packages keep their documentation")
+    include: tuple[str, ...] = Field((), description="only these packages")
+    exclude: tuple[str, ...] = Field((), description="all but these packages")
+    extractor: Literal["trafilatura", "resiliparse", "plain"] = Field("trafilatura", description="as for data.files")
+
+
+@step(
+    "data.debian_docs",
+    version=1,
+    inputs={},
+    outputs={"corpus": Output("corpus", "one document a file, each with its package's licence")},
+)
+def debian_docs(ctx: Context, params: DebianDocsParams) -> None:
+    """Documentation of the Debian packages on this machine: texts and web pages."""
+    from liuyi.data.corpus import write_found
+    from liuyi.data.sources.debian import find_packages, read_packages
+    from liuyi.data.sources.extract import check_extractor
+    from liuyi.data.sources.files import HTML, Reading
+
+    packages = find_packages(params.folder, params.include, params.exclude)
+    kinds = [file.kind for package in packages for file in package.files]
+    if HTML.intersection(kinds):
+        check_extractor(params.extractor)
+    documents = read_packages(
+        packages,
+        Reading(extractor=params.extractor),
+        on_file=lambda done: ctx.progress(done, len(kinds), "files"),
+    )
+    with ctx.output("corpus") as out:
+        written = write_found(out.path, documents)
+        if not written.documents:
+            raise DataError("no package has documentation", where=str(params.folder))
+        out.metrics.update(documents=written.documents, bytes=written.bytes, rejected=written.rejected)
+        out.licences.update(written.licences)
+    ctx.log(f"{len(packages):,} packages: {written.summary()}")
+
+
+class HuggingFaceParams(Params):
+    dataset: str = Field(min_length=1, description="the data set's name on the hub, or a folder")
+    config: str = Field("", description="the configuration, where the data set has several")
+    split: str = Field("train", description="the part of the data set")
+    revision: str = Field("", description="a commit or tag; name one, so that the same step gives the same documents")
+    text_field: str = Field("text", description="the field of a row that holds its text")
+    license: str = Field("unknown", description="the licence; what the data set's card states when left out")
+    max_rows: int | None = Field(None, ge=1, description="the first rows only; all when left out")
+
+
+@step(
+    "data.huggingface",
+    version=1,
+    inputs={},
+    outputs={"corpus": Output("corpus", "one document a row; rejected.parquet beside it names rows without text")},
+)
+def huggingface(ctx: Context, params: HuggingFaceParams) -> None:
+    """Documents of any data set of the Hugging Face hub, streamed."""
+    from liuyi.data.corpus import write_found
+    from liuyi.data.sources.files import Reading
+    from liuyi.data.sources.huggingface import open_dataset, read_dataset, stated_licence
+
+    dataset = open_dataset(params.dataset, params.config, params.split, params.revision)
+    reading = Reading(params.text_field, stated_licence(dataset, params.license))
+    place = "/".join(
+        filter(None, (f"hf://datasets/{params.dataset}@{params.revision or 'main'}", params.config, params.split))
+    )
+    with ctx.output("corpus") as out:
+        written = write_found(out.path, read_dataset(dataset, params.dataset, place, reading, params.max_rows))
+        if not written.documents:
+            raise DataError(
+                "no row is a document", where=params.dataset, hint=str(written.first_rejected or "it is empty")
+            )
         out.metrics.update(documents=written.documents, bytes=written.bytes, rejected=written.rejected)
         out.licences.update(written.licences)
     ctx.log(written.summary())
