@@ -173,22 +173,6 @@ def test_a_token_that_breaks_the_grammar_is_a_problem(compiler: GrammarCompiler,
     assert "grammar" in matcher.problem
 
 
-def test_accepted_tokens_can_be_taken_back(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
-    matcher = compiler.compile(schema_grammar(DESK))
-    draft = tokenizer.encode('{"intent":"HassTurnOn","slots":{}}')
-    states = []
-    for token in draft:
-        states.append(allowed(matcher, tokenizer.vocab_size))
-        matcher.accept(token)
-    assert matcher.is_over
-    for place in (len(draft) - 1, len(draft) - 4, 0):
-        matcher.rollback(len(states) - place)
-        del states[place + 1 :]
-        assert allowed(matcher, tokenizer.vocab_size) == states[place]
-        assert not matcher.is_over
-        states.pop()
-
-
 def test_a_draft_is_good_as_far_as_the_grammar_goes(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
     matcher = compiler.compile(schema_grammar(DESK))
     before = allowed(matcher, tokenizer.vocab_size)

@@ -10,13 +10,16 @@ import llguidance
 import numpy as np
 import pytest
 import tokenizers
-from infer_support import LINES, VOCAB
+from infer_support import LINES, VOCAB, tiny_model
 from tokenizers import AddedToken
 
+from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import ControlTokens, GrammarCompiler, Matcher, fill_masks, schema_grammar
-from liuyi.infer.request import Grammar
+from liuyi.infer.pace import Pace
+from liuyi.infer.request import Grammar, Request
 from liuyi.infer.sampling import unpack_mask
+from liuyi.infer.speculate.lookup import PromptLookup
 from liuyi.infer.tools.calls import Function, Message
 from liuyi.infer.tools.formats import FORMATS, HERMES, LLAMA, MISTRAL, PLAIN
 from liuyi.infer.tools.grammar import tool_grammar
@@ -174,6 +177,30 @@ def test_an_answer_without_calls_may_have_to_match_too(compiler: GrammarCompiler
         with pytest.raises(RequestError) as caught:
             tool_grammar(form, FUNCTIONS, NO_CONTROL, required=False, parallel=True, content=lark)
         assert caught.value.param == "response_format"
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_speculation_changes_no_call(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, required: bool, temperature: float
+) -> None:
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    # As where drafts cost nothing, so that there are as many as may be.
+    monkeypatch.setattr(Pace, "observe", lambda self, *_: vars(self).update(_step_s={1: 1.0}, token_s=0.001))
+    grammar = tool_grammar(HERMES, FUNCTIONS, ControlTokens.of(tokenizer), required=required, parallel=True)
+    ids = tokenizer.encode((TWO["hermes"] + "\n") * 2)
+    requests = [
+        Request(prompt_ids=ids, max_tokens=80, grammar=grammar, temperature=temperature, seed=seed, logprobs=True)
+        for seed in range(4)
+    ]
+    plain = Engine(model, tokenizer).generate(requests)
+    engine = Engine(model, tokenizer, drafter=PromptLookup())
+    speculated = engine.generate(requests)
+    assert [one.token_ids for one in speculated] == [one.token_ids for one in plain]
+    for one, other in zip(speculated, plain, strict=True):
+        assert one.text == other.text
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert engine.stats.drafted_tokens > 0 or not required
 
 
 def test_control_tokens_are_those_of_llguidance(tokenizer: Tokenizer) -> None:

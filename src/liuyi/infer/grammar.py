@@ -45,10 +45,6 @@ class Matcher:
         """How many of these tokens, one after the other, the grammar would let through now; nothing is accepted."""
         return self.state.validate_tokens(list(tokens))
 
-    def rollback(self, count: int) -> None:
-        """Take back the last `count` accepted tokens; masks are then what they were before them."""
-        self.state.rollback(count)
-
     def forced(self) -> list[int]:
         """Tokens that must come next because nothing else may; often empty."""
         return self.state.compute_ff_tokens()
