@@ -14,7 +14,7 @@ from tiny_models import hf_model, our_model, relative
 from liuyi.core.errors import ModelError
 from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, merge_adapter, projection_shapes
 from liuyi.model.decoder import Decoder
-from liuyi.model.quantize import quantize_int8
+from liuyi.model.quantize import quantize
 
 peft = pytest.importorskip("peft")
 TOKENS = torch.arange(40).view(2, 20)
@@ -108,7 +108,7 @@ def test_an_adapter_of_another_model_is_named() -> None:
     with pytest.raises(ModelError, match="the model's is"):
         merge_adapter(model, Adapter({name: wide}))
     with pytest.raises(ModelError, match="quantised") as raised:
-        merge_adapter(quantize_int8(model), Adapter({name: change}))
+        merge_adapter(quantize(model), Adapter({name: change}))
     assert "merge first" in raised.value.hint
 
 
@@ -130,6 +130,7 @@ def saved(tmp_path: Path) -> Path:
         ({"lora_alpha": "much"}, "lora_alpha 'much'"),
         ({"rank_pattern": {"(": 3}}, r"the pattern '\('"),
         ({"rank_pattern": 4}, "not an object"),
+        ({"rank_pattern": {"(([a-z]+)+_?)+x": 4}}, "may take forever"),
     ],
 )
 def test_what_an_adapter_cannot_be_is_named(settings: dict[str, Any], message: str, saved: Path) -> None:

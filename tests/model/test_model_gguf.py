@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import resource
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from tiny_models import hf_model, our_model
 from liuyi.core.errors import ModelError
 from liuyi.core.home import Home
 from liuyi.model.checkpoint import load_model
-from liuyi.model.decoder import Decoder
+from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.exchange import import_model
 from liuyi.model.gguf import GGUF
+from liuyi.model.gguf_export import export_gguf
 from liuyi.model.gguf_import import load_gguf
 from liuyi.model.gguf_vocabulary import read_vocabulary
 from liuyi.model.tokenizer import Tokenizer, train_bpe
@@ -209,19 +213,29 @@ def test_what_is_not_supported_is_named(tokenizer: Tokenizer, tmp_path: Path) ->
         GGUF(path).tensor("t")
 
 
-def test_no_damage_is_more_than_an_error(tmp_path: Path) -> None:
-    """Cut short anywhere, or with bytes changed in the header: a ModelError or a model, nothing else."""
+@pytest.mark.parametrize("name", ["smollm2", "llama3", "qwen3"])
+def test_no_damage_is_more_than_an_error(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Cut short, bytes changed or gone, lengths gone wild: a ModelError or a model, and no great allocation."""
     path = tmp_path / "m.gguf"
-    _write(path, "smollm2")
-    whole = path.read_bytes()
-    chance = random.Random(1)
+    model = our_model(hf_model(name))
+    fresh = Decoder(dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size))
+    init_weights(fresh, seed=1)
+    export_gguf(fresh, tokenizer, path, "F16")
+    whole, header, chance = path.read_bytes(), GGUF(path)._data, random.Random(1)
     damaged = [whole[: chance.randrange(len(whole))] for _ in range(15)]
     for _ in range(60):
-        changed = bytearray(whole)
-        for _ in range(3):
-            changed[chance.randrange(3000)] = chance.randrange(256)
+        changed, at = bytearray(whole), chance.randrange(header)
+        match chance.randrange(4):
+            case 0:
+                changed[at] = chance.randrange(256)
+            case 1:
+                changed[at : at + 8] = struct.pack("<Q", chance.choice((0, 1, 2**64 - 1, 2**63, 2**40, 2**31)))
+            case 2:
+                changed[at : at + 4] = struct.pack("<I", chance.choice((0, 8, 9, 2**32 - 1, 2**24)))
+            case _:
+                del changed[at : at + chance.randrange(1, 9)]
         damaged.append(bytes(changed))
-    refused = 0
+    before, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
     for content in [*damaged, b"", b"GGUF", b"x" * 100]:
         path.write_bytes(content)
         try:
@@ -229,3 +243,17 @@ def test_no_damage_is_more_than_an_error(tmp_path: Path) -> None:
         except ModelError:
             refused += 1
     assert refused > 40
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_weights_that_are_not_numbers_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    _write(path, "smollm2")
+    begin = GGUF(path)._data
+    content = bytearray(path.read_bytes())
+    content[begin : begin + 4] = np.array([np.nan], np.float32).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"holds values in 'token_embd\.weight' that are not finite"):
+        load_gguf(path)
+    with pytest.raises(ModelError, match="cannot be read: No such file"):
+        load_gguf(tmp_path / "none.gguf")

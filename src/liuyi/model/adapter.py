@@ -37,6 +37,8 @@ PROJECTIONS = (*ATTENTION, *MLP)
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+_NESTED = re.compile(r"\)[*+{]|[*+{].*[*+{].*[*+{].*[*+{]")
+_LONGEST_PATTERN = 200
 _REFUSED = {
     "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
@@ -281,6 +283,8 @@ def _pattern(values: Mapping[str, Any], name: str, module: str, default: Any, pa
     if not isinstance(patterns, dict):
         raise ModelError(f"'{name}' is not an object", where=where)
     for key, value in patterns.items():
+        if len(key) > _LONGEST_PATTERN or _NESTED.search(key):
+            raise ModelError(f"'{name}' has the pattern {key!r}, which may take forever to match", where=where)
         try:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from liuyi.core.errors import ModelError
 from liuyi.model.gguf_formats import FORMATS, Format
 
@@ -107,10 +109,13 @@ class GGUF:
         return self._bytes[begin : begin + length]
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor in float32. Raises ModelError as `data` does."""
+        """A tensor in float32. Raises ModelError as `data` does, and if it holds values that are not finite."""
         import torch
 
-        values = self.format(name).widen(self.data(name))
+        with np.errstate(invalid="ignore"):
+            values = self.format(name).widen(self.data(name))
+        if not np.isfinite(values).all():
+            raise self._error(f"holds values in '{name}' that are not finite")
         return torch.from_numpy(values.reshape(self.shape(name)))
 
     def _error(self, message: str, hint: str = "") -> ModelError:

@@ -55,7 +55,8 @@ def rope_frequencies(config: DecoderConfig, length: int = 0) -> Tensor:
         factor = scaling["factor"]
         stretch = factor * length / config.max_position_embeddings - (factor - 1)
         base *= stretch ** (dim / (dim - 2))
-    plain: Tensor = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    # On the CPU even within `torch.device("meta")`, where a power first imports a second of PyTorch's decompositions.
+    plain: Tensor = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
     if config.rope_type == "linear":
         return plain.div(scaling["factor"])
     if config.rope_type == "llama3":
@@ -86,7 +87,7 @@ def _yarn(plain: Tensor, config: DecoderConfig, scaling: dict[str, Any]) -> Tens
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low if high != low else 0.001)
     return torch.lerp(plain, plain / scaling["factor"], ramp.clamp(0, 1))
 
 
