@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from infer_support import tiny_model
 
 from in_process import run_step
@@ -25,6 +27,7 @@ from liuyi.infer.request import Request
 from liuyi.infer.torch_runner import TorchRunner
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
+from liuyi.model.quantize import quantization_of
 from liuyi.model.tokenizer import Tokenizer
 
 MACHINE = Machine(
@@ -203,6 +206,41 @@ class TestQuantize:
     def test_the_same_model_gives_the_same_bytes(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
         one, two = (run_step(home, tmp_path, "infer.quantize", {"model": checkpoint})["checkpoint"] for _ in range(2))
         assert one.digest == two.digest
+
+    @pytest.mark.parametrize("fmt", ["int8", "int4"])
+    def test_text_shows_what_it_costs(
+        self, home: Home, tmp_path: Path, checkpoint: Artifact, model: Decoder, tokenizer: Tokenizer, fmt: str
+    ) -> None:
+        staging = home.store.stage("corpus")
+        table = pa.table({"text": ["a cold day", "b", "warm rain in the night " * 40, "never read " * 500]})
+        pq.write_table(table, staging.path / "documents.parquet")
+        corpus = home.store.publish(staging, step="data.files", output="corpus")
+        made = run_step(
+            home, tmp_path, "infer.quantize", {"model": checkpoint, "corpus": corpus}, format=fmt, text_tokens=300
+        )["checkpoint"]
+        figures = made.manifest.metrics
+        small = load_model(made.path)
+        assert quantization_of(small) == fmt
+        texts = [tokenizer.encode("a cold day"), tokenizer.encode("warm rain in the night " * 40)]
+        texts[1] = texts[1][: 300 - len(texts[0])]
+        with torch.inference_mode():
+            losses = [
+                torch.nn.functional.cross_entropy(
+                    model.logits(model(torch.tensor([text])))[0, :-1], torch.tensor(text[1:]), reduction="sum"
+                )
+                for text in texts
+            ]
+        tokens = sum(map(len, texts)) - 2
+        assert figures["agreement_tokens"] == tokens
+        assert figures["exact_perplexity"] == pytest.approx(math.exp(sum(map(float, losses)) / tokens), rel=1e-4)
+        assert figures["perplexity"] == pytest.approx(figures["exact_perplexity"], rel=0.2)
+        assert figures["nll_increase"] == pytest.approx(
+            math.log(figures["perplexity"] / figures["exact_perplexity"]), abs=1e-6
+        )
+        assert {"int8": 0.8, "int4": 0.3}[fmt] < figures["top1_agreement"] <= 1
+        effect = Effect.load(made.path)
+        assert effect is not None
+        assert "the likeliest next token is the same for" in effect.summary
 
     def test_a_quantised_model_is_not_quantised_again(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
         made = run_step(home, tmp_path, "infer.quantize", {"model": checkpoint})["checkpoint"]

@@ -14,7 +14,7 @@ from liuyi.infer.blocks import blocks_for
 from liuyi.infer.runner import BLOCK_TOKENS, Batch, ids
 from liuyi.infer.torch_runner import TorchRunner
 from liuyi.model.decoder import Decoder
-from liuyi.model.quantize import quantize_int8
+from liuyi.model.quantize import quantize
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -145,7 +145,7 @@ def test_kept_in_bfloat16_it_is_near() -> None:
 
 
 def test_a_quantised_model_runs_in_bfloat16() -> None:
-    model = quantize_int8(tiny_model(family="qwen3", qk_norm=True)).to(torch.bfloat16)
+    model = quantize(tiny_model(family="qwen3", qk_norm=True)).to(torch.bfloat16)
     player = Player(model, 3)
     player.play({0: 20, 1: 1}, error=0.1)
     player.play({0: 1, 1: 1, 2: 40}, error=0.1)

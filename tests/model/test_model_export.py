@@ -25,7 +25,7 @@ from liuyi.model.exchange import import_model, source_of
 from liuyi.model.export import Source, export_gguf_file, export_hf, export_ollama, export_peft
 from liuyi.model.gguf_export import FILE_TYPES
 from liuyi.model.gguf_import import load_gguf
-from liuyi.model.quantize import quantize_int8
+from liuyi.model.quantize import quantize
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.model.turns import turn_format
 
@@ -108,7 +108,7 @@ def test_an_adapter_goes_out_as_it_is(adapter: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_left_where_something_is_refused(folder: Path, adapter: Path, tmp_path: Path) -> None:
     quantised = tmp_path / "quantised"
-    save_model(quantised, quantize_int8(load_model(folder)), folder)
+    save_model(quantised, quantize(load_model(folder)), folder)
     with pytest.raises(ArtifactError, match="quantised") as raised:
         export_gguf_file(Source(quantised, came_from="checkpoint 123"), tmp_path / "m.gguf", "F16")
     assert raised.value.hint == "export checkpoint 123"
@@ -179,6 +179,10 @@ def test_the_command_exports_from_store_and_folder(home: Home, folder: Path, ada
     _call(home, tmp_path / "m.gguf", "--to", "hf", "-o", tmp_path / "hf")
     _call(home, adapter, "--to", "peft", "-o", tmp_path / "peft")
     assert source_of(home, digest).licences == ("MIT",)
+    stored = import_model(home, adapter, licences=["MIT"])
+    assert (stored.kind, stored.manifest.metrics["parameters"]) == ("adapter", Adapter.load(adapter).num_parameters)
+    _call(home, stored.digest, "--to", "peft", "-o", tmp_path / "again")
+    assert Adapter.load(tmp_path / "again").digest == Adapter.load(adapter).digest
     for wrong in (["--to", "hf", "--format", "F16"], ["--to", "peft", "--adapter", "x"], ["--to", "gguf", "--alone"]):
         _call(home, digest, "-o", tmp_path / "x", *wrong, status=2)
     assert "holds no" in _call(home, tmp_path, "--to", "hf", "-o", tmp_path / "x", status=1).stderr

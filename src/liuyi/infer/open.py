@@ -20,12 +20,12 @@ from liuyi.infer.runner import BLOCK_TOKENS, Runner
 from liuyi.infer.torch_runner import DTYPES, TorchRunner, kv_token_bytes
 from liuyi.kernels.library import KernelsAbsent, KernelsError
 from liuyi.model.decoder import Decoder
-from liuyi.model.quantize import is_quantized
+from liuyi.model.quantize import quantization_of
 
 logger = logging.getLogger("liuyi.infer")
 
 Weights = Literal["auto", "reference", "fp32", "bf16", "int8", "int4"]
-"""`reference`: torch, in the weights' own dtype. `auto`: native int8 where there
+"""`reference`: torch, in the weights' own dtype. `auto`: native int8, or what the weights are quantised to, where there
 are kernels, else the reference. Others: native; without kernels, or on a GPU, `fp32` and `bf16` are torch so too.
 """
 KV = Literal["auto", "fp32", "bf16", "int8"]
@@ -59,7 +59,7 @@ def open_runner(
         token_bytes = kv_token_bytes(model.config, _VALUE_BYTES[native_kv])
         blocks = most if kv_tokens else blocks_that_fit(token_bytes, "cpu", most)
         try:
-            return NativeRunner(model, blocks, weights="int8" if weights == "auto" else weights, kv=native_kv)
+            return NativeRunner(model, blocks, weights=_native_format(model, weights), kv=native_kv)
         except (KernelsAbsent, KernelsError) as error:
             if weights in ("int8", "int4"):
                 raise
@@ -80,7 +80,7 @@ def open_evaluated(model: Decoder, *, slots: int) -> Runner:
 
     Where to read which it was: the runner's `name`.
     """
-    return open_runner(model, weights="auto" if is_quantized(model) else "reference", slots=slots)
+    return open_runner(model, weights="auto" if quantization_of(model) else "reference", slots=slots)
 
 
 def blocks_that_fit(bytes_per_token: float, device: str | torch.device, most: int) -> int:
@@ -88,6 +88,10 @@ def blocks_that_fit(bytes_per_token: float, device: str | torch.device, most: in
     device = torch.device(device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return max(1, min(most, int(KV_SHARE * free / (BLOCK_TOKENS * bytes_per_token))))
+
+
+def _native_format(model: Decoder, weights: Weights) -> str:
+    return weights if weights != "auto" else quantization_of(model) or "int8"
 
 
 def _is_native(model: Decoder, weights: Weights) -> bool:

@@ -1,20 +1,68 @@
-"""A quantised copy of a model folder."""
+"""A quantised copy of a model folder, and how far it is from what it came from."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from liuyi.infer.agreement import Agreement, agreement, decoder_logits, runner_logits, score
+from liuyi.infer.open import open_runner
+from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import load_model, save_model
-from liuyi.model.quantize import int8_error, quantize_int8
+from liuyi.model.quantize import Format, quantize, weight_error
+from liuyi.model.tokenizer import Tokenizer
+
+TEXT_TOKENS = 512
+"""The most tokens of one text that are scored."""
 
 
-def quantize_folder(source: Path, target: Path) -> dict[str, float]:
-    """Write the model in `source` with int8 matrices to `target`, its tokenizer with it.
+def quantize_folder(
+    source: Path, target: Path, fmt: Format, texts: Sequence[Sequence[int]] = ()
+) -> tuple[dict[str, float], Agreement | None]:
+    """Write the model in `source` with quantised matrices to `target`, its tokenizer with it.
 
-    Gives the error of the weights relative to their size: the mean over the matrices, and the largest.
+    Gives the error of the weights relative to their size, the mean over the matrices and the largest; and, where
+    there are texts (token ids), how near the copy is on them to the model in float32, computed as it is served.
     Raises ModelError if the model cannot be read or is quantised already.
     """
     model = load_model(source)
-    small = quantize_int8(model)
+    small = quantize(model, fmt)
     save_model(target, small, source)
-    return int8_error(model, small)
+    error = weight_error(model, small)
+    if not texts:
+        return error, None
+    exact = score(decoder_logits(model), texts)
+    runner = open_runner(small, kv_tokens=max(len(text) for text in texts))
+    return error, agreement(exact, score(runner_logits(runner), texts))
+
+
+def corpus_texts(folder: Path, tokenizer: Tokenizer, tokens: int) -> list[list[int]]:
+    """Token ids of a corpus's documents, the beginning of each, `tokens` in all."""
+    import pyarrow.parquet as pq
+
+    batches = pq.ParquetFile(folder / "documents.parquet").iter_batches(64, columns=["text"])
+    documents = (text for batch in batches for text in batch.column("text").to_pylist())
+    return _first((tokenizer.encode(text) for text in documents), tokens)
+
+
+def evalset_texts(folder: Path, tokenizer: Tokenizer, tokens: int) -> list[list[int]]:
+    """Token ids of an eval set's conversations with the answers that it wants, `tokens` in all."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(folder / "items.parquet", columns=["messages", "reference"]).to_pylist()
+    conversations = ([*json.loads(row["messages"]), {"role": "assistant", "content": row["reference"]}] for row in rows)
+    return _first((encode_chat(tokenizer, messages)[0] for messages in conversations), tokens)
+
+
+def _first(texts: Iterator[list[int]], tokens: int) -> list[list[int]]:
+    kept: list[list[int]] = []
+    left = tokens
+    for text in texts:
+        text = text[: min(left, TEXT_TOKENS)]
+        if len(text) > 1:
+            kept.append(text)
+            left -= len(text)
+        if left < 2:
+            break
+    return kept

@@ -16,35 +16,74 @@ PRELOAD = ("torch",)
 
 
 class QuantizeParams(Params):
-    format: Literal["int8"] = Field("int8", description="number format of the matrices; norms and biases stay")
+    format: Literal["int8", "int4"] = Field(
+        "int8",
+        description="format of the matrices; norms and biases stay, int4 keeps embedding and head in int8",
+    )
+    text_tokens: int = Field(4096, ge=2, description="tokens of the corpus or eval set that agreement is measured on")
 
 
 @step(
     "infer.quantize",
-    version=2,
-    inputs={"model": Input("checkpoint", "the model in full precision")},
-    outputs={"checkpoint": Output("checkpoint", "the same model with int8 matrices, one scale for each row")},
+    version=3,
+    inputs={
+        "model": Input("checkpoint", "the model in full precision"),
+        "corpus": Input("corpus", "documents to measure the agreement with it on", optional=True),
+        "evalset": Input("evalset", "conversations to measure it on, where there is no corpus", optional=True),
+    },
+    outputs={"checkpoint": Output("checkpoint", "the same model with matrices of few bits, a scale for each group")},
 )
 def quantize_step(ctx: Context, params: QuantizeParams) -> None:
-    """Store a model's matrices in int8: a quarter of the bytes."""
+    """Store a model's matrices in int8 or int4; on text, measure how often the next token stays the same."""
     from liuyi.core.effect import Effect, Table
     from liuyi.infer.quantized import quantize_folder
 
     source = ctx.input("model")
     with ctx.output("checkpoint") as out:
-        error = quantize_folder(source.path, out.path)
+        error, near = quantize_folder(source.path, out.path, params.format, _quantize_texts(ctx, params))
         before, after = stored_bytes(source), sum(path.stat().st_size for path in out.path.glob("*.safetensors"))
         mean, largest = error["relative_rms_error"], error["relative_rms_error_max"]
-        rows = (("before", before / 1e6, 0.0, 0.0), (params.format, after / 1e6, mean, largest))
-        Effect(
-            stage="inference",
-            title="Quantisation",
-            summary=f"{before / 1e6:.1f} MB of weights became {after / 1e6:.1f} MB; each matrix moved by "
-            f"{mean:.2%} of its size, the one that moved most by {largest:.2%}.",
-            blocks=(Table(title="Weights", columns=("format", "MB", "mean error", "largest error"), rows=rows),),
-        ).save(out.path)
-        out.metrics.update({"bytes_before": before, "bytes_after": after, **error})
+        summary = (
+            f"{before / 1e6:.1f} MB of weights became {after / 1e6:.1f} MB; each matrix moved by "
+            f"{mean:.2%} of its size, the one that moved most by {largest:.2%}."
+        )
+        tables = [
+            Table(
+                title="Weights",
+                columns=("format", "MB", "mean error", "largest error"),
+                rows=(("before", before / 1e6, 0.0, 0.0), (params.format, after / 1e6, mean, largest)),
+            )
+        ]
+        if near is not None:
+            summary += (
+                f" On {near.tokens:,} tokens of text the likeliest next token is the same for {near.top1:.1%}, "
+                f"and perplexity went from {near.exact_perplexity:.3f} to {near.perplexity:.3f}."
+            )
+            tables.append(
+                Table(
+                    title="On text",
+                    columns=("format", "perplexity", "same next token", "± standard error"),
+                    rows=(
+                        ("before, float32", near.exact_perplexity, 1.0, 0.0),
+                        (params.format, near.perplexity, near.top1, near.top1_error),
+                    ),
+                )
+            )
+        Effect(stage="inference", title="Quantisation", summary=summary, blocks=tuple(tables)).save(out.path)
+        agreement = near.metrics() if near is not None else {}
+        out.metrics.update({"bytes_before": before, "bytes_after": after, **error, **agreement})
         out.licences.update(source.manifest.licences)
+
+
+def _quantize_texts(ctx: Context, params: QuantizeParams) -> list[list[int]]:
+    from liuyi.infer.quantized import corpus_texts, evalset_texts
+    from liuyi.model.tokenizer import Tokenizer
+
+    for name, texts_of in (("corpus", corpus_texts), ("evalset", evalset_texts)):
+        if ctx.has(name):
+            tokenizer = Tokenizer.load(ctx.input("model").path)
+            return texts_of(ctx.input(name).path, tokenizer, params.text_tokens)
+    return []
 
 
 def stored_bytes(artifact: Artifact) -> int:

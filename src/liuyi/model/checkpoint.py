@@ -23,7 +23,7 @@ from liuyi.core.errors import ModelError
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 from liuyi.model.files import read_json, read_tensors, write_json, write_tensors
-from liuyi.model.quantize import FORMAT, QUANTIZATION, is_quantized, widen, with_int8_shells
+from liuyi.model.quantize import FORMATS, QUANTIZATION, SUFFIXES, Format, format_in, quantization_of, widen, with_shells
 from liuyi.model.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,17 +51,16 @@ def load_config(folder: Path) -> DecoderConfig:
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
-    """Read a model folder; the weights are converted to `dtype`, int8 ones (`quantize.py`) are widened to it.
+    """Read a model folder; the weights are converted to `dtype`, quantised ones (`quantize.py`) are widened to it.
 
     Raises ModelError naming the tensor and the file if one is missing, not known, or of the wrong shape.
     """
     config = load_config(folder)
     with torch.device("meta"):
         model = Decoder(config)
-        quantized = (folder / QUANTIZATION).exists()
-        if quantized:
-            _check_quantization(folder / QUANTIZATION)
-            with_int8_shells(model)
+        quantized = _quantization(folder / QUANTIZATION)
+        if quantized is not None:
+            with_shells(model, quantized)
     expected = model.state_dict()
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -76,7 +75,12 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
                     f"config.json asks for {list(expected[name].shape)}",
                     where=str(path),
                 )
-            keep = quantized and (tensor.dtype == torch.int8 or name.endswith("_scale"))
+            if quantized is None:
+                weights[name] = tensor.to(device=device, dtype=dtype)
+                continue
+            keep = name.endswith(SUFFIXES) or not expected[name].is_floating_point()
+            if keep and tensor.dtype != expected[name].dtype:
+                raise ModelError(f"the tensor '{name}' is {tensor.dtype}, not {expected[name].dtype}", where=str(path))
             weights[name] = tensor.to(device=device, dtype=None if keep else dtype)
     missing = [name for name in expected if name not in weights]
     if missing:
@@ -84,7 +88,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
         raise ModelError(f"the tensor '{missing[0]}'{more} is missing", where=str(folder))
     model.load_state_dict(weights, assign=True)
     model.reset_buffers(device)
-    if quantized:
+    if quantized is not None:
         widen(model, dtype)
         model.requires_grad_(False)
     return model
@@ -110,22 +114,28 @@ def save_model(
     }
     write_json(folder / "generation_config.json", {name: ids for name, ids in generation.items() if ids is not None})
     write_tensors(folder / WEIGHTS, model.state_dict())
-    if is_quantized(model):
-        write_json(folder / QUANTIZATION, FORMAT)
+    quantized = quantization_of(model)
+    if quantized is not None:
+        write_json(folder / QUANTIZATION, FORMATS[quantized])
     if tokenizer is not None:
         tokenizer.save(folder)
     if extra:
         write_json(folder / "liuyi.json", extra)
 
 
-def _check_quantization(path: Path) -> None:
+def _quantization(path: Path) -> Format | None:
+    if not path.exists():
+        return None
     values = read_json(path)
-    if values != FORMAT:
+    fmt = format_in(values)
+    if fmt is None:
+        known = " or ".join(canonical_json(known) for known in FORMATS.values())
         raise ModelError(
             f"the quantisation {canonical_json(values)} is not supported",
             where=str(path),
-            hint=f"{canonical_json(FORMAT)} is; quantise the full-precision model again",
+            hint=f"{known} is; quantise the full-precision model again",
         )
+    return fmt
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from liuyi.model.gguf_formats import Bytes, Floats, Format, by_name
 from liuyi.model.gguf_names import gguf_name, pairs_of_rows
 from liuyi.model.gguf_vocabulary import vocabulary_metadata
 from liuyi.model.gguf_write import OutTensor, write_gguf
-from liuyi.model.quantize import is_quantized
+from liuyi.model.quantize import quantization_of
 from liuyi.model.tokenizer import Tokenizer
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
@@ -67,7 +67,7 @@ def export_gguf(
     """
     if form not in FILE_TYPES:
         raise ModelError(f"models are not written in '{form}'", hint=did_you_mean(form, FILE_TYPES))
-    if is_quantized(model):
+    if quantization_of(model) is not None:
         raise ModelError("the model is quantised already", hint="export the one that it came from")
     config_part, rope_tensors, notes = config_metadata(model.config)
     metadata = {

@@ -1,17 +1,22 @@
-"""Weight-only int8: whole numbers from −127 to 127, and a scale for every 64 of them along a row.
+"""Weights in few bits: int8, or int4, with a scale for every group of columns.
 
-    small = quantize_int8(model)
+    small = quantize(model, "int8")
     save_model(folder, small)          # a quarter of the bytes; load_model reads it back
 
-Activations keep their dtype. The matrices are widened once when a model is loaded and multiplied as any others, exact
-to the int8 weights: PyTorch's own int8 product for CPUs takes bfloat16 activations only, is slower than a float32
-product from a few rows on, and crashed on small shapes. On SmolLM2-135M's weights groups of 64 agree with float32 on
-97.0 % of the next tokens, one scale for a whole row on 95.3 %.
+int8 is symmetric: −127…127 times a scale for 64 columns. int4 is asymmetric: 0…15 times a scale, plus a minimum, for
+32 columns; its embedding and head are int8. Scales and minima are bfloat16, so that what a checkpoint holds is what the
+native kernels multiply with, bit for bit (`kernels/native/linear.h`, whose arithmetic this is). In torch the matrices
+are widened once when a model is loaded and multiplied as any others: PyTorch's own int8 product for CPUs takes
+bfloat16 activations only, is slower than a float32 product from a few rows on, and crashed on small shapes.
+
+`docs/decisions.md` has what each format costs in accuracy.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,41 +26,66 @@ from liuyi.core.errors import ModelError
 from liuyi.model.decoder import Decoder, Embedding, Linear
 
 QUANTIZATION = "quantization.json"
-GROUP = 64
+
+Format = Literal["int8", "int4"]
+
+INT8_GROUP = 64
+INT4_GROUP = 32
 """Columns that share a scale; the last group of a row may be shorter."""
 
-FORMAT = {"format": "int8", "scheme": "symmetric", "group_columns": GROUP, "scale_suffix": "_scale"}
+_INT8: dict[str, Any] = {"format": "int8", "scheme": "symmetric", "group_columns": INT8_GROUP, "scales": "bfloat16"}
+_INT4: dict[str, Any] = {
+    "format": "int4",
+    "scheme": "asymmetric",
+    "group_columns": INT4_GROUP,
+    "scales": "bfloat16",
+    "embedding": _INT8,
+}
+FORMATS: dict[Format, dict[str, Any]] = {"int8": _INT8, "int4": _INT4}
 """What `quantization.json` says."""
 
+SUFFIXES = ("_scale", "_minimum")
+"""What the names of tensors beside a quantised `weight` end in."""
 
-class _Int8Matrix(nn.Module):
-    """A matrix [rows, columns] in int8, its float32 scales [rows, groups], and beside it the matrix that they make."""
 
-    def __init__(self, rows: int, columns: int) -> None:
+class QuantMatrix(nn.Module):
+    """A matrix [rows, columns] in numbers of few bits, and beside it the matrix that they stand for."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    wide: Tensor
+
+    def __init__(self, rows: int, columns: int, fmt: Format) -> None:
         super().__init__()
-        self.weight: Tensor
-        self.weight_scale: Tensor
-        self.wide: Tensor
-        self.register_buffer("weight", torch.empty(rows, columns, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.empty(rows, -(-columns // GROUP), dtype=torch.float32))
+        self.rows, self.columns, self.format = rows, columns, fmt
+        if fmt == "int8":
+            numbers, groups = torch.empty(rows, columns, dtype=torch.int8), -(-columns // INT8_GROUP)
+        else:
+            numbers, groups = torch.empty(rows, (columns + 1) // 2, dtype=torch.uint8), -(-columns // INT4_GROUP)
+            self.register_buffer("weight_minimum", torch.empty(rows, groups, dtype=torch.bfloat16))
+        self.register_buffer("weight", numbers)
+        self.register_buffer("weight_scale", torch.empty(rows, groups, dtype=torch.bfloat16))
         self.register_buffer("wide", torch.empty(0), persistent=False)
 
     def fill(self, weight: Tensor) -> None:
-        """Quantise a matrix; a group of zeros has the scale 0."""
-        rows, columns = weight.shape
-        padded = functional.pad(weight.float(), (0, -columns % GROUP))
-        groups = padded.view(rows, -1, GROUP)
-        self.weight_scale = groups.abs().amax(dim=2) / 127
-        steps = groups / self.weight_scale.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]
-        self.weight = steps.round().to(torch.int8).view(rows, -1)[:, :columns].contiguous()
+        """Quantise a matrix [rows, columns]."""
+        if self.format == "int8":
+            self.weight, self.weight_scale = _to_int8(weight.float())
+        else:
+            self.weight, self.weight_scale, self.weight_minimum = _to_int4(weight.float())
 
     def widen(self, dtype: torch.dtype) -> None:
         """Make the matrix to multiply with."""
-        scales = self.weight_scale.repeat_interleave(GROUP, dim=1)[:, : self.weight.shape[1]]
-        self.wide = (self.weight.float() * scales).to(dtype)
+        if self.format == "int8":
+            wide = self.weight.float() * _spread(self.weight_scale, INT8_GROUP, self.columns)
+        else:
+            numbers = torch.stack((self.weight & 15, self.weight >> 4), dim=2).flatten(1)[:, : self.columns]
+            wide = numbers.float() * _spread(self.weight_scale, INT4_GROUP, self.columns)
+            wide += _spread(self.weight_minimum, INT4_GROUP, self.columns)
+        self.wide = wide.to(dtype)
 
     def widened(self) -> Tensor:
-        """The matrix that the int8 weights stand for."""
+        """The matrix that the numbers stand for."""
         return self.wide
 
     def times(self, x: Tensor) -> Tensor:
@@ -63,11 +93,11 @@ class _Int8Matrix(nn.Module):
         return functional.linear(x, self.wide.to(x.dtype))
 
 
-class QuantLinear(_Int8Matrix):
-    """A `Linear` whose weight is int8."""
+class QuantLinear(QuantMatrix):
+    """A `Linear` whose weight is quantised."""
 
-    def __init__(self, rows: int, columns: int, bias: bool) -> None:
-        super().__init__(rows, columns)
+    def __init__(self, rows: int, columns: int, fmt: Format, bias: bool) -> None:
+        super().__init__(rows, columns, fmt)
         self.bias = nn.Parameter(torch.zeros(rows), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,61 +105,116 @@ class QuantLinear(_Int8Matrix):
         return functional.linear(x, self.wide.to(x.dtype), bias)
 
 
-class QuantEmbedding(_Int8Matrix):
-    """An `Embedding` whose weight is int8; also the matrix of the logits where it is tied."""
+class QuantEmbedding(QuantMatrix):
+    """An `Embedding` whose weight is quantised; also the matrix of the logits where it is tied."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return functional.embedding(tokens, self.wide)
 
 
-def quantize_int8(model: Decoder) -> Decoder:
-    """A copy of the model with every matrix in int8; norms and biases stay as they are.
+def quantize(model: Decoder, fmt: Format = "int8") -> Decoder:
+    """A copy of the model with every matrix quantised; norms and biases stay as they are.
 
     Raises ModelError if it is quantised already.
     """
-    if is_quantized(model):
+    if quantization_of(model) is not None:
         raise ModelError("the model is quantised already", hint="quantise the one that it came from")
     small = copy.deepcopy(model)
-    with_int8_shells(small)
+    with_shells(small, fmt)
     weights = dict(model.named_modules())
-    for name, module in small.named_modules():
-        if isinstance(module, _Int8Matrix):
-            source = weights[name]
-            module.fill(source.weight.detach())
-            if isinstance(module, QuantLinear) and module.bias is not None:
-                module.bias.data.copy_(source.bias.detach())
+    for name, module in _matrices(small):
+        source = weights[name]
+        module.fill(source.weight.detach())
+        if isinstance(module, QuantLinear) and module.bias is not None:
+            module.bias.data.copy_(source.bias.detach())
     widen(small, model.dtype)
     return small.requires_grad_(False)
 
 
-def is_quantized(model: Decoder) -> bool:
-    """Whether the model's matrices are int8."""
-    return isinstance(model.model.embed_tokens, QuantEmbedding)
+def quantization_of(model: Decoder) -> Format | None:
+    """The format of the model's matrices; None if they are not quantised."""
+    return next((module.format for name, module in _matrices(model) if name.startswith("model.layers.")), None)
 
 
-def with_int8_shells(model: Decoder) -> None:
-    """Put unfilled int8 matrices where the model has others."""
+def with_shells(model: Decoder, fmt: Format) -> None:
+    """Put unfilled quantised matrices where the model has others."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
-                setattr(parent, name, QuantLinear(child.out_features, child.in_features, child.bias is not None))
+                kind: Format = "int8" if name == "lm_head" else fmt
+                bias = child.bias is not None
+                setattr(parent, name, QuantLinear(child.out_features, child.in_features, kind, bias))
             elif isinstance(child, Embedding):
-                setattr(parent, name, QuantEmbedding(child.vocab_size, child.hidden_size))
+                setattr(parent, name, QuantEmbedding(child.vocab_size, child.hidden_size, "int8"))
 
 
 def widen(model: Decoder, dtype: torch.dtype) -> None:
-    """Make what a filled int8 model multiplies with."""
-    for module in model.modules():
-        if isinstance(module, _Int8Matrix):
-            module.widen(dtype)
+    """Make what a filled quantised model multiplies with."""
+    for _, module in _matrices(model):
+        module.widen(dtype)
 
 
-def int8_error(model: Decoder, small: Decoder) -> dict[str, float]:
+def format_in(values: Any) -> Format | None:
+    """The format that `quantization.json` describes; None for one that there is not."""
+    return next((name for name in get_args(Format) if FORMATS[name] == values), None)
+
+
+def weight_error(model: Decoder, small: Decoder) -> dict[str, float]:
     """Root-mean-square error of each matrix relative to its own size: the mean over the matrices and the largest."""
     errors = []
     wide = dict(model.named_modules())
-    for name, module in small.named_modules():
-        if isinstance(module, _Int8Matrix):
-            exact = wide[name].weight.detach().float()
-            errors.append(float((module.widened().float() - exact).norm() / exact.norm()))
+    for name, module in _matrices(small):
+        exact = wide[name].weight.detach().float()
+        errors.append(float((module.widened().float() - exact).norm() / exact.norm()))
     return {"relative_rms_error": sum(errors) / len(errors), "relative_rms_error_max": max(errors)}
+
+
+def _matrices(model: Decoder) -> Iterator[tuple[str, QuantMatrix]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantMatrix))
+
+
+def _spread(values: Tensor, group: int, columns: int) -> Tensor:
+    return values.float().repeat_interleave(group, dim=1)[:, :columns]
+
+
+def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers and scales. A scale is the largest magnitude / 127, rounded up to bfloat16; 0 for zeros."""
+    rows, columns = weight.shape
+    groups = functional.pad(weight, (0, -columns % INT8_GROUP)).view(rows, -1, INT8_GROUP)
+    exact = groups.abs().amax(dim=2) / 127
+    scale = ((exact.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
+    numbers = (groups / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]).round().to(torch.int8)
+    return numbers.view(rows, -1)[:, :columns].contiguous(), scale.bfloat16()
+
+
+def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers, two to a byte, scales and minima.
+
+    The range of a group shrinks around its middle in steps of 3 %, and the one with the least squared error stays: one
+    outlier less accurate can leave all others more so.
+    """
+    rows, columns = weight.shape
+    # The rest of the last group repeats its last column, so that it changes no range.
+    padded = functional.pad(weight[None], (0, -columns % INT4_GROUP), mode="replicate")[0]
+    counted = functional.pad(torch.ones(columns), (0, -columns % INT4_GROUP)).view(1, -1, INT4_GROUP)
+    groups = padded.view(rows, -1, INT4_GROUP)
+    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    middle = (low + high) * 0.5
+    least = torch.full_like(low, torch.inf)
+    best = torch.zeros(groups.shape, dtype=torch.uint8)
+    best_scale, best_minimum = torch.zeros_like(low), torch.zeros_like(low)
+    for step in range(8):
+        shrink = 1 - 0.03 * step
+        minimum = (middle + (low - middle) * shrink).bfloat16().float()
+        scale = ((high - low) * shrink / 15).bfloat16().float()
+        inverse = torch.where(scale > 0, 1 / scale, 0)
+        numbers = ((groups - minimum[:, :, None]) * inverse[:, :, None]).round().clamp(0, 15)
+        off = (scale[:, :, None] * numbers + minimum[:, :, None] - groups) * counted
+        error = off.square().sum(dim=2)
+        nearer = error < least
+        least = torch.where(nearer, error, least)
+        best = torch.where(nearer[:, :, None], numbers.to(torch.uint8), best)
+        best_scale = torch.where(nearer, scale, best_scale)
+        best_minimum = torch.where(nearer, minimum, best_minimum)
+    flat = functional.pad(best.view(rows, -1)[:, :columns], (0, columns % 2))
+    return flat[:, ::2] | flat[:, 1::2] << 4, best_scale.bfloat16(), best_minimum.bfloat16()
