@@ -86,12 +86,19 @@ LIUYI_INLINE Work lay_out(uint8_t* memory, int dim, int tile_rows) {
     return work;
 }
 
+template <class Kv>
+LIUYI_INLINE const uint8_t* values_of(const uint8_t* head, int dim) {
+    return reinterpret_cast<const uint8_t*>(Kv::values(head, dim));
+}
+
 // R rows against the keys of `blocks` blocks. Row r sees keys low[r]..high[r], counted from the first block.
 template <class Kv, int R>
 void attend_rows(const uint8_t* queries, const KvLayout& kv, const uint8_t* const* heads, int blocks, const int* low,
                  const int* high, const Work& work, float* most, float* total) {
     for (int block = 0; block < blocks; ++block) {
-        Kv::template scores<R>(queries, kv.query_bytes, heads[block], kv.dim, work.scores + block * kBlockTokens, kSpanTokens);
+        const Ahead ahead{heads[block + 1 < blocks ? block + 1 : block], values_of<Kv>(heads[block], kv.dim)};
+        Kv::template scores<R>(queries, kv.query_bytes, heads[block], kv.dim, ahead, work.scores + block * kBlockTokens,
+                               kSpanTokens);
     }
     for (int r = 0; r < R; ++r) {
         soften(work.scores + r * kSpanTokens, blocks * kBlockTokens, low[r], high[r], most[r], total[r]);
