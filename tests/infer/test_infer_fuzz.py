@@ -130,6 +130,7 @@ fields: dict[str, Any] = {
         schemas.map(lambda schema: {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}),
     ),
 }
+JSON = {"content-type": "application/json"}
 GOOD = {"model": "tiny", "max_tokens": 3}
 good_bodies = {
     "chat/completions": GOOD | {"messages": [{"role": "user", "content": "打开"}]},
@@ -149,12 +150,12 @@ def fuzzed(model: Decoder, tokenizer: Tokenizer) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def http(fuzzed: LiveServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{fuzzed.url}/v1", timeout=30, headers={"content-type": "application/json"}) as client:
+    with httpx.Client(base_url=f"{fuzzed.url}/v1", timeout=30, headers=JSON) as client:
         yield client
 
 
 fuzz = settings(
-    max_examples=120,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -183,6 +184,36 @@ def check(response: httpx.Response, *, fields_known: bool = True) -> None:
         assert response.text.endswith("data: [DONE]\n\n") or '"invalid_request_error"' in response.text
     else:
         assert response.json()["choices"]
+
+
+token_fields: dict[str, Any] = {
+    "input": fields["prompt"],
+    "encoding_format": st.sampled_from(["float", "base64", "int8"]),
+    "dimensions": st.integers(-1, 40),
+    "prompt": st.text(max_size=20),
+    "messages": messages,
+    "tools": tools,
+    "add_generation_prompt": st.booleans(),
+    "return_token_strs": st.booleans(),
+    "tokens": st.lists(st.integers(-1, 500), max_size=5),
+}
+
+
+@fuzz
+@given(
+    path=st.sampled_from(["v1/embeddings", "tokenize", "detokenize"]),
+    body=st.fixed_dictionaries({"model": st.just("tiny")}, optional=token_fields)
+    | st.dictionaries(st.sampled_from([*token_fields, "model", "surprise"]), json_values, max_size=4),
+)
+def test_no_request_about_tokens_is_a_failure(
+    http: httpx.Client, fuzzed: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    response = http.post(f"{fuzzed.url}/{path}", content=json.dumps(body).encode())
+    event("status", (path, response.status_code))
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
+        assert response.json()["error"]["param"]
 
 
 @fuzz
