@@ -12,7 +12,7 @@ import argparse
 import asyncio
 
 import numpy as np
-from engines import Texts, parser
+from engines import Texts, parser, record
 from rich.console import Console
 from servers import ask, free_port, liuyi_command, llama_command, running, wait_until_ready, whole
 
@@ -35,17 +35,21 @@ def main() -> None:
     servers = {"Liuyi": lambda port: liuyi_command(asked, port, "--slots", "16")}
     if asked.peer:
         servers["llama.cpp server"] = lambda port: llama_command(asked, port, asked.streams + 1, 8192)
+    stretched = {}
     for name, command in servers.items():
         port = free_port()
         with running(asked, command(port)):
             wait_until_ready(port)
             measured = [ask(port, lambda endpoint: _measure(endpoint, texts, asked)) for _ in range(asked.repeats)]
         p50, p99, ttft = min(measured, key=lambda one: one[1] / one[0])
-        Console().print(
+        stretched[name] = p99 / p50
+        Console(width=120).print(
             f"{name}, {asked.streams} streams: undisturbed p50 {1000 * p50:.1f} ms, p99 while {asked.prompt_tokens:,} "
             f"tokens arrive {1000 * p99:.1f} ms: {p99 / p50:.2f}× (bar {BAR:g}×); the prompt's first token after "
             f"{ttft:.2f} s"
         )
+    title = f"p99 ITL of {asked.streams} streams while {asked.prompt_tokens:,} tokens arrive, of the undisturbed p50"
+    record(asked, title, "×", stretched, most=BAR, lower_is_better=True)
 
 
 async def _measure(endpoint: Endpoint, texts: Texts, asked: argparse.Namespace) -> tuple[float, float, float]:

@@ -160,8 +160,13 @@ def show(
     console.print(table)
     for name, note in (notes or {}).items():
         console.print(f"{name}: {note}")
+    record(asked, title, unit, rates, bars=needed, limit=limit, notes=notes or {})
+
+
+def record(asked: argparse.Namespace, title: str, unit: str, rates: dict[str, float], **more: Any) -> None:
+    """Append a result to the file that was asked for, for `table.py`."""
     if asked.json:
-        row = {"title": title, "unit": unit, "rates": rates, "bars": needed, "limit": limit, "notes": notes or {}}
+        row = {"title": title, "unit": unit, "rates": rates, "bars": {}, "limit": None, "notes": {}} | more
         with asked.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
