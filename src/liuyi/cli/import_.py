@@ -14,7 +14,8 @@ from liuyi.cli.common import console, home, short, size_text
 @click.option("--licence", "licences", multiple=True, help="Licence of a model, if its card or file does not say it.")
 @click.pass_context
 def command(ctx: click.Context, path: Path, licences: tuple[str, ...]) -> None:
-    """Take PATH into the store: what 'liuyi export' wrote, a model folder as transformers reads it, or a GGUF file.
+    """Take PATH into the store: an archive of 'liuyi export', a model as a folder that transformers reads or as a GGUF
+    file, or an adapter's folder as PEFT writes it.
 
     Every byte of an archive is compared with its digest, and nothing is kept if one differs. What an archive says of
     finished work is believed: import archives only from people you trust. What is imported is pinned.

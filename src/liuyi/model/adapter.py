@@ -172,9 +172,9 @@ class Adapter:
         return max(change.rank for change in self.modules.values())
 
     @property
-    def num_bytes(self) -> int:
-        """Size of its tensors in float32."""
-        return sum(4 * (change.down.numel() + change.up.numel()) for change in self.modules.values())
+    def num_parameters(self) -> int:
+        """Number of its values."""
+        return sum(change.down.numel() + change.up.numel() for change in self.modules.values())
 
     @cached_property
     def digest(self) -> str:

@@ -14,12 +14,13 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from liuyi.core.artifact import Artifact
+from liuyi.core.artifact import Artifact, Kind
 from liuyi.core.disk import full_disk_is_told
 from liuyi.core.errors import ArtifactError, ModelError
 from liuyi.core.home import Home
 from liuyi.core.refs import resolve_artifact
 from liuyi.model.adapter import CONFIG as ADAPTER_CONFIG
+from liuyi.model.adapter import Adapter
 from liuyi.model.checkpoint import INDEX, load_config, save_model, weight_files
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
@@ -45,19 +46,21 @@ _TAKEN = (
 
 
 def import_model(home: Home, source: Path, *, licences: Collection[str] = ()) -> Artifact:
-    """Take a model folder in Hugging Face's layout, or a GGUF file, into the store as a checkpoint, and pin it.
+    """Take a model into the store as a checkpoint, or a PEFT folder as an adapter, and pin it.
 
-    Of a folder only files that a model needs are taken, and nothing is unpickled; a GGUF file's weights are widened to
-    float32. Licences that are not given are read from the model card or the file's metadata. Raises ModelError, naming
-    file and tensor, if the source is not a model that can be loaded here.
+    A model is a folder in Hugging Face's layout, of which only files that a model needs are taken, or a GGUF file,
+    whose weights are widened to float32. Nothing is unpickled. Licences that are not given are read from the model
+    card or the file's metadata. Raises ModelError, naming file and tensor, if the source cannot be loaded here.
     """
-    staging = home.store.stage("checkpoint")
+    is_adapter = (source / ADAPTER_CONFIG).is_file()
+    kind: Kind = "adapter" if is_adapter else "checkpoint"
+    take = _take_adapter if is_adapter else _take_gguf if source.is_file() else _take_folder
+    staging = home.store.stage(kind)
     try:
         with full_disk_is_told("importing a model", staging.path):
-            stated = (_take_gguf if source.is_file() else _take_folder)(source, staging.path)
+            stated, staging.metrics["parameters"] = take(source, staging.path)
         staging.licences |= set(licences) or stated
-        staging.metrics["parameters"] = load_config(staging.path).num_parameters
-        artifact = home.store.publish(staging, step="import", output="checkpoint", params={"source": source.name})
+        artifact = home.store.publish(staging, step="import", output=kind, params={"source": source.name})
     finally:
         home.store.discard(staging)
     home.ledger.pin(artifact.digest, f"imported from {source.name}")
@@ -65,22 +68,29 @@ def import_model(home: Home, source: Path, *, licences: Collection[str] = ()) ->
     return artifact
 
 
-def _take_folder(folder: Path, target: Path) -> set[str]:
-    """Copy what a model needs; gives the licences that the model card states."""
+def _take_adapter(folder: Path, target: Path) -> tuple[set[str], int]:
+    """Write an adapter's folder anew; gives the licences that its card states, and how many values it has."""
+    adapter = Adapter.load(folder)
+    adapter.save(target)
+    return _card_licences(folder), adapter.num_parameters
+
+
+def _take_folder(folder: Path, target: Path) -> tuple[set[str], int]:
+    """Copy what a model needs; gives the licences that the model card states, and how many values it has."""
     config, weights = load_config(folder), weight_files(folder)
     _check_weights(config, weights)
     Tokenizer.load(folder)
     for name in [*(name for name in _TAKEN if (folder / name).is_file()), *(path.name for path in weights)]:
         shutil.copyfile(folder / name, target / name)
-    return _card_licences(folder)
+    return _card_licences(folder), config.num_parameters
 
 
-def _take_gguf(path: Path, target: Path) -> set[str]:
-    """Write a GGUF file's model as a folder; gives the licence that its metadata state."""
+def _take_gguf(path: Path, target: Path) -> tuple[set[str], int]:
+    """Write a GGUF file's model as a folder; gives the licence that its metadata state, and how many values it has."""
     model, tokenizer = load_gguf(path)
     save_model(target, model, tokenizer)
     licence = GGUF(path).metadata.get("general.license")
-    return {str(licence)} if licence else set()
+    return {str(licence)} if licence else set(), model.config.num_parameters
 
 
 def source_of(home: Home, ref: str) -> Source:
