@@ -9,6 +9,7 @@ import json
 import lzma
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_support import run_step
 from fastwarc.warc import WarcRecord, WarcRecordType
+from web_support import served
 
 from liuyi.core.errors import DataError
 from liuyi.core.step import get_step
@@ -130,9 +132,25 @@ def test_a_url(tmp_path: Path) -> None:
     before = remote_version("memory://corpus")
     fs.pipe("/corpus/a.txt", b"longer than it was")
     assert remote_version("memory://corpus") != before
-    for url, reason in (("memory://nothing-here", "no files"), ("nosuch://x/y", "nosuch")):
+    refused = {
+        "memory://nothing-here": "no files",
+        "nosuch://x/y": "nosuch",
+        "http://127.0.0.1:9/x": "cannot be reached",
+    }
+    for url, reason in refused.items():
         with pytest.raises(DataError, match=reason):
             find_files(url)
+
+
+def test_urls_of_web_servers_and_inside_archives(tmp_path: Path) -> None:
+    with served({"/rows.jsonl.gz?token=1": (200, {}, gzip.compress(b'{"text": "from afar"}'))}) as site:
+        documents, _ = read(f"{site.url}/rows.jsonl.gz?token=1", tmp_path / "web")
+    assert {url: row["text"] for url, row in documents.items()} == {"rows.jsonl.gz#1": "from afar\n"}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("one.txt", "first")
+        archive.writestr("deep/two.md", "second")
+    documents, _ = read(f"zip://::{tmp_path / 'a.zip'}", tmp_path / "zip")
+    assert {url: row["text"] for url, row in documents.items()} == {"one.txt": "first\n", "deep/two.md": "second\n"}
 
 
 def test_a_path_is_checked_and_hashed_and_a_url_is_not(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SerializationInfo, ValidationInfo
 
@@ -27,21 +28,25 @@ class SourceFile:
     kind: str = ""
     """The suffix that says its format, where its name has none that does."""
 
-    def open(self) -> BinaryIO:
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
         """The bytes of the file, from the first on; a file behind a URL is fetched piece by piece.
 
         Raises OSError, and DataError where the URL cannot be opened.
         """
         if not is_url(self.place):
-            return Path(self.place).open("rb")
-        import fsspec
-
+            with Path(self.place).open("rb") as file:
+                yield file
+            return
+        fs, path = _file_system(self.place)
         try:
-            return cast(BinaryIO, fsspec.open(self.place, "rb", block_size=_FETCHED_AT_ONCE).open())
+            remote = fs.open(path, "rb", block_size=_FETCHED_AT_ONCE)
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # every file system has errors of its own
             raise DataError(f"cannot be opened: {error}", where=self.place) from None
+        with remote as file:
+            yield file
 
 
 def is_url(place: str | Path) -> bool:
@@ -97,27 +102,27 @@ def _size(path: Path) -> int:
 
 
 def _remote(url: str) -> list[SourceFile]:
-    import fsspec
-
     fs, _ = _file_system(url)
+    _, chained, within = url.partition("::")
     found = []
     for name, info in _listed(url).items():
         if not any(part.startswith(".") for part in name.split("/")):
-            place = (
-                info["name"]
-                if fsspec.core.has_magic(url) or is_url(info["name"])
-                else fs.unstrip_protocol(info["name"])
-            )
-            found.append(SourceFile(name, place, int(info.get("size") or 0)))
+            inner = info["name"] if is_url(info["name"]) else fs.unstrip_protocol(info["name"])
+            found.append(SourceFile(name, f"{inner}{chained}{within}", int(info.get("size") or 0)))
     return found
 
 
 def _listed(url: str) -> dict[str, Mapping[str, Any]]:
     fs, root = _file_system(url)
     try:
-        if fs.isfile(root):
-            return {root.rstrip("/").rpartition("/")[2]: fs.info(root)}
+        info = fs.info(root)
+        if info["type"] == "file":
+            return {root.partition("?")[0].rstrip("/").rpartition("/")[2]: info}
         found = fs.find(root, detail=True)
+    except FileNotFoundError as error:
+        if error.__cause__ is None:
+            return {}
+        raise DataError(f"cannot be reached: {error.__cause__}", where=url) from None
     except Exception as error:
         raise DataError(f"cannot be listed: {error}", where=url) from None
     base = root.rstrip("/") + "/"
