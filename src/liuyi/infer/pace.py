@@ -7,8 +7,8 @@ pace.observe(generating=4, other_tokens=budget, seconds=0.011)
 
 from __future__ import annotations
 
-_FIRST = 32
-_LEAST = 8
+_FIRST = 8
+_LEAST = 1
 _GAIN = 0.2
 _STRIDE = 0.5
 
