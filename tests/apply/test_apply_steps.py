@@ -317,6 +317,9 @@ def test_a_giant_request_and_a_foreign_format_are_refused(backend: AppBackend) -
     assert response.status_code == 400
     assert "own format" in response.json()["error"]["message"]
     assert said(talk(backend, user("sing"), response_format={"type": "json_object"}))["hand_off"] is True
+    tools = [{"type": "function", "function": {"name": "sing"}}]
+    refused = talk(backend, user("sing"), tools=tools)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
 
 
 def test_a_full_queue_is_refused(make_cascade: Make) -> None:

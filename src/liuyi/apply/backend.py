@@ -81,6 +81,8 @@ class AppBackend:
             raise RequestError(
                 "the application answers in its own format; leave out response_format", param="response_format"
             )
+        if request.tools is not None:
+            raise RequestError("the application calls no functions of its clients", param="tools")
         if self._waiting >= self._max_waiting:
             raise Overloaded(f"{self._waiting} requests are waiting", retry_after_s=1)
         return self._reply(text, request)
