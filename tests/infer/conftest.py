@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import openai
@@ -14,6 +15,7 @@ from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of engines in processes of their own
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def served(make: Callable[[Callable[[Answer], None], Gate], FastAPI]) -> Iterato
     thread.start()
     live.stop = server.drain
     try:
-        assert listening.wait(20), "the server did not start"
+        assert listening.wait(90), "the server did not start"
         yield live
     finally:
         server.drain()

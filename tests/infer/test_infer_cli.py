@@ -241,6 +241,10 @@ def test_a_served_checkpoint_answers_is_recorded_and_drains_on_sigterm(home: Hom
         recorded = home.ledger.answer(id)
         assert recorded is not None
         assert recorded.model_digest == made.digest
+    shown = run(home, "lineage", answer.id, "--up").stdout
+    assert made.digest[:12] in shown
+    for fact in ("runner: torch", "chat_template_digest: ", "parameters: {'max_tokens': 5"):
+        assert fact in shown
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import sha256
 from typing import Any
 
 import openai
@@ -143,7 +144,9 @@ class TestChat:
         assert re.match("[厨房卧室打开灯😀]{12}", "".join(pieces))
         assert len([piece for piece in pieces if piece]) > 12
 
-    def test_each_answer_is_recorded_with_its_model(self, client: openai.OpenAI, live: LiveServer) -> None:
+    def test_each_answer_is_recorded_with_what_made_it(
+        self, client: openai.OpenAI, live: LiveServer, tokenizer: Tokenizer
+    ) -> None:
         first = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2, seed=1)
         again = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2, seed=1)
         stream = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3, seed=1, stream=True)
@@ -153,7 +156,12 @@ class TestChat:
         assert len(one) == len(two) == len(three) == 1
         assert one[0].model_digest == "d" * 64
         assert one[0].request_digest == two[0].request_digest != three[0].request_digest
-        assert one[0].detail["usage"]["completion_tokens"] == 2
+        detail = one[0].detail
+        assert detail["usage"]["completion_tokens"] == 2
+        assert detail["runner"] == "torch fp32"
+        assert detail["chat_template_digest"] == sha256(tokenizer.chat_template.encode()).hexdigest()
+        assert detail["parameters"]["seed"] == 1
+        assert detail["parameters"]["max_tokens"] == 2
         assert "turn on" not in json.dumps(one[0].detail)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from liuyi.cli.common import console, home
+from liuyi.infer.tools.formats import FORMATS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -64,6 +65,11 @@ KEYS = "LIUYI_API_KEYS"
     metavar="NAME=FOLDER",
     help="A LoRA adapter in PEFT's layout, which answers to the model name NAME; may be given several times.",
 )
+@click.option(
+    "--tool-format",
+    type=click.Choice(sorted(FORMATS)),
+    help="How the model writes tool calls [default: as its chat template teaches].",
+)
 @click.option("--adapter-loading", is_flag=True, help="Let callers load and drop adapters through /v1/adapters.")
 @click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
 @click.option(
@@ -79,7 +85,7 @@ KEYS = "LIUYI_API_KEYS"
 @click.option(
     "--max-queue-tokens",
     type=click.IntRange(1),
-    help="Tokens that may wait, read and written [default: 16 contexts of the model].",
+    help="Tokens that may wait, read and written [default: a quarter of --max-queue whole contexts].",
 )
 @click.option(
     "--request-timeout",
@@ -106,6 +112,7 @@ def command(
     max_tokens: int | None,
     speculate: str | None,
     adapters: tuple[str, ...],
+    tool_format: str | None,
     adapter_loading: bool,
     max_queue: int,
     api_key_env: str,
@@ -138,6 +145,7 @@ def command(
         max_queue_tokens=max_queue_tokens,
         speculate=speculate,
         adapters=_named_folders(adapters) or None,
+        tool_format=tool_format,
     )
     from liuyi.infer.server.sockets import bind, url_of
 

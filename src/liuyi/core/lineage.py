@@ -97,7 +97,7 @@ class _Tracer:
         return Trace(subject, above, below, self._licences([digest]))
 
     def answer(self, answer: Answer, up: bool) -> Trace:
-        facts = {"served": _time(answer.created), "request": answer.request_digest, "detail": answer.detail}
+        facts = {"served": _time(answer.created), "request": answer.request_digest, **answer.detail}
         subject = Node("answer", answer.id, facts=facts)
         seen: set[str] = set()
         ports = [("app", answer.app_digest), ("model", answer.model_digest)]

@@ -37,7 +37,10 @@ class Server(uvicorn.Server):
         self._gate.drain(self._drain_s)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._gate.draining or not self.started:
+        if not self.started:
+            # Nobody is served yet, and a large model may take minutes to load.
+            raise KeyboardInterrupt
+        if self._gate.draining:
             super().handle_exit(sig, frame)
         else:
             self.drain()
