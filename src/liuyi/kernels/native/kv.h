@@ -139,15 +139,16 @@ struct FloatKv {
     }
 };
 
-// Keys and values in int8 with one scale for each token and head, and so queries. Probabilities are taken in two digits
-// of 7 bits: in one byte, a span where one key takes nearly everything (the first token of many models) would round the
-// rest of it to nothing.
+// Keys and values in int8 with one scale for each token and head. Queries are taken in two bytes (16 bits) and
+// probabilities in two times 7 bits, so that what is lost is the rounding of keys and values alone: in one byte, a span
+// where one key takes nearly everything (the first token of many models) would round the rest of it to nothing.
 struct Int8Kv {
     static constexpr int kMostRows = kWidth == 16 ? 6 : 2;
-    // A query: [dim] bytes, then this.
+    // A query: [dim] high bytes, [dim] low bytes, then this.
     struct QueryScale {
         float scale;
-        int32_t start;  // takes the +128 of the keys out again
+        int32_t high_start, low_start;  // take the +128 of the keys out again
+        int32_t unused;
     };
 
     static uint8_t* values(uint8_t* head, int dim) { return head + kBlockTokens * dim; }
@@ -163,19 +164,31 @@ struct Int8Kv {
         return largest(most);
     }
 
+    static void write_query(const float* q, int dim, uint8_t* query) {
+        const float most = largest_magnitude(q, dim);
+        const float inverse = most > 0 ? 32512.0f / most : 0.0f;
+        int8_t* high = reinterpret_cast<int8_t*>(query);
+        int8_t* low = high + dim;
+        QueryScale meta{most / 32512.0f, 0, 0, 0};
+        alignas(64) int32_t whole[kWidth];
+        for (int d = 0; d < dim; d += kWidth) {
+            store_ints(whole, to_ints(mul(load(q + d), all(inverse))));
+            for (int i = 0; i < kWidth; ++i) {
+                const int32_t top = (whole[i] + 128) >> 8, rest = whole[i] - top * 256;
+                high[d + i] = static_cast<int8_t>(top);
+                low[d + i] = static_cast<int8_t>(rest);
+                meta.high_start += kWeightOffset * top;
+                meta.low_start += kWeightOffset * rest;
+            }
+        }
+        std::memcpy(query + 2 * dim, &meta, sizeof meta);
+    }
+
     LIUYI_INLINE static void round_row(const float* x, int dim, float* scale, int8_t* out) {
         const float most = largest_magnitude(x, dim);
         const Floats inverse = all(most > 0 ? 127.0f / most : 0.0f);
         *scale = most / 127.0f;
         for (int d = 0; d < dim; d += kWidth) store_bytes(out + d, to_ints(mul(load(x + d), inverse)));
-    }
-
-    static void write_query(const float* q, int dim, uint8_t* query) {
-        int8_t* bytes = reinterpret_cast<int8_t*>(query);
-        QueryScale meta{0.0f, 0};
-        round_row(q, dim, &meta.scale, bytes);
-        for (int d = 0; d < dim; ++d) meta.start += kWeightOffset * bytes[d];
-        std::memcpy(query + dim, &meta, sizeof meta);
     }
 
     static void write_key(uint8_t* head, int dim, int slot, const float* k) {
@@ -195,36 +208,42 @@ struct Int8Kv {
         for (int d = 0; d < dim; ++d) quad[4 * d] = static_cast<uint8_t>(row[d]);
     }
 
+    LIUYI_INLINE static void store_ints(int32_t* p, Ints v) { std::memcpy(p, &v, sizeof v); }
+
     template <int R>
     static void scores(const uint8_t* queries, size_t query_bytes, const uint8_t* head, int dim, const Ahead& ahead,
                        float* out, size_t stride) {
         for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
-            Ints sums[R][2];
+            Ints high[R][2], low[R][2];
             float scale[R];
-#pragma GCC unroll 12
+#pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
                 QueryScale meta;
-                std::memcpy(&meta, queries + r * query_bytes + dim, sizeof meta);
-                sums[r][0] = sums[r][1] = all(meta.start);
+                std::memcpy(&meta, queries + r * query_bytes + 2 * dim, sizeof meta);
+                high[r][0] = high[r][1] = all(meta.high_start);
+                low[r][0] = low[r][1] = all(meta.low_start);
                 scale[r] = meta.scale;
             }
             const uint8_t* keys = head + 4 * column;
             for (int d = 0; d < dim; d += 4, keys += 4 * kBlockTokens) {
                 ask_for<R>(ahead, d * kBlockTokens);
                 const Ints first = load_ints(keys), second = load_ints(keys + 4 * kWidth);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
                 for (int r = 0; r < R; ++r) {
-                    const Ints four = all_ints(queries + r * query_bytes + d);
-                    sums[r][0] = dot_weights(sums[r][0], first, four);
-                    sums[r][1] = dot_weights(sums[r][1], second, four);
+                    const Ints top = all_ints(queries + r * query_bytes + d), rest = all_ints(queries + r * query_bytes + dim + d);
+                    high[r][0] = dot_weights(high[r][0], first, top);
+                    high[r][1] = dot_weights(high[r][1], second, top);
+                    low[r][0] = dot_weights(low[r][0], first, rest);
+                    low[r][1] = dot_weights(low[r][1], second, rest);
                 }
             }
-#pragma GCC unroll 12
+#pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
                 for (int c = 0; c < 2; ++c) {
+                    const Floats whole = fma(to_floats(high[r][c]), all(256.0f), to_floats(low[r][c]));
                     const int at = column + c * kWidth;
-                    store(out + r * stride + at, mul(mul(to_floats(sums[r][c]), all(scale[r])), load(scales(head, dim) + at)));
+                    store(out + r * stride + at, mul(mul(whole, all(scale[r])), load(scales(head, dim) + at)));
                 }
             }
         }

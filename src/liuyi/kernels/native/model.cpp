@@ -26,7 +26,7 @@ KvLayout layout(const Shape& shape, KvFormat format) {
         case KvFormat::bf16: kv.head_bytes = 2 * values; break;
         case KvFormat::int8: kv.head_bytes = values + 2 * kBlockTokens * sizeof(float); break;
     }
-    kv.query_bytes = format == KvFormat::int8 ? kv.dim + 16 : 4 * kv.dim;
+    kv.query_bytes = format == KvFormat::int8 ? 2 * kv.dim + 16 : 4 * kv.dim;
     kv.layer_bytes = kv.head_bytes * shape.kv_heads;
     kv.block_bytes = kv.layer_bytes * shape.layers;
     return kv;
