@@ -188,6 +188,24 @@ def test_updates_add_up_to_the_completion(engine: Engine, tokenizer: Tokenizer) 
         assert len(answer.logprobs) == len(answer.top_logprobs) == len(answer.token_ids)
 
 
+def test_special_tokens_show_in_the_text_where_a_request_wants_them(engine: Engine, tokenizer: Tokenizer) -> None:
+    name, token = next(iter(tokenizer.special_tokens.items()))
+    asked = {"prompt_ids": [30], "max_tokens": 2, "logit_bias": {token: 100.0}, "ignore_eos": True}
+    hidden, shown = engine.generate([Request(**asked), Request(**asked, visible_ids=[token])])
+    assert (hidden.text, shown.text) == ("", 2 * name)
+    assert hidden.token_ids == shown.token_ids == (token, token)
+
+
+def test_an_engine_forgets_what_it_is_told_to(engine: Engine) -> None:
+    request = Request(prompt_ids=list(range(30, 130)), max_tokens=1)
+    engine.generate([request, request])
+    assert engine.stats.hit_tokens == 96
+    engine.forget()
+    engine.generate([request])
+    assert engine.stats.hit_tokens == 96
+    assert engine.stats.queried_tokens == 300
+
+
 class TestEnds:
     def test_at_the_end_of_sequence_token(self, engine: Engine, tokenizer: Tokenizer) -> None:
         end = tokenizer.token_id("<|im_end|>")
