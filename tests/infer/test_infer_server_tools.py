@@ -166,6 +166,20 @@ def test_tools_are_shown_to_the_model_and_results_too(
     assert answer.usage.prompt_tokens > told.usage.prompt_tokens + 10
 
 
+def test_the_format_may_be_chosen(tokenizer: Tokenizer) -> None:
+    engine = Engine(tiny_model(max_position_embeddings=2048), tokenizer, max_slots=2)
+    for name in ("llama", "hermes"):
+        with live_server({"tiny": backend_over(engine, tool_format=name)}) as live, client_of(live) as client:
+            asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "logprobs": True}
+            answer = client.chat.completions.create(
+                **asked, tool_choice="required", parallel_tool_calls=False, temperature=0
+            ).choices[0]
+            check(calls_of(answer.message))
+            assert answer.logprobs is not None
+            written = b"".join(bytes(token.bytes or []) for token in answer.logprobs.content or ()).decode()
+            assert written.startswith('{"name": "' if name == "llama" else "<tool_call>\n")
+
+
 SAID = 'Let me look.\n\n<tool_call>\n{"name": "lamp", "arguments": {"room": "厨房", "level": 3}}\n</tool_call>\n'
 TWICE = SAID + '<tool_call>\n{"name": "off", "arguments": {}}\n</tool_call>'
 

@@ -92,6 +92,7 @@ class Opening:
     max_queue_tokens: int | None = None
     speculate: str | None = None
     adapters: dict[str, str] | None = None
+    tool_format: str | None = None
 
 
 def given_options(opening: Opening) -> dict[str, Any]:
@@ -120,12 +121,16 @@ def open_backend(chosen: Chosen, home: Home, opening: Opening | None = None, *, 
     from liuyi.infer.process.messages import EngineSpec
     from liuyi.infer.server.model_backend import ModelBackend
 
-    queued = given.pop("max_queue_tokens", None)
+    queued, tools = given.pop("max_queue_tokens", None), given.pop("tool_format", None)
     if "slots" in given:
         given["max_slots"] = given.pop("slots")
     digest = chosen.artifact.digest if chosen.artifact is not None else ""
     return ModelBackend.load(
-        EngineSpec(model=str(chosen.path), **given), digest=digest, max_queue=max_queue, max_queue_tokens=queued
+        EngineSpec(model=str(chosen.path), **given),
+        digest=digest,
+        max_queue=max_queue,
+        max_queue_tokens=queued,
+        tool_format=tools,
     )
 
 
