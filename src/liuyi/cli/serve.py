@@ -85,7 +85,7 @@ KEYS = "LIUYI_API_KEYS"
 @click.option(
     "--max-queue-tokens",
     type=click.IntRange(1),
-    help="Tokens that may wait, read and written [default: 16 contexts of the model].",
+    help="Tokens that may wait, read and written [default: a quarter of --max-queue whole contexts].",
 )
 @click.option(
     "--request-timeout",
