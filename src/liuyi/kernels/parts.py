@@ -24,8 +24,8 @@ Array = NDArray[Any]
 class Part:
     """A matrix, or one of several stacked top to bottom.
 
-    `values` [rows, columns] is float32, bfloat16 as uint16 bits, int8 (−127..127) with `scales` [rows, groups of 64
-    columns] as bfloat16 bits, or int4 as uint8 [rows, ⌈columns / 2⌉], the even column in the lower half, with `scales`
+    `values` [rows, columns] is float32, bfloat16 as uint16 bits, int8 (−127..127) [rows, 64·groups] of rotated
+    groups of 64 columns with `scales` [rows, groups] as bfloat16 bits, or int4 as uint8 [rows, ⌈columns / 2⌉], the even column in the lower half, with `scales`
     and `minima` [rows, groups of 32 columns] as bfloat16 bits: weight = scale·number + minimum. `bias` [rows] is
     float32.
     """
@@ -47,7 +47,7 @@ class Sources:
         for source, part in zip(self.array, parts, strict=True):
             source.format, group, stored = _format_of(part.values, columns)
             if part.values.ndim != 2 or part.values.shape[1] != stored:
-                raise KernelsError(f"{what} has {columns} columns, not {list(part.values.shape)}")
+                raise KernelsError(f"{what} has {columns} columns, stored as {stored}, not {list(part.values.shape)}")
             source.rows = part.values.shape[0]
             source.values = self._keep(part.values, part.values.dtype)
             self.rows += source.rows
@@ -75,7 +75,7 @@ def _format_of(values: Array, columns: int) -> tuple[int, int, int]:
     known = {
         "float32": ("fp32", 0, columns),
         "uint16": ("bf16", 0, columns),
-        "int8": ("int8", INT8_GROUP, columns),
+        "int8": ("int8", INT8_GROUP, -(-columns // INT8_GROUP) * INT8_GROUP),
         "uint8": ("int4", INT4_GROUP, (columns + 1) // 2),
     }
     if values.dtype.name not in known:

@@ -3,7 +3,8 @@
     small = quantize(model, "int8")
     save_model(folder, small)          # a quarter of the bytes; load_model reads it back
 
-int8 is symmetric: −127…127 times a scale for 64 columns. int4 is asymmetric: 0…15 times a scale, plus a minimum, for
+int8 is symmetric: −127…127 times a scale for 64 columns, which are rotated before they are rounded (`rotate`), and back
+when they are widened: an outlier among them costs the others less. int4 is asymmetric: 0…15 times a scale, plus a minimum, for
 32 columns; its embedding and head are int8. Scales and minima are bfloat16, so that what a checkpoint holds is what the
 native kernels multiply with, bit for bit (`kernels/native/linear.h`, whose arithmetic this is). In torch the matrices
 are widened once when a model is loaded and multiplied as any others: PyTorch's own int8 product for CPUs takes
@@ -33,7 +34,13 @@ INT8_GROUP = 64
 INT4_GROUP = 32
 """Columns that share a scale; the last group of a row may be shorter."""
 
-_INT8: dict[str, Any] = {"format": "int8", "scheme": "symmetric", "group_columns": INT8_GROUP, "scales": "bfloat16"}
+_INT8: dict[str, Any] = {
+    "format": "int8",
+    "scheme": "symmetric",
+    "rotation": "hadamard-8x8",
+    "group_columns": INT8_GROUP,
+    "scales": "bfloat16",
+}
 _INT4: dict[str, Any] = {
     "format": "int4",
     "scheme": "asymmetric",
@@ -59,7 +66,8 @@ class QuantMatrix(nn.Module):
         super().__init__()
         self.rows, self.columns, self.format = rows, columns, fmt
         if fmt == "int8":
-            numbers, groups = torch.empty(rows, columns, dtype=torch.int8), -(-columns // INT8_GROUP)
+            groups = -(-columns // INT8_GROUP)
+            numbers = torch.empty(rows, groups * INT8_GROUP, dtype=torch.int8)
         else:
             numbers, groups = torch.empty(rows, (columns + 1) // 2, dtype=torch.uint8), -(-columns // INT4_GROUP)
             self.register_buffer("weight_minimum", torch.empty(rows, groups, dtype=torch.bfloat16))
@@ -77,7 +85,8 @@ class QuantMatrix(nn.Module):
     def widen(self, dtype: torch.dtype) -> None:
         """Make the matrix to multiply with."""
         if self.format == "int8":
-            wide = self.weight.float() * _spread(self.weight_scale, INT8_GROUP, self.columns)
+            groups = self.weight.float().view(self.rows, -1, INT8_GROUP) * self.weight_scale.float()[:, :, None]
+            wide = rotate(groups).flatten(1)[:, : self.columns]
         else:
             numbers = torch.stack((self.weight & 15, self.weight >> 4), dim=2).flatten(1)[:, : self.columns]
             wide = numbers.float() * _spread(self.weight_scale, INT4_GROUP, self.columns)
@@ -177,14 +186,30 @@ def _spread(values: Tensor, group: int, columns: int) -> Tensor:
     return values.float().repeat_interleave(group, dim=1)[:, :columns]
 
 
+def rotate(groups: Tensor) -> Tensor:
+    """H·Xᵀ·H / 8 for every group [..., 64] of columns as an 8×8 matrix X, H being Hadamard's matrix of order 8.
+
+    Orthogonal and its own inverse. The sums are taken in the order of `kernels/native/linear_rotate.h`, so that both
+    round to the same numbers. Rotation before rounding is from QuaRot (arXiv 2404.00456).
+    """
+    x = groups.reshape(-1, 8, 8)
+    for _ in range(2):
+        for step in (4, 2, 1):
+            first, second = x.view(-1, 4 // step, 2, step, 8).unbind(2)
+            x = torch.stack((first + second, first - second), dim=2).view(-1, 8, 8)
+        x = x.transpose(1, 2).contiguous()
+    # The second transposition is one too many.
+    return x.transpose(1, 2).reshape(groups.shape) * 0.125
+
+
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers and scales. A scale is the largest magnitude / 127, rounded up to bfloat16; 0 for zeros."""
     rows, columns = weight.shape
-    groups = functional.pad(weight, (0, -columns % INT8_GROUP)).view(rows, -1, INT8_GROUP)
+    groups = rotate(functional.pad(weight, (0, -columns % INT8_GROUP)).view(rows, -1, INT8_GROUP))
     exact = groups.abs().amax(dim=2) / 127
     scale = ((exact.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
     numbers = (groups / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]).round().to(torch.int8)
-    return numbers.view(rows, -1)[:, :columns].contiguous(), scale.bfloat16()
+    return numbers.view(rows, -1), scale.bfloat16()
 
 
 def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

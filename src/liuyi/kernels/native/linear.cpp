@@ -1,4 +1,4 @@
-// Making packed matrices and reading them again; the layouts are described in linear.h.
+// Making packed matrices; the layouts are described in linear.h.
 
 #include "linear.h"
 
@@ -11,13 +11,6 @@ constexpr int kHalf = kPanel / 2;
 
 int round_up(int n, int step) { return (n + step - 1) / step * step; }
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-
-float from_bf16(uint16_t x) {
-    const uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
 
 // vdpbf16ps does twice the work of a float32 product on AMD's cores (Zen 4 on) and no more on Intel's without AMX.
 bool bf16_products_pay() {
@@ -39,27 +32,6 @@ size_t bytes_of_panel(const Linear& w) {
         case Format::bf16: return sizeof(uint16_t) * kPanel * static_cast<size_t>(w.depth);
         default: return linear_group_bytes(w) * static_cast<size_t>(w.depth / w.group);
     }
-}
-
-uint16_t bf16_at(const uint8_t* p, size_t index) {
-    uint16_t bits;
-    std::memcpy(&bits, p + 2 * index, 2);
-    return bits;
-}
-
-float weight_at(const Linear& w, const uint8_t* panel, int lane, int k) {
-    if (w.format == Format::f32) return reinterpret_cast<const float*>(panel)[static_cast<size_t>(k) * kPanel + lane];
-    if (w.format == Format::bf16) return from_bf16(bf16_at(panel, static_cast<size_t>(k / 2) * 2 * kPanel + 2 * lane + k % 2));
-    const uint8_t* group = panel + k / w.group * linear_group_bytes(w);
-    k %= w.group;
-    if (w.format == Format::int8) {
-        const int q = group[k / 4 * 4 * kPanel + 4 * lane + k % 4] - 128;
-        return static_cast<float>(q) * from_bf16(bf16_at(group + w.group * kPanel, lane));
-    }
-    const uint8_t byte = group[k / 8 * 4 * kPanel + 4 * lane + k % 4];
-    const uint8_t* scales = group + w.group * kPanel / 2;
-    const float q = static_cast<float>(k % 8 < 4 ? byte & 15 : byte >> 4);
-    return q * from_bf16(bf16_at(scales, lane)) + from_bf16(bf16_at(scales, kPanel + lane));
 }
 
 }  // namespace
@@ -97,14 +69,6 @@ int linear_row(const Linear& w, int panel, int row) {
     }
     const int at = panel * kHalf + row % kHalf, half = w.rows / 2;
     return at >= half ? -1 : row < kHalf ? at : half + at;
-}
-
-void linear_unpack(const Linear& w, int row, float* out) {
-    const int half = w.rows / 2;
-    const int panel = w.gated ? row % half / kHalf : row / kPanel;
-    const int lane = w.gated ? row % half % kHalf + (row < half ? 0 : kHalf) : row % kPanel;
-    const uint8_t* from = w.weights.as<uint8_t>() + panel * w.panel_bytes;
-    for (int k = 0; k < w.columns; ++k) out[k] = weight_at(w, from, lane, k);
 }
 
 }  // namespace liuyi

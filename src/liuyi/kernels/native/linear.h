@@ -14,8 +14,9 @@
 // Formats, and what a row of x becomes (`prepared_bytes` each, 64-byte aligned, from `prepare`):
 //   f32    float32 weights                                    x stays float32
 //   bf16   bfloat16 weights                                   x stays float32, or bfloat16 where vdpbf16ps is faster
-//   int8   −127..127, a bfloat16 scale per 64 columns          x in int8, a float32 scale for the same columns
-//   int4   0..15, a bfloat16 scale and minimum per 32      x in int8, a float32 scale for the same columns
+//   int8   −127..127, a bfloat16 scale per 64 columns         x in int8, a float32 scale for the same columns; both
+//          sides rotated in these groups before they are rounded (linear_rotate.h)
+//   int4   0..15, a bfloat16 scale and minimum per 32         x in int8, a float32 scale for the same columns
 #pragma once
 
 #include <cstddef>
@@ -64,7 +65,8 @@ struct Linear {
 
 // One of the matrices that are stacked, top to bottom, into a Linear, row-major [rows, columns].
 //   f32, bf16          values: float / bfloat16 bits; any format can be made of them
-//   int8               values: int8, scales: bfloat16 bits [rows, ceil(columns/64)]; only for Format::int8
+//   int8               values: int8 [rows, 64·groups] of rotated groups, scales: bfloat16 bits [rows, groups], with
+//                      ceil(columns/64) groups; only for Format::int8
 //   int4               values: two to a byte, [rows, ceil(columns/2)], column 2i in the low half; scales and minima as
 //                      above with groups of 32; only for Format::int4
 struct Source {

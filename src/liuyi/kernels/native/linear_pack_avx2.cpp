@@ -1,4 +1,4 @@
-// Filling packed matrices, and quantising what is not quantised yet.
+// Filling packed matrices, quantising what is not quantised yet, and reading them again.
 //
 // Compiled for AVX2, which every processor that runs these kernels has: a model is packed in well under a second, and
 // into the same numbers everywhere. `model/quantize.py` has the same arithmetic in torch.
@@ -8,12 +8,15 @@
 #include <vector>
 
 #include "linear.h"
+#include "linear_rotate.h"
 #include "simd.h"
 
 namespace liuyi {
 namespace {
 
 using namespace avx2;
+
+constexpr int kHalf = kPanel / 2;
 
 struct Place {
     const Source* source;
@@ -44,7 +47,7 @@ uint16_t bf16_above(float x) {
     return static_cast<uint16_t>((bits + 0xffff) >> 16);
 }
 
-// Symmetric: the largest of the group is ±127, or a little less by the rounding of the scale, which is returned.
+// Symmetric, of a rotated group: the largest of the group is ±127, or a little less by the rounding of the scale, which is returned.
 uint16_t quantize_int8(const float* x, int8_t* out) {
     Floats peak = zero();
     for (int k = 0; k < kInt8Group; k += kWidth) peak = max(peak, abs(load(x + k)));
@@ -141,12 +144,9 @@ void write_int4(const Linear& w, int group, int lane, const Int4& q, uint8_t* pa
 
 void pack_ready_int8(const Linear& w, const Place& place, int lane, uint8_t* panel) {
     const int groups = w.depth / w.group;
-    const int8_t* values = static_cast<const int8_t*>(place.source->values) + static_cast<size_t>(place.row) * w.columns;
+    const int8_t* values = static_cast<const int8_t*>(place.source->values) + static_cast<size_t>(place.row) * w.depth;
     for (int g = 0; g < groups; ++g) {
-        int8_t q[kInt8Group] = {};
-        const int start = g * w.group, count = w.columns - start < w.group ? w.columns - start : w.group;
-        std::memcpy(q, values + start, count);
-        write_int8(w, g, lane, q, place.source->scales[static_cast<size_t>(place.row) * groups + g], panel);
+        write_int8(w, g, lane, values + g * w.group, place.source->scales[static_cast<size_t>(place.row) * groups + g], panel);
     }
 }
 
@@ -176,14 +176,38 @@ void pack_row(const Linear& w, const Place& place, int lane, uint8_t* panel, flo
     for (int g = 0; g < w.depth / w.group; ++g) {
         const int start = g * w.group;
         if (w.format == Format::int8) {
+            float rotated[kInt8Group];
             int8_t q[kInt8Group];
-            const uint16_t scale = quantize_int8(row + start, q);
+            rotate_group(row + start, kInt8Group, rotated);
+            const uint16_t scale = quantize_int8(rotated, q);
             write_int8(w, g, lane, q, scale, panel);
         } else {
             const int left = w.columns - start;
             write_int4(w, g, lane, quantize_int4(row + start, left < w.group ? left : w.group), panel);
         }
     }
+}
+
+uint16_t bf16_at(const uint8_t* p, size_t index) {
+    uint16_t bits;
+    std::memcpy(&bits, p + 2 * index, 2);
+    return bits;
+}
+
+// A weight as it is stored: of int8, in its rotated group.
+float weight_at(const Linear& w, const uint8_t* panel, int lane, int k) {
+    if (w.format == Format::f32) return reinterpret_cast<const float*>(panel)[static_cast<size_t>(k) * kPanel + lane];
+    if (w.format == Format::bf16) return from_bf16(bf16_at(panel, static_cast<size_t>(k / 2) * 2 * kPanel + 2 * lane + k % 2));
+    const uint8_t* group = panel + k / w.group * linear_group_bytes(w);
+    k %= w.group;
+    if (w.format == Format::int8) {
+        const int q = group[k / 4 * 4 * kPanel + 4 * lane + k % 4] - 128;
+        return static_cast<float>(q) * from_bf16(bf16_at(group + w.group * kPanel, lane));
+    }
+    const uint8_t byte = group[k / 8 * 4 * kPanel + 4 * lane + k % 4];
+    const uint8_t* scales = group + w.group * kPanel / 2;
+    const float q = static_cast<float>(k % 8 < 4 ? byte & 15 : byte >> 4);
+    return q * from_bf16(bf16_at(scales, lane)) + from_bf16(bf16_at(scales, kPanel + lane));
 }
 
 }  // namespace
@@ -197,6 +221,24 @@ void linear_pack(const Linear& w, const Source* sources, int panel) {
         const Place place = find_row(sources, at);
         pack_row(w, place, lane, out, row.data());
         if (place.source->bias != nullptr) w.bias.as<float>()[panel * kPanel + lane] = place.source->bias[place.row];
+    }
+}
+
+void linear_unpack(const Linear& w, int row, float* out) {
+    const int half = w.rows / 2;
+    const int panel = w.gated ? row % half / kHalf : row / kPanel;
+    const int lane = w.gated ? row % half % kHalf + (row < half ? 0 : kHalf) : row % kPanel;
+    const uint8_t* from = w.weights.as<uint8_t>() + panel * w.panel_bytes;
+    if (w.format != Format::int8) {
+        for (int k = 0; k < w.columns; ++k) out[k] = weight_at(w, from, lane, k);
+        return;
+    }
+    for (int start = 0; start < w.columns; start += kInt8Group) {
+        float group[kInt8Group];
+        for (int k = 0; k < kInt8Group; ++k) group[k] = weight_at(w, from, lane, start + k);
+        rotate_group(group, kInt8Group, group);
+        const int left = w.columns - start;
+        std::memcpy(out + start, group, sizeof(float) * (left < kInt8Group ? left : kInt8Group));
     }
 }
 

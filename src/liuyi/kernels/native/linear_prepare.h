@@ -1,7 +1,7 @@
 // Turning a row of x into what the kernels of a format read. Included once per instruction set.
 //   float32   [depth]
 //   bfloat16  [depth]
-//   int8      [depth] numbers, then a float32 scale for each group, then an int32 for each group: what its integer sum
+//   int8      [depth] numbers of the rotated groups (linear_rotate.h), then a float32 scale for each group, then an int32 for each group: what its integer sum
 //             starts from, because the weights are stored with 128 added (kInt8Start in linear_int8.h)
 //   int4      [depth] numbers, then a float32 scale for each group, then for each group the sum of its scaled numbers,
 //             which the weights' minimum is multiplied with
@@ -9,6 +9,7 @@
 
 #include "linear.h"
 #include "linear_dot.h"
+#include "linear_rotate.h"
 #include "simd.h"
 
 namespace liuyi {
@@ -33,15 +34,15 @@ LIUYI_INLINE void prepare_bf16(const Linear& w, const float* x, uint16_t* out) {
 }
 
 // One group to int8: returns its scale, the largest magnitude / 127, and the sum of the numbers.
-LIUYI_INLINE float quantize_group(const float* x, int first, int columns, int group, int8_t* out, int32_t& total) {
+LIUYI_INLINE float quantize_group(const float* x, int columns, int group, int8_t* out, int32_t& total) {
     Floats peak = zero();
-    for (int k = 0; k < group; k += kWidth) peak = max(peak, abs(load_columns(x, first + k, columns)));
+    for (int k = 0; k < group; k += kWidth) peak = max(peak, abs(load_columns(x, k, columns)));
     const float highest = largest(peak);
     const Floats inverse = all(highest > 1e-30f ? 127.0f / highest : 0.0f);
     Ints sums = all(0);
     for (int k = 0; k < group; k += kWidth) {
-        const Ints numbers = to_ints(mul(load_columns(x, first + k, columns), inverse));
-        store_bytes(out + first + k, numbers);
+        const Ints numbers = to_ints(mul(load_columns(x, k, columns), inverse));
+        store_bytes(out + k, numbers);
         sums = add(sums, numbers);
     }
     total = sum(sums);
@@ -53,7 +54,15 @@ LIUYI_INLINE void prepare_int(const Linear& w, const float* x, uint8_t* out) {
     float* scales = reinterpret_cast<float*>(out + w.depth);
     for (int g = 0; g < groups; ++g) {
         int32_t total;
-        scales[g] = quantize_group(x, g * w.group, w.columns, w.group, reinterpret_cast<int8_t*>(out), total);
+        int8_t* numbers = reinterpret_cast<int8_t*>(out) + g * w.group;
+        const int left = w.columns - g * w.group, count = left < w.group ? left : w.group;
+        if (w.format == Format::int8) {
+            float rotated[kInt8Group];
+            rotate_group(x + g * w.group, count, rotated);
+            scales[g] = quantize_group(rotated, kInt8Group, kInt8Group, numbers, total);
+        } else {
+            scales[g] = quantize_group(x + g * w.group, count, w.group, numbers, total);
+        }
         const float scaled = scales[g] * static_cast<float>(total);
         const int32_t start = kWeightOffset * total;
         std::memcpy(scales + groups + g, w.format == Format::int8 ? static_cast<const void*>(&start) : &scaled, 4);
