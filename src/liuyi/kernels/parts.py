@@ -24,10 +24,10 @@ Array = NDArray[Any]
 class Part:
     """A matrix, or one of several stacked top to bottom.
 
-    `values` [rows, columns] is float32, bfloat16 as uint16 bits, int8 (−127..127) [rows, 64·groups] of rotated
-    groups of 64 columns with `scales` [rows, groups] as bfloat16 bits, or int4 as uint8 [rows, ⌈columns / 2⌉], the even column in the lower half, with `scales`
-    and `minima` [rows, groups of 32 columns] as bfloat16 bits: weight = scale·number + minimum. `bias` [rows] is
-    float32.
+    `values` [rows, columns] is float32, bfloat16 as uint16 bits, int8 (−127..127) [rows, 64·groups] in rotated groups
+    of 64 columns with `scales` [rows, groups] as bfloat16 bits, or int4 as uint8 [rows, ⌈columns / 2⌉], the even
+    column in the lower half, with `scales` and `minima` [rows, groups of 32 columns] as bfloat16 bits: weight =
+    scale·number + minimum. `bias` [rows] is float32.
     """
 
     values: Array

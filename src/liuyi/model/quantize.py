@@ -4,11 +4,11 @@
     save_model(folder, small)          # a quarter of the bytes; load_model reads it back
 
 int8 is symmetric: −127…127 times a scale for 64 columns, which are rotated before they are rounded (`rotate`), and back
-when they are widened: an outlier among them costs the others less. int4 is asymmetric: 0…15 times a scale, plus a minimum, for
-32 columns; its embedding and head are int8. Scales and minima are bfloat16, so that what a checkpoint holds is what the
-native kernels multiply with, bit for bit (`kernels/native/linear.h`, whose arithmetic this is). In torch the matrices
-are widened once when a model is loaded and multiplied as any others: PyTorch's own int8 product for CPUs takes
-bfloat16 activations only, is slower than a float32 product from a few rows on, and crashed on small shapes.
+when they are widened: an outlier among them costs the others less. int4 is asymmetric: 0…15 times a scale, plus a
+minimum, for 32 columns; its embedding and head are int8. Scales and minima are bfloat16, so that what a checkpoint
+holds is what the native kernels multiply with, bit for bit (`kernels/native/linear.h`, whose arithmetic this is). In
+torch the matrices are widened once when a model is loaded and multiplied as any others: PyTorch's own int8 product for
+CPUs takes bfloat16 activations only, is slower than a float32 product from a few rows on, and crashed on small shapes.
 
 `docs/decisions.md` has what each format costs in accuracy.
 """
