@@ -41,10 +41,12 @@ class ModelRung:
     def load(cls, folder: Path, *, schema: Mapping[str, Any] | None, max_tokens: int, max_slots: int = 64) -> ModelRung:
         """Over the checkpoint in `folder`. Raises ModelError if it cannot be read."""
         from liuyi.infer.engine import Engine
+        from liuyi.infer.open import open_evaluated
         from liuyi.model.checkpoint import load_model
         from liuyi.model.tokenizer import Tokenizer
 
-        engine = Engine(load_model(folder), Tokenizer.load(folder), max_slots=max_slots)
+        runner = open_evaluated(load_model(folder), slots=max_slots)
+        engine = Engine(runner, Tokenizer.load(folder), max_slots=max_slots)
         return cls(engine, schema=schema, max_tokens=max_tokens)
 
     def answer(
