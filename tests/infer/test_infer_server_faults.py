@@ -273,15 +273,3 @@ def test_memory_is_back_where_it_was_after_many_requests(folder: Path) -> None:
         before = process.memory_info().rss
         work(60)
         assert process.memory_info().rss - before < 4 << 20
-
-
-@pytest.fixture(scope="module")
-def document(live: LiveServer) -> Any:
-    return httpx.get(f"{live.url}/openapi.json").json()
-
-
-def test_the_openapi_document_names_every_route(document: dict[str, Any]) -> None:
-    assert set(document["paths"]) >= {
-        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/tokenize", "/detokenize",
-        "/health", "/metrics",
-    }  # fmt: skip
