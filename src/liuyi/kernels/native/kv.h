@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "linear_dot.h"
+#include "linear_rotate.h"
 #include "simd.h"
 #include "step.h"
 
@@ -164,7 +165,17 @@ struct Int8Kv {
         return largest(most);
     }
 
+    // Queries and keys are rotated alike before they are rounded, where a head is of whole groups of 64: their products
+    // stay, and the few columns in which all keys are large no longer make the steps of the others coarse.
+    LIUYI_INLINE static const float* rotated(const float* x, int dim, float* space) {
+        if (dim % kRotated != 0) return x;
+        for (int d = 0; d < dim; d += kRotated) rotate_group(x + d, kRotated, space + d);
+        return space;
+    }
+
     static void write_query(const float* q, int dim, uint8_t* query) {
+        alignas(64) float space[512];
+        q = rotated(q, dim, space);
         const float most = largest_magnitude(q, dim);
         const float inverse = most > 0 ? 32512.0f / most : 0.0f;
         int8_t* high = reinterpret_cast<int8_t*>(query);
@@ -192,8 +203,9 @@ struct Int8Kv {
     }
 
     static void write_key(uint8_t* head, int dim, int slot, const float* k) {
+        alignas(64) float space[512];
         alignas(64) int8_t row[512];
-        round_row(k, dim, scales(head, dim) + slot, row);
+        round_row(rotated(k, dim, space), dim, scales(head, dim) + slot, row);
         for (int d = 0; d < dim; d += 4) {
             uint32_t four;
             std::memcpy(&four, row + d, 4);
