@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from liuyi.core.errors import DataError
 from liuyi.data.corpus import Document, Rejected, document_id
@@ -33,6 +32,7 @@ KNOWN = tuple(sorted(TEXT | HTML | OFFICE | TABLES | {WARC}))
 OPTIONAL_FIELDS = ("url", "license", "lang", "created", "cluster")
 _HEAVY = HTML | OFFICE | {WARC}
 _PER_TASK = 16
+_TASK_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,22 @@ def read_files(
     if not any(_kind(file) in _HEAVY for file in files):
         yield from (_finished(one, reading) for one in stream)
         return
-    tasks = iter(lambda: (list(islice(stream, _PER_TASK)), reading), ([], reading))
-    for done in map_ordered(_finish, tasks, workers):
+    for done in map_ordered(_finish, _tasks(stream, reading), workers):
         yield from done
+
+
+def _tasks(stream: Iterator[Found | Page], reading: Reading) -> Iterator[tuple[list[Found | Page], Reading]]:
+    """Pieces of the stream for the workers, bounded in number and in bytes: several wait at a time."""
+    task: list[Found | Page] = []
+    size = 0
+    for one in stream:
+        task.append(one)
+        size += len(one.data) if isinstance(one, Page) else 0
+        if len(task) == _PER_TASK or size >= _TASK_BYTES:
+            yield task, reading
+            task, size = [], 0
+    if task:
+        yield task, reading
 
 
 def _all(

@@ -74,15 +74,14 @@ class Archive:
             if path.name < known_file:
                 continue
             end = known_bytes if path.name == known_file else 0
-            data = path.read_bytes()
-            for record, after in _members(data, end):
-                end = after
-                if str(record.record_type) == "response":
-                    yield Recovered(record.headers["WARC-Target-URI"], record, path.name, end)
-            if end < len(data):
-                with path.open("r+b") as file:
-                    file.truncate(end)
-                    os.fsync(file.fileno())
+            with path.open("r+b") as file:
+                file.seek(end)
+                for record, size in _members(file.read()):
+                    end += size
+                    if str(record.record_type) == "response":
+                        yield Recovered(record.headers["WARC-Target-URI"], record, path.name, end)
+                file.truncate(end)
+                os.fsync(file.fileno())
 
     def _current(self) -> Path:
         files = self.files()
@@ -127,17 +126,18 @@ def _packed(record: Any) -> bytes:
     return gzip.compress(sink.getvalue(), mtime=0)
 
 
-def _members(data: bytes, start: int) -> Iterator[tuple[Any, int]]:
-    """(record, where it ends) of each whole gzip member from `start` on."""
+def _members(data: bytes) -> Iterator[tuple[Any, int]]:
+    """(record, bytes it takes) of each whole gzip member from the beginning on."""
     from fastwarc.warc import ArchiveIterator
 
-    while start < len(data):
+    while data:
         unpacker = zlib.decompressobj(wbits=31)
         try:
-            plain = unpacker.decompress(data[start:])
+            plain = unpacker.decompress(data)
         except zlib.error:
             return
         if not unpacker.eof:
             return
-        start = len(data) - len(unpacker.unused_data)
-        yield next(iter(ArchiveIterator(io.BytesIO(plain), auto_decode="all"))), start
+        size = len(data) - len(unpacker.unused_data)
+        yield next(iter(ArchiveIterator(io.BytesIO(plain), auto_decode="all"))), size
+        data = unpacker.unused_data
