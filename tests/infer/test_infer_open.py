@@ -37,7 +37,9 @@ def test_a_tiny_model_and_the_reference_run_in_torch() -> None:
 
 @needs_kernels
 def test_a_larger_one_runs_in_native_code() -> None:
-    assert open_runner(small_model()).name == "native int8, kv bf16"
+    assert open_runner(small_model()).name == "native int8, kv int8"
+    assert open_runner(small_model(), weights="bf16").name == "native bf16, kv bf16"
+    assert open_runner(tiny_model(hidden_size=256, head_dim=32), weights="int8").name == "native int8, kv bf16"
     assert open_runner(small_model(), weights="bf16", kv="int8").name == "native bf16, kv int8"
 
 

@@ -29,7 +29,8 @@ Weights = Literal["auto", "reference", "fp32", "bf16", "int8", "int4"]
 are kernels, else the reference. Others: native; without kernels, or on a GPU, `fp32` and `bf16` are torch so too.
 """
 KV = Literal["auto", "fp32", "bf16", "int8"]
-"""How keys and values are kept; `auto`: bf16 in native code, as they are computed in torch."""
+"""How keys and values are kept. `auto`: as they are computed in torch; in native code int8 beside int8 and int4 weights,
+where heads are of whole groups of 64 columns (keys are rotated then, and nothing is lost against bf16), else bf16."""
 
 KV_SHARE = 0.25
 """Part of the free memory that keys and values may take where nobody says how much."""
@@ -55,7 +56,7 @@ def open_runner(
     """
     most = blocks_for(kv_tokens) if kv_tokens else slots * blocks_for(max_tokens or model.config.context_tokens)
     if _is_native(model, weights):
-        native_kv = "bf16" if kv == "auto" else kv
+        native_kv = _auto_kv(model, weights) if kv == "auto" else kv
         token_bytes = kv_token_bytes(model.config, _VALUE_BYTES[native_kv])
         blocks = most if kv_tokens else blocks_that_fit(token_bytes, "cpu", most)
         try:
@@ -92,6 +93,10 @@ def blocks_that_fit(bytes_per_token: float, device: str | torch.device, most: in
 
 def _native_format(model: Decoder, weights: Weights) -> str:
     return weights if weights != "auto" else quantization_of(model) or "int8"
+
+
+def _auto_kv(model: Decoder, weights: Weights) -> Literal["bf16", "int8"]:
+    return "bf16" if weights in DTYPES or model.config.head_dim % 64 else "int8"
 
 
 def _is_native(model: Decoder, weights: Weights) -> bool:
