@@ -100,7 +100,7 @@ fragments = st.sampled_from(
 answers = st.lists(fragments | st.text(max_size=3), max_size=12).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(form=st.sampled_from(sorted(READERS)), text=answers, data=st.data())
 def test_any_cutting_gives_the_same_message(form: str, text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)))
@@ -108,7 +108,7 @@ def test_any_cutting_gives_the_same_message(form: str, text: str, data: st.DataO
     assert read(READERS[form], *pieces) == read(READERS[form], text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(form=st.sampled_from(sorted(READERS)), text=answers)
 def test_text_without_calls_is_whole(form: str, text: str) -> None:
     message = read(READERS[form], text)

@@ -39,7 +39,7 @@ from liuyi.model.load import load_tokenizer
 from liuyi.model.tokenizer import Tokenizer
 
 QUEUED_SHARE = 0.25
-"""Tokens that may wait unless a limit is given: this part of what `max_queue` requests of a whole context would have."""
+"""Tokens that may wait unless a limit is given: this part of what `max_queue` requests of a whole context have."""
 OPEN_ANSWER_TOKENS = 256
 """What an answer without a limit of its own counts for when room for it is sought."""
 
