@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -24,7 +26,9 @@ from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.exchange import import_model, source_of
 from liuyi.model.export import Source, export_gguf_file, export_hf, export_ollama, export_peft
 from liuyi.model.gguf_export import FILE_TYPES
+from liuyi.model.gguf_formats import FORMATS as NUMBER_FORMATS
 from liuyi.model.gguf_import import load_gguf
+from liuyi.model.gguf_pieces import CUTS
 from liuyi.model.quantize import quantize
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.model.turns import turn_format
@@ -187,3 +191,26 @@ def test_the_command_exports_from_store_and_folder(home: Home, folder: Path, ada
         _call(home, digest, "-o", tmp_path / "x", *wrong, status=2)
     assert "holds no" in _call(home, tmp_path, "--to", "hf", "-o", tmp_path / "x", status=1).stderr
     assert set(FORMATS) == set(FILE_TYPES)
+
+
+def test_the_commands_of_the_page_run(
+    home: Home, folder: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "exchange.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("SmolLM2-135M-Instruct", "base"):
+        shutil.copytree(folder, name)
+    shutil.copytree(adapter, "my-adapter")
+    export_gguf_file(Source(folder), Path("SmolLM2-135M-Instruct.Q4_1.gguf"), "Q8_0")
+    digest = import_model(home, folder).digest
+    lines = re.findall(r"^liuyi (.*)$", page, flags=re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        args = [digest if arg == "last/sft" else arg for arg in shlex.split(line, comments=True)]
+        done = CliRunner().invoke(cli, ["--home", str(home.path), *args])
+        assert done.exit_code == 0, done.output
+    read, written = re.findall(r"^\| GGUF \| (.*) \| (.*) \|$", page, flags=re.MULTILINE)[0]
+    assert set(read.split(", ")) == {form.name for form in NUMBER_FORMATS.values()}
+    assert set(written.split(", ")) == set(FILE_TYPES)
+    assert len(CUTS) == 8
+    assert "under eight ways" in page
