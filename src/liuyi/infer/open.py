@@ -29,7 +29,7 @@ Weights = Literal["auto", "reference", "fp32", "bf16", "int8", "int4"]
 are kernels, else the reference. Others: native; without kernels, or on a GPU, `fp32` and `bf16` are torch so too.
 """
 KV = Literal["auto", "fp32", "bf16", "int8"]
-"""How keys and values are kept. `auto`: as they are computed in torch; in native code int8 beside int8 and int4 weights,
+"""How keys and values are kept. `auto`: in torch as they are computed; in native code int8 beside int8 and int4 weights
 where heads are of whole groups of 64 columns (keys are rotated then, and nothing is lost against bf16), else bf16."""
 
 KV_SHARE = 0.25
