@@ -263,6 +263,8 @@ WRONG: dict[str, tuple[Callable[[Batch], Batch], str]] = {
     "a negative length": (lambda b: replace(b, lengths=ids([-1])), "negative length"),
     "a length beyond the table": (lambda b: replace(b, lengths=ids([2**31 - 40])), "too short"),
     "a row that is not there": (lambda b: replace(b, rows=ids([40])), "wanted row"),
+    "a row twice": (lambda b: replace(b, rows=ids([3, 3])), "do not rise"),
+    "an adapter that there is not": (lambda b: replace(b, adapters=ids([0])), "an adapter that there is not"),
     "nothing": (lambda b: Batch(*(ids([]) for _ in range(3)), ids([[]]), ids([]), ids([])), "empty"),
 }
 

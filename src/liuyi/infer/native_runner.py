@@ -22,6 +22,7 @@ from liuyi.infer.runner import BLOCK_TOKENS, Batch
 from liuyi.kernels.library import BatchView
 from liuyi.kernels.model import KV_FORMATS, NativeModel, NativeShape
 from liuyi.kernels.parts import WEIGHT_FORMATS, Part
+from liuyi.model.adapter import Adapter
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 from liuyi.model.quantize import QuantMatrix
@@ -76,6 +77,19 @@ class NativeRunner:
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See `Runner.copy_blocks`."""
         self._native.copy_blocks(pairs)
+
+    def load_adapter(self, slot: int, adapter: Adapter) -> None:
+        """Put an adapter into a slot, in place of what was there. Raises ModelError if it does not fit the model."""
+        adapter.check(self.config)
+        self._native.drop_adapter(slot)
+        for name, change in adapter.modules.items():
+            layer, projection = int(name.split(".")[2]), name.rpartition(".")[2]
+            up = change.up.float() * change.scale
+            self._native.set_adapter(slot, layer, projection, _floats(change.down), _floats(up))
+
+    def drop_adapter(self, slot: int) -> None:
+        """Forget what is in a slot."""
+        self._native.drop_adapter(slot)
 
     def close(self) -> None:
         """Give the memory of weights and cache back."""

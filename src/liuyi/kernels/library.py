@@ -17,7 +17,7 @@ from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
 
-INTERFACE = 1
+INTERFACE = 2
 """What `native/api.h` must be; another number is a library from another version."""
 
 SETTING = "LIUYI_KERNELS"
@@ -134,6 +134,8 @@ def _declare(functions: ctypes.CDLL) -> None:
         "model_pack": (c_int, c_void_p, c_int, c_int, c_int, POINTER(Source), c_int),
         "model_set_vector": (c_int, c_void_p, c_int, c_int, c_void_p, c_int),
         "model_set_embedding": (c_int, c_void_p, c_int, c_void_p),
+        "model_set_adapter": (c_int, c_void_p, *(c_int,) * 4, c_void_p, c_void_p),
+        "model_drop_adapter": (c_int, c_void_p, c_int),
         "model_forward": (c_int, c_void_p, POINTER(BatchView), c_int, c_void_p),
         "model_copy_blocks": (c_int, c_void_p, c_void_p, c_int),
         "model_block_bytes": (c_int64, c_void_p),

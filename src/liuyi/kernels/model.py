@@ -23,6 +23,7 @@ from liuyi.kernels.parts import WEIGHT_FORMATS, Array, Part, Sources
 
 KV_FORMATS = {"fp32": 0, "bf16": 1, "int8": 2}
 MATRICES = {"qkv": 0, "output": 1, "gate_up": 2, "down": 3, "head": 4}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VECTORS = {"attention_norm": 0, "mlp_norm": 1, "q_norm": 2, "k_norm": 3, "final_norm": 4}
 
 
@@ -114,6 +115,40 @@ class NativeModel:
         self.library.check(
             functions.liuyi_model_set_embedding(self._open(), formats[kept.dtype.name], kept.ctypes.data)
         )
+
+    def set_adapter(self, slot: int, layer: int, projection: str, down: Array, up: Array) -> None:
+        """Add up·(down·x) to a projection for sequences of the slot: down [rank, columns], up [rows, rank], scaled.
+
+        Raises KernelsError if the shapes do not fit the layer.
+        """
+        rows, columns = self._projection_shape(projection)
+        kept_down, kept_up = (np.ascontiguousarray(values, dtype=np.float32) for values in (down, up))
+        rank = kept_down.shape[0]
+        if kept_down.shape != (rank, columns) or kept_up.shape != (rows, rank):
+            raise KernelsError(
+                f"{list(kept_up.shape)} times {list(kept_down.shape)} does not fit {projection}, [{rows}, {columns}]"
+            )
+        arguments = (slot, layer, PROJECTIONS.index(projection), rank, kept_down.ctypes.data, kept_up.ctypes.data)
+        self.library.check(self.library.functions.liuyi_model_set_adapter(self._open(), *arguments))
+
+    def drop_adapter(self, slot: int) -> None:
+        """Forget what was added for a slot, if anything was."""
+        self.library.check(self.library.functions.liuyi_model_drop_adapter(self._open(), slot))
+
+    def _projection_shape(self, projection: str) -> tuple[int, int]:
+        """Rows and columns of a projection's matrix."""
+        shape = self.shape
+        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        shapes = {
+            "q_proj": (query, shape.hidden),
+            "k_proj": (key, shape.hidden),
+            "v_proj": (key, shape.hidden),
+            "o_proj": (shape.hidden, query),
+            "gate_proj": (shape.intermediate, shape.hidden),
+            "up_proj": (shape.intermediate, shape.hidden),
+            "down_proj": (shape.hidden, shape.intermediate),
+        }
+        return shapes[projection]
 
     def forward(self, batch: BatchView, result: int, *, hidden: bool = False) -> None:
         """Compute a batch; float32 logits [rows, vocab], or hidden states [rows, hidden], go to the address `result`.

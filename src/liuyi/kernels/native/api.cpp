@@ -71,6 +71,14 @@ int liuyi_model_set_embedding(void* model, int format, const void* values) {
     return guarded([&] { of(model).set_embedding(static_cast<Format>(format), values); });
 }
 
+int liuyi_model_set_adapter(void* model, int slot, int layer, int projection, int rank, const float* down, const float* up) {
+    return guarded([&] { of(model).set_adapter(slot, layer, projection, rank, down, up); });
+}
+
+int liuyi_model_drop_adapter(void* model, int slot) {
+    return guarded([&] { of(model).drop_adapter(slot); });
+}
+
 int liuyi_model_forward(void* model, const BatchView* batch, int want_hidden, float* result) {
     return guarded([&] { of(model).forward(*batch, want_hidden != 0, result); });
 }

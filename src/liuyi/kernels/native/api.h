@@ -14,7 +14,7 @@
 namespace liuyi {
 
 // Raised when anything below changes; library.py refuses another number.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 struct ModelArguments {
     int32_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim;
@@ -34,6 +34,9 @@ LIUYI_API void liuyi_model_free(void* model);
 LIUYI_API int liuyi_model_pack(void* model, int which, int layer, int format, const liuyi::Source* sources, int count);
 LIUYI_API int liuyi_model_set_vector(void* model, int which, int layer, const float* values, int count);
 LIUYI_API int liuyi_model_set_embedding(void* model, int format, const void* values);
+LIUYI_API int liuyi_model_set_adapter(void* model, int slot, int layer, int projection, int rank, const float* down,
+                                      const float* up);
+LIUYI_API int liuyi_model_drop_adapter(void* model, int slot);
 LIUYI_API int liuyi_model_forward(void* model, const liuyi::BatchView* batch, int want_hidden, float* result);
 LIUYI_API int liuyi_model_copy_blocks(void* model, const int32_t* pairs, int count);
 LIUYI_API int64_t liuyi_model_block_bytes(void* model);

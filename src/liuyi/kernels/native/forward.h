@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "lora.h"
 #include "norm.h"
 #include "step.h"
 
@@ -39,12 +40,46 @@ struct Pass {
         }
     }
 
+    // Adds what the token's adapter, if it has one, makes of x for a projection of the layer.
+    void adapt(int token, int layer, Projection projection, const float* x, int columns, float* y, int rows) const {
+        if (step.adapted && step.adapters[token] != nullptr) {
+            add_low_rank(step.adapters[token][layer].of[projection], x, columns, y, rows);
+        }
+    }
+
+    void adapt_output(int token, int layer) const {
+        const int columns = step.shape.heads * step.shape.head_dim;
+        adapt(token, layer, o_proj, step.attended + static_cast<size_t>(token) * columns, columns, x(token), step.shape.hidden);
+    }
+
+    void adapt_down(int token, int layer) const {
+        const int columns = step.shape.intermediate;
+        adapt(token, layer, down_proj, step.middle + static_cast<size_t>(token) * columns, columns, x(token), step.shape.hidden);
+    }
+
+    float* normed_row(int token, float* scratch) const {
+        return step.adapted ? step.normed + static_cast<size_t>(token) * step.shape.hidden : scratch;
+    }
+
     // Norm of the residual stream, made ready for a product.
-    void prepare_normed(const Linear& linear, const float* norm, float* normed) const {
+    void prepare_normed(const Linear& linear, const float* norm, float* scratch) const {
         const Range tokens = mine(step.tokens);
         for (int token = tokens.begin; token < tokens.end; ++token) {
+            float* normed = normed_row(token, scratch);
             rms_norm(x(token), norm, step.shape.hidden, step.shape.norm_eps, normed);
             prepare(linear, normed, step.prepared + token * linear.prepared_bytes);
+        }
+    }
+
+    // Gate and up apart, so that adapters can add to them.
+    void adapt_gates(int layer) const {
+        const int hidden = step.shape.hidden, size = step.shape.intermediate;
+        const Range tokens = mine(step.tokens);
+        for (int token = tokens.begin; token < tokens.end; ++token) {
+            float* gate = step.gate_up + static_cast<size_t>(token) * 2 * size;
+            adapt(token, layer, gate_proj, normed_row(token, nullptr), hidden, gate, size);
+            adapt(token, layer, up_proj, normed_row(token, nullptr), hidden, gate + size, size);
+            swiglu(gate, gate + size, size, step.middle + static_cast<size_t>(token) * size);
         }
     }
 
@@ -81,7 +116,13 @@ struct Pass {
             if (slot == 0) std::memset(heads, 0, step.kv.layer_bytes);
             for (int i = 0; i < piece.count; ++i) {
                 const int token = piece.token + i;
-                const float* row = step.qkv + static_cast<size_t>(token) * width;
+                float* projected = step.qkv + static_cast<size_t>(token) * width;
+                const float* row = projected;
+                const float* normed = normed_row(token, nullptr);
+                const int queries = shape.heads * shape.head_dim, keys = shape.kv_heads * shape.head_dim;
+                adapt(token, index, q_proj, normed, shape.hidden, projected, queries);
+                adapt(token, index, k_proj, normed, shape.hidden, projected + queries, keys);
+                adapt(token, index, v_proj, normed, shape.hidden, projected + queries + keys, keys);
                 const size_t angle = static_cast<size_t>(step.angles_by_token ? token : piece.position + i) * half;
                 const float *cosines = step.cosines + angle, *sines = step.sines + angle;
                 for (int head = 0; head < shape.heads; ++head, row += shape.head_dim) {
@@ -114,6 +155,12 @@ struct Pass {
         for (int token = tokens.begin; token < tokens.end; ++token) join_token(step, plan, token);
     }
 
+    void adapt_mine(void (Pass::*addition)(int, int) const, int layer) const {
+        if (!step.adapted) return;
+        const Range tokens = mine(step.tokens);
+        for (int token = tokens.begin; token < tokens.end; ++token) (this->*addition)(token, layer);
+    }
+
     template <class Kv>
     void run() const {
         const Shape& shape = step.shape;
@@ -124,6 +171,7 @@ struct Pass {
         for (int index = 0; index < shape.layers; ++index) {
             const Layer& layer = step.layers[index];
             const Plan& plan = step.plans[step.layer_plan[index]];
+            if (index > 0) adapt_mine(&Pass::adapt_down, index - 1);
             prepare_normed(layer.qkv, layer.attention_norm.as<float>(), row);
             wait();
             product(layer.qkv, step.tokens, step.qkv, width, Epilogue::store);
@@ -137,10 +185,17 @@ struct Pass {
             wait();
             product(layer.output, step.tokens, step.x, shape.hidden, Epilogue::add);
             wait();
+            adapt_mine(&Pass::adapt_output, index);
             prepare_normed(layer.gate_up, layer.mlp_norm.as<float>(), row);
             wait();
-            product(layer.gate_up, step.tokens, step.middle, shape.intermediate, Epilogue::swiglu);
-            wait();
+            if (step.adapted) {
+                product(layer.gate_up, step.tokens, step.gate_up, 2 * static_cast<size_t>(shape.intermediate), Epilogue::store);
+                wait();
+                adapt_gates(index);
+            } else {
+                product(layer.gate_up, step.tokens, step.middle, shape.intermediate, Epilogue::swiglu);
+                wait();
+            }
             prepare_rows(layer.down, step.middle);
             wait();
             product(layer.down, step.tokens, step.x, shape.hidden, Epilogue::add);
@@ -154,6 +209,7 @@ struct Pass {
         const Range rows = mine(step.rows);
         for (int i = rows.begin; i < rows.end; ++i) {
             float* normed = step.want_hidden ? step.result + static_cast<size_t>(i) * shape.hidden : row;
+            adapt_down(step.wanted[i], shape.layers - 1);
             rms_norm(x(step.wanted[i]), step.final_norm, shape.hidden, shape.norm_eps, normed);
             if (!step.want_hidden) prepare(*step.head, normed, step.prepared + i * step.head->prepared_bytes);
         }

@@ -9,6 +9,7 @@ namespace liuyi {
 namespace {
 
 constexpr int kMostHeadDim = 256;
+constexpr int kMostAdapters = 1024;
 
 [[noreturn]] void refuse(const std::string& why) { throw Invalid(why); }
 
@@ -148,6 +149,52 @@ void Model::set_embedding(Format format, const void* values) {
     embedding_format_ = format;
 }
 
+void Model::set_adapter(int slot, int index, int projection, int rank, const float* down, const float* up) {
+    require(slot >= 0 && slot < kMostAdapters, "there is no such slot for an adapter");
+    require(projection >= 0 && projection < kProjections && rank > 0, "there is no such projection or rank");
+    layer(index);
+    const size_t query = static_cast<size_t>(shape_.heads) * shape_.head_dim;
+    const size_t key = static_cast<size_t>(shape_.kv_heads) * shape_.head_dim;
+    size_t rows = shape_.hidden, columns = shape_.hidden;
+    switch (static_cast<Projection>(projection)) {
+        case q_proj: rows = query; break;
+        case k_proj:
+        case v_proj: rows = key; break;
+        case o_proj: columns = query; break;
+        case gate_proj:
+        case up_proj: rows = shape_.intermediate; break;
+        default: columns = shape_.intermediate; break;
+    }
+    Buffer kept_down(rank * columns * sizeof(float)), kept_up(rank * rows * sizeof(float));
+    std::memcpy(kept_down.as<float>(), down, rank * columns * sizeof(float));
+    for (size_t row = 0; row < rows; ++row) {
+        for (int r = 0; r < rank; ++r) kept_up.as<float>()[r * rows + row] = up[row * rank + r];
+    }
+    if (adapters_.size() <= static_cast<size_t>(slot)) adapters_.resize(slot + 1);
+    AdapterWeights& adapter = adapters_[slot];
+    adapter.layers.resize(shape_.layers);
+    adapter.layers[index].of[projection] = {rank, kept_down.as<float>(), kept_up.as<float>()};
+    adapter.memory.push_back(std::move(kept_down));
+    adapter.memory.push_back(std::move(kept_up));
+}
+
+void Model::drop_adapter(int slot) {
+    if (slot >= 0 && static_cast<size_t>(slot) < adapters_.size()) adapters_[slot] = AdapterWeights{};
+}
+
+// Which additions each token gets; whether any gets one.
+bool Model::find_adapters(const BatchView& batch) {
+    bool any = false;
+    token_adapters_.clear();
+    for (int i = 0; i < batch.sequences; ++i) {
+        const int slot = batch.adapters[i];
+        const LowRanks* layers = slot < 0 ? nullptr : adapters_[slot].layers.data();
+        any = any || layers != nullptr;
+        token_adapters_.insert(token_adapters_.end(), batch.counts[i], layers);
+    }
+    return any;
+}
+
 size_t Model::weight_bytes() const {
     size_t bytes = head_.weights.bytes();
     for (const Layer& each : layers_) {
@@ -174,6 +221,9 @@ void Model::check(const BatchView& batch) const {
         const int64_t count = batch.counts[i], length = batch.lengths[i];
         require(count > 0 && length >= 0, "a sequence has no new tokens, or a negative length");
         tokens += count;
+        const int slot = batch.adapters[i];
+        require(slot < 0 || (static_cast<size_t>(slot) < adapters_.size() && !adapters_[slot].layers.empty()),
+                "a sequence names an adapter that there is not");
         const int64_t blocks = (length + count + kBlockTokens - 1) / kBlockTokens;
         require(blocks <= batch.most_blocks, "a table of blocks is too short for its sequence");
         require(batch.angles_by_token || length + count <= batch.angles, "a position has no angles");
@@ -189,6 +239,7 @@ void Model::check(const BatchView& batch) const {
     }
     for (int i = 0; i < batch.rows; ++i) {
         require(batch.wanted[i] >= 0 && batch.wanted[i] < batch.tokens, "a wanted row is not in the batch");
+        require(i == 0 || batch.wanted[i] > batch.wanted[i - 1], "the wanted rows do not rise");
     }
 }
 
@@ -199,6 +250,10 @@ void Model::reserve(const Step& step, size_t partial_rows) {
     qkv_.grow(floats(tokens, (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim));
     attended_.grow(floats(tokens, shape_.heads * shape_.head_dim));
     middle_.grow(floats(tokens, shape_.intermediate));
+    if (step.adapted) {
+        normed_.grow(floats(tokens, shape_.hidden));
+        gate_up_.grow(floats(tokens, 2 * static_cast<size_t>(shape_.intermediate)));
+    }
     partials_.grow(floats(partial_rows, partial_floats(kv_.dim)));
     size_t prepared = head_.prepared_bytes * step.rows;
     for (const Layer& each : layers_) {
@@ -250,7 +305,11 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     step.plans = views.data();
     step.layer_plan = layer_plan_.data();
     step.tickets = tickets_.data();
+    step.adapted = find_adapters(batch);
+    step.adapters = token_adapters_.data();
     reserve(step, partial_rows);
+    step.normed = normed_.as<float>();
+    step.gate_up = gate_up_.as<float>();
     step.x = x_.as<float>();
     step.qkv = qkv_.as<float>();
     step.attended = attended_.as<float>();

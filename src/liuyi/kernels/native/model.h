@@ -19,6 +19,12 @@ struct Invalid : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// Low-rank additions to the projections of all layers, and the memory that they point into.
+struct AdapterWeights {
+    std::vector<LowRanks> layers;
+    std::vector<Buffer> memory;
+};
+
 enum class Matrix : int { qkv = 0, output = 1, gate_up = 2, down = 3, head = 4 };
 enum class Vector : int { attention_norm = 0, mlp_norm = 1, q_norm = 2, k_norm = 3, final_norm = 4 };
 
@@ -30,6 +36,10 @@ class Model {
     void pack(Matrix which, int layer, Format format, const Source* sources, int count);
     void set_vector(Vector which, int layer, const float* values, int count);
     void set_embedding(Format format, const void* values);  // f32 or bf16, [vocab, hidden]
+
+    // Adds up·(down·x) to a projection for the sequences of the slot; down [rank, columns], up [rows, rank], scaled.
+    void set_adapter(int slot, int layer, int projection, int rank, const float* down, const float* up);
+    void drop_adapter(int slot);
 
     // Results [rows, vocab], or [rows, hidden] if the hidden states are wanted.
     void forward(const BatchView& batch, bool want_hidden, float* result);
@@ -43,6 +53,7 @@ class Model {
     void check_complete() const;
     void check(const BatchView& batch) const;
     void reserve(const Step& step, size_t partial_rows);
+    bool find_adapters(const BatchView& batch);
     Layer& layer(int index);
 
     const Shape shape_;
@@ -58,10 +69,13 @@ class Model {
     Buffer final_norm_, embedding_, cache_;
     Format embedding_format_ = Format::f32;
 
+    std::vector<AdapterWeights> adapters_;  // by slot; no layers where there is none
+    std::vector<const LowRanks*> token_adapters_;
+
     Placement placement_;
     std::vector<AttentionPlan> plans_;
     std::vector<Tickets> tickets_;
-    Buffer x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_;
+    Buffer x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_, normed_, gate_up_;
 };
 
 }  // namespace liuyi

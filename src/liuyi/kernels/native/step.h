@@ -45,6 +45,19 @@ struct Shape {
     float norm_eps;
 };
 
+// What an adapter adds to a projection: up·(down·x); rank 0 adds nothing.
+struct LowRank {
+    int rank = 0;
+    const float* down = nullptr;  // [rank, columns]
+    const float* up = nullptr;    // [rank, rows], scaled
+};
+
+enum Projection : int { q_proj = 0, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, kProjections };
+
+struct LowRanks {
+    LowRank of[kProjections];
+};
+
 // New tokens of one sequence that lie in one block of the cache.
 struct Piece {
     int token, count, sequence, position;
@@ -91,6 +104,12 @@ struct Step {
     const Plan* plans;     // one for each window there is
     const int* layer_plan;  // [layers]
     Tickets* tickets;      // [layers], reset
+
+    // Of each token [tokens], or null: its adapter's additions, [layers].
+    const LowRanks* const* adapters;
+    bool adapted;       // whether any token has one
+    float* normed;      // [tokens, hidden]: what the norms gave, kept where there are adapters
+    float* gate_up;     // [tokens, 2 · intermediate], only where there are adapters
 
     float *x, *qkv, *attended, *middle, *partials;
     uint8_t *prepared, *queries, *work;
