@@ -194,6 +194,15 @@ class TestDraws:
         sampler.admit(0, Request(prompt_ids=[1], temperature=temperature, top_p=0.9, min_p=0.1, typical_p=0.9), seed=1)
         assert sampler.sample(logits, slots=[0], positions=[0], allowed=None) == [int(logits.argmax())]
 
+    def test_logits_that_are_not_numbers_do_not_stop_the_others(self) -> None:
+        logits = torch.zeros(3, 50)
+        logits[0] = float("nan")
+        logits[1, 7] = float("inf")
+        logits[2, :40] = float("nan")
+        _, infinite, some = draw(logits, keys(3))
+        assert infinite == 7
+        assert some >= 40
+
     def test_derived_seeds_differ(self) -> None:
         assert len({derive_seed(seed, number) for seed in (-1, 0, 1, 2**63) for number in range(100)}) == 400
 

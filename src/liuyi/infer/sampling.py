@@ -123,18 +123,22 @@ def draw(logits: Tensor, keys: NDArray[np.uint64]) -> list[int]:
 def _win(logits: NDArray[np.float32], key: np.uint64) -> int:
     alive = np.flatnonzero(logits > NEVER)
     if not len(alive):
+        # Of a broken model whose logits are not numbers: as for a greedy request.
         return int(logits.argmax())
-    if 4 * len(alive) > len(logits):
+    if len(alive) == len(logits):
         return _first_of_race(logits, _uniform(key, _spread(len(logits))))
     return int(alive[_first_of_race(logits[alive], _uniform(key, _spread(len(logits))[alive]))])
 
 
 def _first_of_race(logits: NDArray[np.float32], uniform: NDArray[np.float32]) -> int:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         weights = np.exp(logits.max() - logits)
         race = uniform * weights
     ahead = int(race.argmin())
     close = np.flatnonzero(race <= _SLACK * -np.log1p(-uniform[ahead]) * weights[ahead])
+    if not len(close):
+        # An infinite logit wins whatever the noise.
+        return ahead
     return int(close[(logits[close] + _gumbel(uniform[close])).argmax()])
 
 
