@@ -191,8 +191,8 @@ class TestQuantize:
         assert figures["bytes_before"] == sum(
             entry.bytes for entry in checkpoint.manifest.files if entry.path.endswith(".safetensors")
         )
-        # Matrices take a byte a weight, and four for the scale of each row of 32 to 64; norms stay.
-        assert 0.25 < figures["bytes_after"] / figures["bytes_before"] < 0.45
+        # A byte a weight instead of four, but rows of 32 are filled up to a whole group of 64; norms and scales stay.
+        assert 0.25 < figures["bytes_after"] / figures["bytes_before"] < 0.55
         small = load_model(made.path)
         requests = [Request(prompt_ids=[30 + at], max_tokens=8, logprobs=True, ignore_eos=True) for at in range(8)]
         exact, near = (Engine(one, Tokenizer.load(made.path)).generate(requests) for one in (model, small))
