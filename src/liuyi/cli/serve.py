@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from liuyi.core.home import Home
     from liuyi.infer.server.answers import Answer
     from liuyi.infer.server.gate import Gate
+    from liuyi.infer.server.tracing import Tracing
 
     Guards = dict[str, Any]
     """What both kinds of applications are given."""
@@ -96,6 +97,7 @@ KEYS = "LIUYI_API_KEYS"
 @click.option(
     "--max-body-mb", type=click.FloatRange(0.001, 1024), default=4, show_default=True, help="The largest request."
 )
+@click.option("--otel", metavar="URL", help="Send traces to this OTLP receiver (needs liuyi[otel]).")
 @click.option("--drain-s", type=click.IntRange(0), default=30, show_default=True, help="Patience on SIGTERM, seconds.")
 @click.pass_context
 def command(
@@ -120,6 +122,7 @@ def command(
     max_queue_tokens: int | None,
     request_timeout: float | None,
     max_body_mb: float,
+    otel: str | None,
     drain_s: int,
 ) -> None:
     """Serve REF through the OpenAI API: chat completions, completions and models.
@@ -162,6 +165,7 @@ def command(
             "local_only": is_loopback(host) and not keys,
             "max_body_bytes": int(max_body_mb * 2**20),
             "timeout_s": request_timeout,
+            "tracing": _tracing(otel),
         }
         if backend is not None:
             refuse_for_backend(opening, name)
@@ -181,6 +185,14 @@ def command(
         serve(make_server(app, gate=gate, drain_s=drain_s, listening=listening), bound)
     finally:
         bound.close()
+
+
+def _tracing(url: str | None) -> Tracing | None:
+    if url is None:
+        return None
+    from liuyi.infer.server.tracing import Tracing
+
+    return Tracing.to(url)
 
 
 def _named_folders(given: tuple[str, ...]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from liuyi.infer.server.keys import KeyRing
 from liuyi.infer.server.observer import Observer
 from liuyi.infer.server.protocol import ChatCompletionBody, CompletionBody
 from liuyi.infer.server.service import Service
+from liuyi.infer.server.tracing import Tracing
 
 MAX_BODY_BYTES = 4 * 2**20
 
@@ -37,16 +38,17 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     timeout_s: float | None = None,
     adapter_loading: bool = False,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """An application that serves `models` by name, the first one being named first in `/v1/models`.
 
     `record` is called, in another thread, for each answer. With `keys` every call but `/health` needs one of them.
     The server closes `gate` before it stops. `local_only` refuses calls that name another host than this one.
     No answer may take longer than `timeout_s`; None lets them. `adapter_loading` lets callers load adapters from this
-    machine's folders.
+    machine's folders. `tracing` is told of every request.
     """
     gate = gate or Gate()
-    observer = Observer(gate)
+    observer = Observer(gate, tracing)
     service = Service(models, record, observer, timeout_s)
     app = FastAPI(title="Liuyi", version=liuyi.__version__, docs_url=None, redoc_url=None, lifespan=service.lifespan)
     protect(app, gate=gate, observer=observer, keys=keys, local_only=local_only, max_body_bytes=max_body_bytes)

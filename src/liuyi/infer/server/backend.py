@@ -181,6 +181,9 @@ class Load:
     prefix_queried_tokens: int = 0
     """Counter: tokens that requests began with, and those found in the cache."""
     prefix_hit_tokens: int = 0
+    drafted_tokens: int = 0
+    """Counter: tokens that speculation drafted, and those of them that the model said, too."""
+    accepted_tokens: int = 0
     preemptions: int = 0
     """Counter: requests that gave up their room in the cache, to go on later."""
     engine_restarts: int = 0

@@ -10,6 +10,7 @@ from liuyi.infer.server.backend import Delta, Deltas
 from liuyi.infer.server.errors import describe
 from liuyi.infer.server.format import Answering
 from liuyi.infer.server.guard import Charge
+from liuyi.infer.server.tracing import RequestSpan
 
 if TYPE_CHECKING:
     from liuyi.infer.server.observer import Observer
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 class Follow:
     """One request on its way."""
 
-    def __init__(self, observer: Observer, model: str) -> None:
+    def __init__(self, observer: Observer, model: str, span: RequestSpan | None = None) -> None:
         self._observer = observer
         self._model = model
+        self._span = span
         self._began = perf_counter()
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
@@ -41,6 +43,8 @@ class Follow:
         if before is None:
             self._first[index] = now
             self._observer.ttft.observe(now - self._began, self._model)
+            if self._span is not None and len(self._first) == 1:
+                self._span.first_token()
         else:
             self._observer.itl.observe(now - before, self._model)
 
@@ -55,6 +59,8 @@ class Follow:
             return
         self._ended = True
         self._observer.requests.add(1, self._model, str(status))
+        if self._span is not None:
+            self._span.end(status, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         if status == 200:
             self._observer.prompt_tokens.add(prompt_tokens, self._model)
             self._observer.completion_tokens.add(completion_tokens, self._model)

@@ -120,6 +120,8 @@ class ModelBackend:
             kv_used_tokens=engine.blocks_used * client.facts.block_tokens,
             prefix_queried_tokens=engine.queried_tokens,
             prefix_hit_tokens=engine.hit_tokens,
+            drafted_tokens=engine.drafted_tokens,
+            accepted_tokens=engine.accepted_tokens,
             preemptions=engine.preemptions,
             engine_restarts=client.restarts,
         )

@@ -34,6 +34,7 @@ from liuyi.infer.server.observer import Observer
 from liuyi.infer.server.passing import Passing
 from liuyi.infer.server.respond import unless_gone
 from liuyi.infer.server.service import CLIENT_GONE
+from liuyi.infer.server.tracing import Tracing
 from liuyi.infer.server.upstream import Upstream, as_object, refusal
 
 _PATHS = ("chat/completions", "completions", "embeddings")
@@ -49,10 +50,11 @@ def create_proxy(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_queue: int = 256,
     timeout_s: float | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """An application that passes requests on; `max_queue` may be inside at once. Else as `create_app`."""
     gate = gate or Gate()
-    observer = Observer(gate)
+    observer = Observer(gate, tracing)
     proxy = _Proxy(upstream, observer, record, Admission(max_requests=max_queue, max_tokens=1 << 40), timeout_s)
     app = FastAPI(title="Liuyi", version=liuyi.__version__, docs_url=None, redoc_url=None, lifespan=proxy.lifespan)
     protect(app, gate=gate, observer=observer, keys=keys, local_only=local_only, max_body_bytes=max_body_bytes)
@@ -95,6 +97,7 @@ class _Proxy:
             await self._upstream.close()
             if self._answers is not None:
                 await asyncio.to_thread(self._answers.close)
+            await asyncio.to_thread(self._observer.close)
 
     def route(self, path: str) -> Callable[[Request], Any]:
         async def passed_on(request: Request) -> Response:
@@ -113,7 +116,8 @@ class _Proxy:
         if asked is not None and not (isinstance(asked, int | float) and asked > 0):
             raise RequestError("timeout must be a number of seconds above 0", param="timeout")
         timeout_s = timeout_of(request.headers.get(HEADER), asked, self._timeout_s)
-        passing = Passing(body, self._observer.request(body["model"]), getattr(request.state, "charge", None))
+        follow = self._observer.request(body["model"], request.headers)
+        passing = Passing(body, follow, getattr(request.state, "charge", None))
         place = self._admission.enter(requests=1)
         try:
             response = await limited(timeout_s, self._upstream.send("POST", path, passing.body))

@@ -74,6 +74,7 @@ class Service:
                 await backend.close()
             if self._answers is not None:
                 await asyncio.to_thread(self._answers.close)
+            await asyncio.to_thread(self.observer.close)
 
     @property
     def names(self) -> list[str]:
@@ -128,7 +129,7 @@ class Service:
             info=info,
             choices=options.n,
         )
-        follow = self.observer.request(body.model)
+        follow = self.observer.request(body.model, request.headers)
         charge: Charge | None = getattr(request.state, "charge", None)
         try:
             deltas = await within(timeout_s, begin)
