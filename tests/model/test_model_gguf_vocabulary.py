@@ -132,7 +132,7 @@ def test_a_vocabulary_smaller_than_the_model_is_filled_up(tmp_path: Path) -> Non
 def test_what_llama_cpp_could_not_cut_is_refused(tmp_path: Path) -> None:
     odd = _bpe("smollm")
     odd.backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    with pytest.raises(ModelError, match="has no name for how this tokenizer cuts text"):
+    with pytest.raises(ModelError, match="cannot cut text as this tokenizer does"):
         export_gguf(_model(odd), odd, tmp_path / "m.gguf")
     words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     with pytest.raises(ModelError, match="of the kind WordLevel is not written"):
@@ -182,6 +182,30 @@ def test_sentencepiece_s_vocabularies_are_read(pieces: dict[str, Any], tmp_path:
             assert ours.decode(ours.encode(text)) == text
     assert (ours.bos_id, ours.eos_id, ours.special_tokens) == (1, 2, {"<s>": 1, "</s>": 2})
     assert ours.token_bytes(3 + ord("\n")) == b"\n"
+
+
+def _sentencepiece_tokenizer(pieces: dict[str, Any], tmp_path: Path) -> Tokenizer:
+    write_gguf(tmp_path / "pieces.gguf", pieces, [])
+    return read_vocabulary(GGUF(tmp_path / "pieces.gguf"))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_s_vocabularies_are_written(prefix: bool, pieces: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = _sentencepiece_tokenizer({**pieces, "tokenizer.ggml.add_space_prefix": prefix}, tmp_path)
+    export_gguf(_model(tokenizer), tokenizer, tmp_path / "m.gguf")
+    theirs, again = LlamaCpp(tmp_path / "m.gguf"), read_vocabulary(GGUF(tmp_path / "m.gguf"))
+    for text in [*_texts("aZdé \t\n.,'!你🙂0123sS"), "<s>turn on</s>", " two  spaces ", "a</s> b"]:
+        assert theirs.encode(text) == again.encode(text) == tokenizer.encode(text), text
+    assert (again.bos_id, again.eos_id) == (1, 2)
+
+
+def test_sentencepiece_s_vocabularies_that_llama_cpp_cuts_otherwise_are_refused(
+    pieces: dict[str, Any], tmp_path: Path
+) -> None:
+    tokenizer = _sentencepiece_tokenizer(pieces, tmp_path)
+    tokenizer.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), tokenizer.backend.normalizer])
+    with pytest.raises(ModelError, match="cannot cut text as this tokenizer does"):
+        vocabulary_metadata(tokenizer, tokenizer.vocab_size, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def name_of(backend: tokenizers.Tokenizer) -> str | None:
     own = backend.pre_tokenizer
     if own is None or not _keeps_text(backend.normalizer):
         return None
-    texts = _probes()
+    texts = probe_texts()
     found = [own.pre_tokenize_str(text) for text in texts]
     alike = [name for name in CUTS if [_of_name(name).pre_tokenize_str(text) for text in texts] == found]
     at_once = bool(backend.model.ignore_merges)
@@ -96,7 +96,8 @@ _of_name = cache(cut_like)
 
 
 @cache
-def _probes() -> tuple[str, ...]:
+def probe_texts() -> tuple[str, ...]:
+    """Texts by which ways to cut are told apart."""
     chance = random.Random(1)
     lengths = (chance.randrange(1, 25) for _ in range(400))
     return (*_PROBES, *("".join(chance.choices(_CHARACTERS, k=length)) for length in lengths))

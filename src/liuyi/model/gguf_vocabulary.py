@@ -3,8 +3,7 @@
     tokenizer = read_vocabulary(file)
     metadata = vocabulary_metadata(tokenizer, vocab_size)   # what llama.cpp needs to cut text as this tokenizer does
 
-Read are byte-level BPE (`gpt2`, cut as `gguf_pieces.py` says) and SentencePiece's BPE (`llama`); written is byte-level
-BPE.
+There are byte-level BPE (`gpt2`, cut as `gguf_pieces.py` says) and SentencePiece's BPE (`llama`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tokenizers import AddedToken, decoders, models, normalizers
 
 from liuyi.core.errors import ModelError, did_you_mean
 from liuyi.model.gguf import GGUF
-from liuyi.model.gguf_pieces import ALIASES, CUTS, cut_like, name_of
+from liuyi.model.gguf_pieces import ALIASES, CUTS, cut_like, name_of, probe_texts
 from liuyi.model.tokenizer import TURN_ENDS, Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
@@ -42,14 +41,12 @@ def read_vocabulary(file: GGUF) -> Tokenizer:
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise ModelError("has not one token_type for each token", where=str(file.path))
     try:
-        backend = readers[kind](file, tokens)
+        backend = readers[kind](file.metadata, tokens, file.path)
     except ModelError:
         raise
     except Exception as error:  # The library's own errors have no class but Exception.
         raise ModelError(f"its tokenizer cannot be used: {error}", where=str(file.path)) from error
-    added = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
-    backend.add_special_tokens([_added(token, True) for token, kind in added if kind == _CONTROL])
-    backend.add_tokens([_added(token, False) for token, kind in added if kind == _USER_DEFINED])
+    _add_special(backend, tokens, kinds)
     return Tokenizer(backend, _settings(file, tokens))
 
 
@@ -68,6 +65,12 @@ def end_ids(file: GGUF) -> tuple[int, ...]:
     return tuple(dict.fromkeys(at for at in named if isinstance(at, int) and at < size))
 
 
+def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], kinds: list[int]) -> None:
+    added = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
+    backend.add_special_tokens([_added(token, True) for token, kind in added if kind == _CONTROL])
+    backend.add_tokens([_added(token, False) for token, kind in added if kind == _USER_DEFINED])
+
+
 def _added(token: str, special: bool) -> AddedToken:
     return AddedToken(token, special=special, normalized=False)
 
@@ -82,13 +85,13 @@ def _settings(file: GGUF, tokens: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _byte_level(file: GGUF, tokens: list[str]) -> tokenizers.Tokenizer:
-    name = file.metadata.get(f"{_PREFIX}pre", "default")
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], where: Path) -> tokenizers.Tokenizer:
+    name = metadata.get(f"{_PREFIX}pre", "default")
     name = ALIASES.get(name, name)
     if name not in CUTS:
         hint = did_you_mean(str(name), [*CUTS, *ALIASES])
-        raise ModelError(f"text is cut like '{name}'", where=str(file.path), hint=hint)
-    merges = [tuple(merge.split(" ")) for merge in file.metadata.get(f"{_PREFIX}merges") or []]
+        raise ModelError(f"text is cut like '{name}'", where=str(where), hint=hint)
+    merges = [tuple(merge.split(" ")) for merge in metadata.get(f"{_PREFIX}merges") or []]
     vocabulary = {token: at for at, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=CUTS[name].whole_words))
     backend.pre_tokenizer = cut_like(name)
@@ -98,11 +101,11 @@ def _byte_level(file: GGUF, tokens: list[str]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _sentence_pieces(file: GGUF, tokens: list[str]) -> tokenizers.Tokenizer:
+def _sentence_pieces(metadata: Mapping[str, Any], tokens: list[str], where: Path) -> tokenizers.Tokenizer:
     """SentencePiece merges the pair that makes the piece with the best score: merges in the order of the scores."""
-    scores = file.metadata.get(f"{_PREFIX}scores")
+    scores = metadata.get(f"{_PREFIX}scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise ModelError("has not one score for each token", where=str(file.path))
+        raise ModelError("has not one score for each token", where=str(where))
     vocabulary = {token: at for at, token in enumerate(tokens)}
     merges = []
     for at in sorted(range(len(tokens)), key=lambda at: (-scores[at], at)):
@@ -110,7 +113,7 @@ def _sentence_pieces(file: GGUF, tokens: list[str]) -> tokenizers.Tokenizer:
         parts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         parts = [part for part in parts if part[0] in vocabulary and part[1] in vocabulary]
         merges += sorted(parts, key=lambda part: (vocabulary[part[0]], vocabulary[part[1]]))
-    unknown = file.metadata.get(f"{_PREFIX}unknown_token_id", 0)
+    unknown = metadata.get(f"{_PREFIX}unknown_token_id", 0)
     backend = tokenizers.Tokenizer(
         models.BPE(
             *(vocabulary, merges),
@@ -121,7 +124,7 @@ def _sentence_pieces(file: GGUF, tokens: list[str]) -> tokenizers.Tokenizer:
     )
     spaces: list[Any] = [normalizers.Replace(" ", _SPACE)]
     end: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if file.metadata.get(f"{_PREFIX}add_space_prefix", True):
+    if metadata.get(f"{_PREFIX}add_space_prefix", True):
         spaces.insert(0, normalizers.Prepend(_SPACE))
         end.append(decoders.Strip(content=" ", left=1))
     backend.normalizer = normalizers.Sequence(spaces)
@@ -130,22 +133,19 @@ def _sentence_pieces(file: GGUF, tokens: list[str]) -> tokenizers.Tokenizer:
 
 
 def vocabulary_metadata(tokenizer: Tokenizer, vocab_size: int, where: Path) -> dict[str, Any]:
-    """What a GGUF file says of a byte-level BPE tokenizer; ids up to `vocab_size` without a token become unused ones.
+    """What a GGUF file says of a BPE tokenizer; ids up to `vocab_size` without a token become unused ones.
 
     Raises ModelError naming `where` if llama.cpp could not cut text as the tokenizer does.
     """
     backend = tokenizer.backend
     state = json.loads(backend.to_str())["model"]
     odd = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if state.get(name)]
-    if state.get("type") != "BPE" or not tokenizer.is_byte_level or odd:
+    if state.get("type") != "BPE" or odd:
         raise ModelError(
             f"a tokenizer of the kind {state.get('type')}{''.join(f' with {name}' for name in odd)} is not written",
             where=str(where),
-            hint="byte-level BPE is",
+            hint="BPE is, byte-level or SentencePiece's",
         )
-    name = name_of(backend)
-    if name is None:
-        raise ModelError("llama.cpp has no name for how this tokenizer cuts text before it merges", where=str(where))
     if tokenizer.vocab_size > vocab_size:
         raise ModelError(f"{tokenizer.vocab_size} tokens do not fit the model's {vocab_size}", where=str(where))
     added = backend.get_added_tokens_decoder()
@@ -158,18 +158,53 @@ def vocabulary_metadata(tokenizer: Tokenizer, vocab_size: int, where: Path) -> d
         else:
             kinds.append(_UNUSED if token is None else _NORMAL)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["merges"]]
+    own = _named_cut if tokenizer.is_byte_level else _scores
     metadata: dict[str, Any] = {
-        f"{_PREFIX}model": "gpt2",
-        f"{_PREFIX}pre": name,
         f"{_PREFIX}tokens": tokens,
         f"{_PREFIX}token_type": kinds,
-        f"{_PREFIX}merges": merges,
         **_special_ids(tokenizer),
         f"{_PREFIX}add_bos_token": adds_bos(tokenizer),
     }
+    metadata |= own(tokenizer, tokens, kinds, merges)
+    if f"{_PREFIX}model" not in metadata:
+        raise ModelError("llama.cpp cannot cut text as this tokenizer does before it merges", where=str(where))
     if tokenizer.chat_template:
         metadata["tokenizer.chat_template"] = tokenizer.chat_template
     return metadata
+
+
+def _named_cut(tokenizer: Tokenizer, tokens: list[str], kinds: list[int], merges: list[str]) -> dict[str, Any]:
+    """How a byte-level BPE cuts text and merges; nothing if that has no name."""
+    name = name_of(tokenizer.backend)
+    return {} if name is None else {f"{_PREFIX}model": "gpt2", f"{_PREFIX}pre": name, f"{_PREFIX}merges": merges}
+
+
+def _scores(tokenizer: Tokenizer, tokens: list[str], kinds: list[int], merges: list[str]) -> dict[str, Any]:
+    """The pieces of SentencePiece's BPE with scores by the rank of the merge that makes each; nothing if text would
+    not be cut as the tokenizer does."""
+    rank: dict[str, int] = {}
+    for at, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", ""), at)
+    unknown, kinds = tokenizer.token_id("<unk>"), list(kinds)
+    for at, token in enumerate(tokens):
+        if at == unknown:
+            kinds[at] = _UNKNOWN
+        elif len(token) == 6 and token.startswith("<0x"):
+            kinds[at] = _BYTE
+    # What no merge makes is never made by its score.
+    scores = [-float(rank.get(token, len(merges))) for token in tokens]
+    metadata: dict[str, Any] = {f"{_PREFIX}model": "llama", f"{_PREFIX}scores": scores, f"{_PREFIX}token_type": kinds}
+    if unknown is not None:
+        metadata[f"{_PREFIX}unknown_token_id"] = unknown
+    special = next(iter(tokenizer.special_tokens), "")
+    texts = [*probe_texts(), f"a b{special}c d"]
+    for prefix in (True, False):
+        metadata[f"{_PREFIX}add_space_prefix"] = prefix
+        backend = _sentence_pieces(metadata, tokens, Path())
+        _add_special(backend, tokens, kinds)
+        if all(Tokenizer(backend).encode(text) == tokenizer.encode(text) for text in texts):
+            return metadata
+    return {}
 
 
 def adds_bos(tokenizer: Tokenizer) -> bool:
