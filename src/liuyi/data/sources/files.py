@@ -15,6 +15,7 @@ from liuyi.data.corpus import Document, Rejected, document_id
 from liuyi.data.pool import map_ordered
 from liuyi.data.sources.extract import Extractor, decode_page, extract
 from liuyi.data.sources.location import SourceFile
+from liuyi.data.sources.man import is_man_page, man_text
 from liuyi.data.sources.office import docx_text, pdf_text
 from liuyi.data.sources.pieces import read_pieces
 from liuyi.data.sources.rows import longer_than
@@ -27,10 +28,12 @@ TEXT = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
 OFFICE = frozenset({".docx", ".pdf"})
 WARC = ".warc"
+MAN = ".man"
+"""Manual pages, whose names end with the section: `man1/ls.1`."""
 KNOWN = tuple(sorted(TEXT | HTML | OFFICE | TABLES | {WARC}))
 
 OPTIONAL_FIELDS = ("url", "license", "lang", "created", "cluster")
-_HEAVY = HTML | OFFICE | {WARC}
+_HEAVY = HTML | OFFICE | {WARC, MAN}
 _PER_TASK = 16
 _TASK_BYTES = 4_000_000
 
@@ -129,7 +132,7 @@ def _contents(file: SourceFile, source: str, reading: Reading) -> Iterator[tuple
         with opened(file) as open_file:
             for line, column, data in read_pieces(open_file, reading.longest):
                 yield line, Page(kind, data, file.name, line, source, file.name, column=column)
-    elif kind in HTML | OFFICE:
+    elif kind in HTML | OFFICE | {MAN}:
         with opened(file) as open_file:
             data = open_file.stream.read(reading.longest + 1)
         long = len(data) > reading.longest
@@ -140,12 +143,12 @@ def _contents(file: SourceFile, source: str, reading: Reading) -> Iterator[tuple
             for record in read_warc(open_file.stream, reading.longest):
                 yield record.number, _from_record(record, file.name, source)
     else:
-        read = f"{' '.join(KNOWN)}, also with {' '.join(COMPRESSED)}"
+        read = f"{' '.join(KNOWN)} and manual pages, also with {' '.join(COMPRESSED)}"
         yield 0, Rejected(file.name, 0, f"not a format that is read: {kind or 'no suffix'}; these are {read}")
 
 
 def _kind(file: SourceFile) -> str:
-    return file.kind or suffixes(file.name)[0]
+    return file.kind or (MAN if is_man_page(file.place) else suffixes(file.name)[0])
 
 
 def _columns(names: list[str], reading: Reading) -> Sequence[str]:
@@ -205,6 +208,10 @@ def _text_of(page: Page, extractor: Extractor) -> str:
         return docx_text(page.data)
     if page.kind == ".pdf":
         return pdf_text(page.data)
+    if page.kind == MAN:
+        if page.data.startswith(b".so "):
+            raise DataError("points to another manual page")
+        return man_text(decode(page.data))
     return decode(page.data)
 
 

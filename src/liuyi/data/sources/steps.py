@@ -15,7 +15,7 @@ from liuyi.data.sources.location import Location, remote_version
 class FilesParams(Params):
     path: Location = Field(
         description="a folder, a file, or a URL that fsspec opens; txt, md, rst, html, json, jsonl, csv, tsv, parquet, "
-        "docx, pdf, warc, also as gz, zst, xz and bz2"
+        "docx, pdf, warc and manual pages, also as gz, zst, xz and bz2"
     )
     text_field: str = Field("text", description="the field of a row that holds its text")
     license: str = Field("unknown", description="the licence of what does not state its own")
