@@ -180,18 +180,17 @@ struct Int8Kv {
         const float inverse = most > 0 ? 32512.0f / most : 0.0f;
         int8_t* high = reinterpret_cast<int8_t*>(query);
         int8_t* low = high + dim;
-        QueryScale meta{most / 32512.0f, 0, 0, 0};
-        alignas(64) int32_t whole[kWidth];
+        Ints high_sum = all(0), low_sum = all(0);
         for (int d = 0; d < dim; d += kWidth) {
-            store_ints(whole, to_ints(mul(load(q + d), all(inverse))));
-            for (int i = 0; i < kWidth; ++i) {
-                const int32_t top = (whole[i] + 128) >> 8, rest = whole[i] - top * 256;
-                high[d + i] = static_cast<int8_t>(top);
-                low[d + i] = static_cast<int8_t>(rest);
-                meta.high_start += kWeightOffset * top;
-                meta.low_start += kWeightOffset * rest;
-            }
+            const Floats whole = nearest(mul(load(q + d), all(inverse)));
+            const Floats top = nearest(mul(add(whole, all(0.5f)), all(1.0f / 256.0f)));  // the rest is in −128..127
+            const Ints first = to_ints(top), rest = to_ints(fma(top, all(-256.0f), whole));
+            store_bytes(high + d, first);
+            store_bytes(low + d, rest);
+            high_sum = add(high_sum, first);
+            low_sum = add(low_sum, rest);
         }
+        const QueryScale meta{most / 32512.0f, kWeightOffset * sum(high_sum), kWeightOffset * sum(low_sum), 0};
         std::memcpy(query + 2 * dim, &meta, sizeof meta);
     }
 
@@ -219,8 +218,6 @@ struct Int8Kv {
         uint8_t* quad = values(head, dim) + slot / 4 * 4 * dim + slot % 4;
         for (int d = 0; d < dim; ++d) quad[4 * d] = static_cast<uint8_t>(row[d]);
     }
-
-    LIUYI_INLINE static void store_ints(int32_t* p, Ints v) { std::memcpy(p, &v, sizeof v); }
 
     template <int R>
     static void scores(const uint8_t* queries, size_t query_bytes, const uint8_t* head, int dim, const Ahead& ahead,
