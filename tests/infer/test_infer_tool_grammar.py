@@ -93,6 +93,8 @@ def test_calls_that_are_required(compiler: GrammarCompiler, tokenizer: Tokenizer
         return fits(compiler, tokenizer, grammar, text)
 
     assert check(ONE[name])
+    if name == "llama":
+        assert check("<|python_tag|>" + ONE[name]) == ("<|python_tag|>" in ControlTokens.of(tokenizer).ids)
     if name in TWO:
         assert check(TWO[name])
         assert not check(TWO[name], parallel=False)
@@ -122,6 +124,9 @@ def test_calls_that_may_be(compiler: GrammarCompiler, tokenizer: Tokenizer, name
         if "<think>" not in tokenizer.special_tokens:
             assert check("<think>I look.</think>\n" + ONE[name])
     assert not check(ONE[name].replace('"a": 1', '"a": "one"'))
+    if name == "llama" and "<|python_tag|>" in ControlTokens.of(tokenizer).ids:
+        assert check("<|python_tag|>" + ONE[name])
+        assert not check("<|python_tag|>" + ONE[name].replace('"a": 1', '"a": "one"'))
     if form.shape.tag:
         assert not check("I look.\n" + ONE[name].replace('"a": 1', '"a": "one"'))
 

@@ -52,7 +52,7 @@ HERMES = ToolFormat(
 LLAMA = ToolFormat(
     "llama",
     llama.LlamaReader,
-    Shape(head='{"name": "NAME", "parameters": '),
+    Shape(prelude=llama.PYTHON_TAG, head='{"name": "NAME", "parameters": '),
     tags=(llama.PYTHON_TAG,),
     parallel=False,
 )

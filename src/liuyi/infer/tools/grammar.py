@@ -17,7 +17,7 @@ from liuyi.infer.grammar import ControlTokens, describe_problem
 from liuyi.infer.request import Grammar
 from liuyi.infer.tools.calls import Function
 from liuyi.infer.tools.formats import ToolFormat
-from liuyi.infer.tools.shape import lark_text
+from liuyi.infer.tools.shape import Shape, lark_text
 
 # As `json.dumps` writes, and so as templates show calls to the model in training.
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -44,23 +44,25 @@ def tool_grammar(
     for number, function in enumerate(functions):
         rules.append(f"arguments_{number}: %json {_enforceable(number, function)}")
     tag = lark_text(form.shape.tag, control.ids)
+    prelude = f"<[{control.ids[form.shape.prelude]}]>?" if form.shape.prelude in control.ids else ""
     if required:
-        start = [f"start: {tag} calls"]
+        start = [f"start: {prelude} {tag} calls"]
     elif content is not None:
         start = [f"start: content | {tag} calls", f"content: {_content(content, form.shape.tag)}"]
     else:
-        start = _free(form.shape.tag, names, control)
+        start = _free(form.shape, prelude, names, control)
     return Grammar("lark", "\n".join([*start, *rules]))
 
 
-def _free(tag: str, names: Sequence[str], control: ControlTokens) -> list[str]:
+def _free(shape: Shape, prelude: str, names: Sequence[str], control: ControlTokens) -> list[str]:
     """Rules for text in which a call may begin: any, control tokens that count as text among it."""
-    spoken = sorted(control.ids[name] for name in control.spoken if name != tag)
+    tag = shape.tag
+    spoken = sorted(control.ids[name] for name in control.spoken if name not in (tag, shape.prelude))
     aside = f"<[{','.join(map(str, spoken))}]>" if spoken else ""
     if not tag:
         begins = rf'\s*\{{\s*"name"\s*:\s*"({"|".join(names)})"'
         return [
-            f"start: calls | TEXT? {f'({aside} MORE?)*' if aside else ''}",
+            f"start: {prelude} calls | TEXT? {f'({aside} MORE?)*' if aside else ''}",
             f"TEXT: /(?s:.+)/ & ~/{begins}(?s:.*)/",
             "MORE: /(?s:.+)/",
         ]

@@ -18,6 +18,8 @@ class Shape:
 
     tag: str = ""
     """What no text beside calls contains; empty where a call is the whole answer."""
+    prelude: str = ""
+    """A control token that may stand before calls without a tag."""
     before: str = ""
     after: str = ""
     each: bool = False
