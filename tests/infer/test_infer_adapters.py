@@ -15,9 +15,11 @@ from liuyi.core.errors import ModelError
 from liuyi.infer.adapters import AdapterRegistry
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
+from liuyi.infer.open import open_runner
 from liuyi.infer.request import Completion, Request
 from liuyi.infer.runner import Batch, ids
 from liuyi.infer.torch_runner import TorchRunner
+from liuyi.kernels.library import KernelsAbsent, kernels
 from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, merge_adapter, projection_shapes
 from liuyi.model.checkpoint import save_model
 from liuyi.model.tokenizer import Tokenizer
@@ -25,13 +27,13 @@ from liuyi.model.tokenizer import Tokenizer
 PROMPTS = [list(range(5, 5 + length)) for length in (40, 3, 17, 70, 40)]
 
 
-def _adapter(seed: int, rank: int = 3, targets: tuple[str, ...] = PROJECTIONS, size: float = 0.3) -> Adapter:
+def _adapter(seed: int, rank: int = 3, targets: tuple[str, ...] = PROJECTIONS, **shape: int) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     modules = {
         name: LowRank(
-            torch.randn(rank, into, generator=generator) * size, torch.randn(out, rank, generator=generator) * size, 0.5
+            torch.randn(rank, into, generator=generator) * 0.3, torch.randn(out, rank, generator=generator) * 0.3, 0.5
         )
-        for name, (out, into) in projection_shapes(tiny_model().config).items()
+        for name, (out, into) in projection_shapes(tiny_model(**shape).config).items()
         if name.rpartition(".")[2] in targets
     }
     return Adapter(modules)
@@ -71,6 +73,28 @@ def test_a_batch_of_adapters_answers_as_each_alone_and_as_merged(tokenizer: Toke
         assert answer.token_ids != without.token_ids
         merged, _ = merge_adapter(tiny_model(), ADAPTERS[request.adapter])
         _close(answer, Engine(merged, tokenizer).generate([replace(request, adapter=None)])[0])
+
+
+def test_native_code_answers_the_same_and_to_the_bit_as_alone(tokenizer: Tokenizer) -> None:
+    try:
+        kernels()
+    except KernelsAbsent as absent:
+        pytest.skip(f"no native kernels: {absent.message}")
+    shape = {"hidden_size": 64, "head_dim": 16}
+    adapters = {name: _adapter(seed, **shape) for seed, name in enumerate(ADAPTERS)}
+
+    def answers(weights: str, requests: list[Request]) -> list[Completion]:
+        runner = open_runner(tiny_model(**shape), weights=weights, kv="fp32", kv_tokens=2000)
+        engine = Engine(runner, tokenizer)
+        for name, adapter in adapters.items():
+            engine.adapters.load(name, adapter)
+        return engine.generate(requests)
+
+    together = answers("fp32", _requests())
+    for request, native, exact in zip(_requests(), together, answers("reference", _requests()), strict=True):
+        _close(native, exact)
+        alone = answers("fp32", [request])[0]
+        assert (native.token_ids, native.logprobs) == (alone.token_ids, alone.logprobs)
 
 
 def test_answers_are_those_of_peft(tokenizer: Tokenizer, tmp_path: Path) -> None:
