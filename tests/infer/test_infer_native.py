@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,7 +266,11 @@ WRONG: dict[str, tuple[Callable[[Batch], Batch], str]] = {
     "a row that is not there": (lambda b: replace(b, rows=ids([40])), "wanted row"),
     "a row twice": (lambda b: replace(b, rows=ids([3, 3])), "do not rise"),
     "an adapter that there is not": (lambda b: replace(b, adapters=ids([0])), "an adapter that there is not"),
-    "nothing": (lambda b: Batch(*(ids([]) for _ in range(3)), ids([[]]), ids([]), ids([])), "empty"),
+    "fewer lengths than counts": (lambda b: replace(b, lengths=ids([])), "different numbers"),
+    "fewer adapters than counts": (lambda b: replace(b, adapters=ids([])), "different numbers"),
+    "numbers of 64 bits": (lambda b: replace(b, tokens=b.tokens.astype(np.int64)), "int32"),
+    "a table in pieces": (lambda b: replace(b, tables=np.repeat(b.tables, 2, axis=1)[:, ::2]), "C-contiguous"),
+    "nothing": (lambda b: Batch(*(ids([]) for _ in range(3)), ids(np.empty((0, 0))), ids([]), ids([])), "empty"),
 }
 
 
@@ -293,6 +298,20 @@ def test_a_closed_runner_says_so() -> None:
     runner.close()
     with pytest.raises(KernelsError, match="closed"):
         runner.logits(whole_batch(texts_of(tiny_model(), 1, 40)))
+
+
+def test_after_a_fork_it_says_that_its_threads_are_elsewhere() -> None:
+    runner = NativeRunner(tiny_model(), 2, threads=2)
+    batch = whole_batch(texts_of(tiny_model(), 1, 40))
+    runner.logits(batch)
+    child = os.fork()
+    if child == 0:
+        try:
+            runner.logits(batch)
+        except KernelsError as error:
+            os._exit(7 if "another process" in error.message else 1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_block_takes_what_its_format_needs() -> None:

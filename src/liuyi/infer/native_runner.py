@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from liuyi.core.errors import ModelError
 from liuyi.infer.runner import BLOCK_TOKENS, Batch
-from liuyi.kernels.library import BatchView
+from liuyi.kernels.library import BatchView, KernelsError
 from liuyi.kernels.model import KV_FORMATS, NativeModel, NativeShape
 from liuyi.kernels.parts import WEIGHT_FORMATS, Part
 from liuyi.model.adapter import Adapter
@@ -96,11 +96,22 @@ class NativeRunner:
         self._native.close()
 
     def _run(self, batch: Batch, out: Tensor, *, hidden: bool) -> None:
+        _check(batch)
         cosines, sines, by_token = self._angles.of(batch)
         arrays = (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters, cosines, sines)
         sizes = (len(batch.tokens), len(batch.counts), batch.tables.shape[1], len(batch.rows), len(cosines), by_token)
         view = BatchView(*sizes, *(array.ctypes.data for array in arrays))
         self._native.forward(view, out.data_ptr(), hidden=hidden)
+
+
+def _check(batch: Batch) -> None:
+    """What native code cannot see: that the arrays are as long as one another, and what they should be."""
+    sequences = len(batch.counts)
+    if not len(batch.lengths) == len(batch.tables) == len(batch.adapters) == sequences:
+        raise KernelsError("counts, lengths, tables and adapters of a batch are for different numbers of sequences")
+    for array in (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters):
+        if array.dtype != np.int32 or not array.flags.c_contiguous:
+            raise KernelsError("the arrays of a batch are C-contiguous int32", hint="make them with `ids`")
 
 
 class _Angles:
