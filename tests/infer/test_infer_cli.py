@@ -191,6 +191,18 @@ class TestServe:
         monkeypatch.setenv("OTHER", " , ")
         assert "$OTHER" in run(home, "serve", "--host", "0.0.0.0", "--api-key-env", "OTHER").stderr
 
+    def test_refuses_options_that_do_not_go_together(self, home: Home, folder: Path) -> None:
+        port = ("--port", "0")
+        for args, said in (
+            ((str(folder), "--adapter", "tiny=somewhere"), "an adapter's"),
+            (("--backend", "vllm", "--weights", "int8"), "--weights does not go with --backend"),
+            (("--backend", "tgi"), "no kind of backend"),
+        ):
+            result = run(home, "serve", *args, *port)
+            assert result.exit_code == 1
+            assert said in result.stderr
+        assert run(home, "serve", str(folder), "--adapter", "nameless", *port).exit_code == 2
+
     def test_says_when_the_port_is_taken(self, home: Home, folder: Path, live: LiveServer) -> None:
         port = live.url.rpartition(":")[2]
         result = run(home, "serve", str(folder), "--port", port)

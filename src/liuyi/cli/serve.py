@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from liuyi.cli.common import console, home
+from liuyi.core.errors import LiuyiError
 from liuyi.infer.tools.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -212,13 +213,15 @@ def _over(
     from liuyi.cli.models import choose, open_backend
 
     chosen = choose(place, ref)
+    name = name or chosen.name
+    if name in (opening.adapters or {}):
+        raise LiuyiError(f"'{name}' is the model's name, and an adapter's", hint="give one of them another name")
     backend = open_backend(chosen, place, opening, max_queue=max_queue)
     # The engine's process loads the model meanwhile.
     from liuyi.infer.server.app import create_app
     from liuyi.infer.server.gate import Gate
 
     gate = Gate()
-    name = name or chosen.name
     return create_app({name: backend}, gate=gate, **guards), gate, f"[bold]{name}[/] ({chosen.description})"
 
 
