@@ -2,7 +2,7 @@
 
     python benchmarks/infer/accuracy.py MODEL TEXT                    # a model folder or GGUF file, a text file
     python benchmarks/infer/accuracy.py MODEL TEXT --rotate 1         # weights off the grid they were stored on
-    python benchmarks/infer/accuracy.py MODEL TEXT --windows 4 --only int8
+    python benchmarks/infer/accuracy.py MODEL TEXT --windows 4 --only 'int8, kv|q8'
 
 Teacher-forced over windows of 512 tokens: top-1 agreement with float32 (and its standard error), the increase of the
 mean negative log-likelihood, perplexity. Native formats run through the native kernels, as they are served. Schemes
@@ -21,6 +21,7 @@ import argparse
 import copy
 import dataclasses
 import gc
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rotate", type=int, metavar="SEED")
-    parser.add_argument("--only", default="", help="formats whose name contains this")
+    parser.add_argument("--only", default="", help="formats whose name matches this")
     arguments = parser.parse_args()
     model, tokenizer = load(arguments.model, torch.float32)
     if arguments.rotate is not None:
@@ -72,14 +73,14 @@ def subjects(model: Decoder, length: int, only: str) -> Iterator[tuple[str, Call
         *(("int4", kv) for kv in ("fp32", "bf16", "int8")),
     ):
         name = f"{weights}, kv {kv}"
-        if only in name:
+        if re.search(only, name):
 
             def native(weights: str = weights, kv: str = kv) -> Logits:
                 return runner_logits(NativeRunner(model, blocks_for(length), weights=weights, kv=kv))
 
             yield name, native
     for name, (weights_to, x_to) in SCHEMES.items():
-        if only in f"{name} sim":
+        if re.search(only, f"{name} sim"):
 
             def simulated(weights_to: Round = weights_to, x_to: Round = x_to) -> Logits:
                 return decoder_logits(rounded(model, weights_to, x_to))
@@ -137,6 +138,19 @@ def symmetric4(group: int, steps: int) -> Round:
     return to
 
 
+def turned(to: Round) -> Round:
+    """Rounded in a basis in which each group of 64 columns is turned by Hadamard's matrix, as native int8 is."""
+    signs = torch.ones(1, 1)
+    while len(signs) < 64:
+        signs = torch.cat((torch.cat((signs, signs), dim=1), torch.cat((signs, -signs), dim=1)))
+
+    def in_basis(x: Tensor) -> Tensor:
+        near = to((_groups(x, 64) @ (signs / 8)).flatten(-2))
+        return (_groups(near, 64) @ (signs / 8)).flatten(-2)[..., : x.shape[-1]]
+
+    return in_basis
+
+
 def exactly(x: Tensor) -> Tensor:
     """No rounding."""
     return x
@@ -152,6 +166,7 @@ SCHEMES: dict[str, tuple[Round, Round]] = {
     "int8 w 32, x 32": (symmetric(8, 32), symmetric(8, 32)),
     "int8 w 64, x 64": (symmetric(8, 64), symmetric(8, 64)),
     "int8 w 128, x 128": (symmetric(8, 128), symmetric(8, 128)),
+    "int8 w 64, x 64, turned": (turned(symmetric(8, 64)), turned(symmetric(8, 64))),
     "int8 w 64, x exact": (symmetric(8, 64), exactly),
     "int8 w row, x token": (symmetric(8, 0), symmetric(8, 0)),
     "int4 asymmetric 32, searched": (asymmetric(4, 32, 8), symmetric(8, 32)),
