@@ -11,6 +11,7 @@ from infer_support import VOCAB, tiny_model
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
+from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request
 from liuyi.model.tokenizer import Tokenizer
 
@@ -198,3 +199,17 @@ def test_a_long_prompt_beside_one_that_generates_is_read_in_what_time_allows(
     engine.cancel(speaker)
     engine.step()
     assert runner.read[-1] == 512
+
+
+def test_what_a_step_takes_without_prompts_is_learned_while_prompts_wait() -> None:
+    pace = Pace(prefill_tokens=512, stretch=1.5)
+    read = []
+    for _ in range(200):
+        budget = pace.budget(generating=3, reading=1)
+        read.append(budget)
+        pace.observe(generating=3, other_tokens=budget, seconds=0.004 + 0.0001 * budget)
+    assert [at for at, tokens in enumerate(read) if not tokens] == [0, 65, 130, 195]
+    assert all(tokens in (19, 20) for tokens in read[10:] if tokens)
+    # Five that wait for each that speaks count for more than the evenness of what it says.
+    assert pace.budget(generating=3, reading=15) == 512
+    assert pace.budget(generating=0, reading=1) == 512

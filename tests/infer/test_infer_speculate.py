@@ -78,6 +78,7 @@ def cheap_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
         self._step_s, self.token_s = {1: 1.0}, 0.001
 
     monkeypatch.setattr(Pace, "observe", observe)
+    monkeypatch.setattr(Pace, "looks", lambda self, generating: False)
 
 
 def requests(tokenizer: Tokenizer) -> list[Request]:

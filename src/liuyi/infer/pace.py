@@ -8,6 +8,8 @@ pace.observe(generating=4, other_tokens=budget, seconds=0.011)
 from __future__ import annotations
 
 _FIRST = 8
+_LOOK_AGAIN = 64
+"""Steps after which one without prompts and drafts is taken, to see what that takes now."""
 _LEAST = 1
 _GAIN = 0.2
 _STRIDE = 0.5
@@ -19,32 +21,43 @@ class Pace:
     def __init__(self, prefill_tokens: int, stretch: float | None = None) -> None:
         """`prefill_tokens` are the most that a step reads, and what it reads while nothing generates.
 
-        `stretch` is how many times longer than without prompts a step may take where something generates. As many
-        times more as there are prompts for each generating sequence, for then more would wait than speak. None means
-        that a step always reads `prefill_tokens`, whatever time it takes: steps then never depend on a clock.
+        `stretch` is how many times longer than without prompts a step may take where something generates and one
+        prompt is read. Where several are, each waits for those before it and only then joins the others' steps, so the
+        time for them grows with the square of their number over that of the generating sequences. None means that a
+        step always reads `prefill_tokens`, whatever time it takes: steps then never depend on a clock.
         """
         self.prefill_tokens = prefill_tokens
         self.stretch = stretch
         self.token_s: float | None = None
         """Seconds that a token beside those of generating sequences adds to a step; None while that is unknown."""
         self._step_s: dict[int, float] = {}
+        self._looked: dict[int, int] = {}
+        self._steps = 0
 
     def budget(self, generating: int, reading: int) -> int:
         """Prompt tokens that the next step may read, where so many sequences generate and so many are read."""
         if self.stretch is None or not generating:
             return self.prefill_tokens
+        if self.looks(generating):
+            return 0
         step_s = self.step_s(generating)
         if step_s is None or not self.token_s:
             return min(_FIRST, self.prefill_tokens)
-        more = (self.stretch - 1) * max(1.0, reading / generating)
+        more = (self.stretch - 1) * max(1.0, reading**2 / generating)
         return max(min(_LEAST, self.prefill_tokens), min(self.prefill_tokens, int(more * step_s / self.token_s)))
+
+    def looks(self, generating: int) -> bool:
+        """Whether the next step is to be one without prompts and drafts, to see what that takes."""
+        return self._steps - self._looked.get(generating.bit_length(), -_LOOK_AGAIN) >= _LOOK_AGAIN
 
     def observe(self, generating: int, other_tokens: int, seconds: float) -> None:
         """A step with so many generating sequences, and tokens of prompts or drafts beside theirs, took so long."""
         if not generating:
             return
+        self._steps += 1
         if not other_tokens:
             size = generating.bit_length()
+            self._looked[size] = self._steps
             self._step_s[size] = _toward(self._step_s.get(size), seconds)
             return
         step_s = self.step_s(generating)

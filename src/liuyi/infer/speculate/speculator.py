@@ -98,9 +98,9 @@ class Speculator:
         self._drafter.forget(sequence)
 
     def _cost(self, sequences: int) -> float | None:
-        """What a drafted token for each sequence adds to a step, in steps; None until steps have been timed."""
+        """What a drafted token for each sequence adds to a step, in steps; None while that is to be seen."""
         step_s = self._pace.step_s(sequences)
-        if step_s is None:
+        if step_s is None or self._pace.looks(sequences):
             return None
         verified_s = sequences * (self._pace.token_s or _FIRST_COST * step_s)
         return (verified_s + self._drafter.token_s) / step_s
