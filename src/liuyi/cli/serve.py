@@ -87,7 +87,7 @@ KEYS = "LIUYI_API_KEYS"
 @click.option(
     "--max-queue-tokens",
     type=click.IntRange(1),
-    help="Tokens that may wait, read and written [default: a quarter of --max-queue whole contexts].",
+    help="Tokens that may wait, read and written [default: a quarter of --max-queue whole contexts, at least 16].",
 )
 @click.option(
     "--request-timeout",

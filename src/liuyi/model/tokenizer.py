@@ -115,7 +115,7 @@ class Tokenizer:
 
     @cached_property
     def all_token_bytes(self) -> list[bytes]:
-        """`token_bytes` of every id."""
+        """`token_bytes` of every id. Raises ModelError if a token is not made of bytes as the others are."""
         added = self.backend.get_added_tokens_decoder()
         from_characters = _byte_of_character() if self.is_byte_level else None
         pieces: list[bytes] = []
@@ -124,6 +124,9 @@ class Tokenizer:
             if token_id in added:
                 pieces.append(added[token_id].content.encode())
             elif from_characters is not None:
+                unknown = set(token) - from_characters.keys()
+                if unknown:
+                    raise ModelError(f"the token {token_id} has {sorted(unknown)}, which stand for no bytes")
                 pieces.append(bytes(from_characters[character] for character in token))
             elif len(token) == 6 and token.startswith("<0x"):
                 pieces.append(bytes([int(token[3:5], 16)]))

@@ -38,8 +38,10 @@ from liuyi.model.chat import encode_chat
 from liuyi.model.load import load_tokenizer
 from liuyi.model.tokenizer import Tokenizer
 
+QUEUED_CONTEXTS = 16
 QUEUED_SHARE = 0.25
-"""Tokens that may wait unless a limit is given: this part of what `max_queue` requests of a whole context have."""
+"""Tokens that may wait unless a limit is given: this part of what `max_queue` requests of a whole context would have,
+and `QUEUED_CONTEXTS` at least."""
 OPEN_ANSWER_TOKENS = 256
 """What an answer without a limit of its own counts for when room for it is sought."""
 
@@ -99,7 +101,8 @@ class ModelBackend:
         """Start the engine's process, and wait until the model is loaded. Raises LiuyiError if it cannot be."""
         await self.engine.start()
         facts = self.engine.facts
-        queued = self._max_queue_tokens or int(QUEUED_SHARE * self._max_queue * facts.max_tokens)
+        contexts = max(QUEUED_CONTEXTS, int(QUEUED_SHARE * self._max_queue))
+        queued = self._max_queue_tokens or contexts * facts.max_tokens
         self.admission = Admission(max_requests=facts.max_slots + self._max_queue, max_tokens=facts.kv_tokens + queued)
 
     async def close(self) -> None:
