@@ -27,7 +27,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--streams", type=int, default=4)
     made.add_argument("--prompt-tokens", type=int, default=4096)
-    made.add_argument("--new-tokens", type=int, default=1500)
+    made.add_argument("--new-tokens", type=int, default=4000)
     made.add_argument("--peer", action="store_true", help="llama.cpp's server too")
     made.set_defaults(repeats=2)
     asked = made.parse_args()
