@@ -55,14 +55,16 @@ class Liuyi:
     def limits(self) -> dict:
         """What this machine can do with these weights at most, in tokens/s, and what it was measured to do."""
         machine, runner = machine_limits(fresh=True), self.runner
-        flops = machine.flops(runner.format)
+        flops, config = machine.flops(runner.format), runner.config
+        # Of a prompt only the last token needs the head.
+        per_token = config.num_parameters - config.vocab_size * config.hidden_size * (2 - config.tie_word_embeddings)
         return {
             "machine": machine.fingerprint,
             "memory_gb_per_s": machine.memory_bytes_per_s / 1e9,
             "gflops": (flops or 0) / 1e9,
             "weight_mb": runner.weight_bytes / 1e6,
             "decode": machine.decode_tokens_per_s(runner.weight_bytes),
-            "prefill": flops / (2 * runner.config.num_parameters) if flops else None,
+            "prefill": flops / (2 * per_token) if flops else None,
         }
 
     def _answers(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[float], list[int]]]:
