@@ -46,14 +46,19 @@ def _bits(x: Floats) -> NDArray[np.uint16]:
     return torch.from_numpy(np.ascontiguousarray(x)).bfloat16().view(torch.int16).numpy().view(np.uint16)
 
 
-def _quantized_x(x: Floats, group: int) -> NDArray[np.float64]:
-    """x as whole numbers with a scale for each group: the largest magnitude is 127."""
+def _quantized_x(layer: PackedLinear, x: NDArray[np.float64], prepared: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What x [tokens, whole groups] became: whole numbers times a scale, each the nearest, the largest of a group 127.
+
+    Read from the prepared rows, because numbers halfway between two may be rounded either way.
+    """
     tokens, columns = x.shape
-    groups = np.pad(x, ((0, 0), (0, -columns % group))).reshape(tokens, -1, group)
-    largest = np.abs(groups).max(axis=2, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 1e-30)
-    numbers = np.rint(groups * inverse)
-    return (numbers.astype(np.float64) * (largest / np.float32(127))).reshape(tokens, -1)[:, :columns]
+    group = 64 if layer.weight_format == "int8" else 32
+    numbers = prepared[:, :columns].view(np.int8).reshape(tokens, -1, group).astype(np.float64)
+    scales = prepared[:, columns : columns + 4 * (columns // group)].copy().view(np.float32)[:, :, None]
+    groups = x.reshape(tokens, -1, group)
+    np.testing.assert_allclose(scales, np.abs(groups).max(axis=2, keepdims=True) / 127, rtol=1e-5)
+    assert (np.abs(numbers * scales - groups) <= 0.5001 * scales + 1e-30).all()
+    return (numbers * scales).reshape(tokens, -1)
 
 
 HADAMARD = np.array([[(-1.0) ** bin(i & j).count("1") for j in range(8)] for i in range(8)])
@@ -65,11 +70,13 @@ def _rotated(x: NDArray[Any]) -> NDArray[np.float64]:
     return (HADAMARD @ groups.swapaxes(2, 3) @ HADAMARD / 8).reshape(len(x), -1)
 
 
-def _expected(layer: PackedLinear, weight_format: str, rounds_x: bool | None, x: Floats) -> NDArray[np.float64]:
-    if weight_format == "int8":
-        seen = _rotated(_quantized_x(_rotated(x).astype(np.float32), 64))[:, : x.shape[1]]
-    elif weight_format == "int4":
-        seen = _quantized_x(x, 32)
+def _expected(layer: PackedLinear, rounds_x: bool | None, x: Floats) -> NDArray[np.float64]:
+    columns = x.shape[1]
+    if layer.weight_format == "int8":
+        seen = _rotated(_quantized_x(layer, _rotated(x), layer.prepare(x)))[:, :columns]
+    elif layer.weight_format == "int4":
+        filled = np.pad(x.astype(np.float64), ((0, 0), (0, -columns % 32)))
+        seen = _quantized_x(layer, filled, layer.prepare(x))[:, :columns]
     else:
         seen = (_to_bf16(x) if rounds_x else x).astype(np.float64)
     return seen @ layer.weights().astype(np.float64).T
@@ -95,7 +102,7 @@ def test_products_of_any_shape(
     layer = PackedLinear(
         weight_format, [Part(weight, bias)], columns, rounds_x=rounds_x, instruction_set=instruction_set
     )
-    exact = _expected(layer, weight_format, rounds_x, x)
+    exact = _expected(layer, rounds_x, x)
     y = layer.times(x)
     _near(y - bias, exact, np.abs(x) + 1, np.abs(layer.weights()) + 1)
 

@@ -45,7 +45,7 @@ class PackedLinear:
         functions = self.library.functions
         _declare(functions)
         self._set = INSTRUCTION_SETS[instruction_set or self.library.instruction_set]
-        self.gated = gated
+        self.weight_format, self.gated = weight_format, gated
         sources = Sources(parts, columns, "the layer")
         self.rows, self.columns = sources.rows, columns
         number = WEIGHT_FORMATS[weight_format]

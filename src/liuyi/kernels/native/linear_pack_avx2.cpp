@@ -47,7 +47,8 @@ uint16_t bf16_above(float x) {
     return static_cast<uint16_t>((bits + 0xffff) >> 16);
 }
 
-// Symmetric, of a rotated group: the largest of the group is ±127, or a little less by the rounding of the scale, which is returned.
+// Symmetric, of a rotated group: the largest of the group is ±127, or a little less by the rounding of the scale, which
+// is returned.
 uint16_t quantize_int8(const float* x, int8_t* out) {
     Floats peak = zero();
     for (int k = 0; k < kInt8Group; k += kWidth) peak = max(peak, abs(load(x + k)));

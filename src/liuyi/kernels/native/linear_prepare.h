@@ -1,8 +1,9 @@
 // Turning a row of x into what the kernels of a format read. Included once per instruction set.
 //   float32   [depth]
 //   bfloat16  [depth]
-//   int8      [depth] numbers of the rotated groups (linear_rotate.h), then a float32 scale for each group, then an int32 for each group: what its integer sum
-//             starts from, because the weights are stored with 128 added (kInt8Start in linear_int8.h)
+//   int8      [depth] numbers of the rotated groups (linear_rotate.h), then a float32 scale for each group, then an
+//             int32 for each group: what its integer sum starts from, because the weights are stored with 128 added
+//             (linear_dot.h)
 //   int4      [depth] numbers, then a float32 scale for each group, then for each group the sum of its scaled numbers,
 //             which the weights' minimum is multiplied with
 #pragma once
@@ -49,6 +50,32 @@ LIUYI_INLINE float quantize_group(const float* x, int columns, int group, int8_t
     return highest / 127.0f;
 }
 
+// 32 whole numbers of −127..127 as bytes.
+LIUYI_INLINE void store_32_bytes(int8_t* out, const __m256i (&v)[8], int first) {
+    const __m256i low = _mm256_packs_epi32(v[first], v[first + 1]), high = _mm256_packs_epi32(v[first + 2], v[first + 3]);
+    const __m256i bytes = _mm256_packs_epi16(low, high);  // Fours of bytes in the order 0 2 4 6 1 3 5 7.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(bytes, order));
+}
+
+// As quantize_group, for a rotated group, which never leaves the registers.
+LIUYI_INLINE float quantize_rotated(const float* x, int columns, int8_t* out, int32_t& total) {
+    __m256 v[8], peak = _mm256_setzero_ps();
+    rotate_group(x, columns, v);
+    for (const __m256& row : v) peak = _mm256_max_ps(peak, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), row));
+    const float highest = largest(peak);
+    const __m256 inverse = _mm256_set1_ps(highest > 1e-30f ? 127.0f / highest : 0.0f);
+    __m256i numbers[8], sums = _mm256_setzero_si256();
+    for (int i = 0; i < 8; ++i) {
+        numbers[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        sums = _mm256_add_epi32(sums, numbers[i]);
+    }
+    store_32_bytes(out, numbers, 0);
+    store_32_bytes(out + 32, numbers, 4);
+    total = sum(sums);
+    return highest / 127.0f;
+}
+
 LIUYI_INLINE void prepare_int(const Linear& w, const float* x, uint8_t* out) {
     const int groups = w.depth / w.group;
     float* scales = reinterpret_cast<float*>(out + w.depth);
@@ -57,9 +84,7 @@ LIUYI_INLINE void prepare_int(const Linear& w, const float* x, uint8_t* out) {
         int8_t* numbers = reinterpret_cast<int8_t*>(out) + g * w.group;
         const int left = w.columns - g * w.group, count = left < w.group ? left : w.group;
         if (w.format == Format::int8) {
-            float rotated[kInt8Group];
-            rotate_group(x + g * w.group, count, rotated);
-            scales[g] = quantize_group(rotated, kInt8Group, kInt8Group, numbers, total);
+            scales[g] = quantize_rotated(x + g * w.group, count, numbers, total);
         } else {
             scales[g] = quantize_group(x + g * w.group, count, w.group, numbers, total);
         }

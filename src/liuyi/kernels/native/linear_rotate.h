@@ -43,19 +43,24 @@ LIUYI_INLINE void transpose_rows(__m256 (&v)[8]) {
     }
 }
 
-// R of 64 columns, of which the first `count` exist and the rest are zero.
-LIUYI_INLINE void rotate_group(const float* x, int count, float* out) {
+// R of 64 columns, of which the first `count` exist and the rest are zero, in registers.
+LIUYI_INLINE void rotate_group(const float* x, int count, __m256 (&v)[8]) {
     float padded[kRotated] = {};
     if (count < kRotated) {
         std::memcpy(padded, x, sizeof(float) * static_cast<size_t>(count));
         x = padded;
     }
-    __m256 v[8];
     for (int i = 0; i < 8; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
     hadamard_rows(v);
     transpose_rows(v);
     hadamard_rows(v);
-    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + 8 * i, _mm256_mul_ps(v[i], _mm256_set1_ps(0.125f)));
+    for (__m256& row : v) row = _mm256_mul_ps(row, _mm256_set1_ps(0.125f));
+}
+
+LIUYI_INLINE void rotate_group(const float* x, int count, float* out) {
+    __m256 v[8];
+    rotate_group(x, count, v);
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + 8 * i, v[i]);
 }
 
 }  // namespace LIUYI_ISA
