@@ -175,9 +175,9 @@ class TestStep:
         assert [row[0] for row in table.rows] == ["after", "before"]
 
     def test_makes_up_prompts_without_an_eval_set(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
-        made = run_step(
-            home, tmp_path, "infer.bench", {"model": checkpoint}, prompts=2, prompt_tokens=20, new_tokens=3, streams=1
-        )["evaluation"]
+        options = {"prompts": 2, "prompt_tokens": 20, "new_tokens": 3, "streams": 1, "weights": "fp32", "kv": "bf16"}
+        made = run_step(home, tmp_path, "infer.bench", {"model": checkpoint}, **options)["evaluation"]
+        assert "kv bf16" in made.file("evaluation.json").read_text()
         evaluation = Evaluation.load(made.path)
         assert evaluation.columns["prompt_tokens"] == [20.0, 20.0]
 

@@ -103,11 +103,12 @@ class BenchParams(Params):
     weights: Literal["auto", "reference", "fp32", "bf16", "int8", "int4"] = Field(
         "auto", description="number format computed in; auto as in serve, reference as the weights are"
     )
+    kv: Literal["auto", "fp32", "bf16", "int8"] = Field("auto", description="number format of keys and values")
 
 
 @step(
     "infer.bench",
-    version=2,
+    version=3,
     inputs={
         "model": Input("checkpoint", "whose speed is measured"),
         "baseline": Input("checkpoint", "what it is compared with, in the same run", optional=True),
@@ -184,7 +185,7 @@ def _bench(artifact: Artifact, items: list[dict[str, str]], params: BenchParams)
     from liuyi.model.checkpoint import load_model
     from liuyi.model.tokenizer import Tokenizer
 
-    runner = open_runner(load_model(artifact.path), weights=params.weights, slots=params.streams)
+    runner = open_runner(load_model(artifact.path), weights=params.weights, kv=params.kv, slots=params.streams)
     engine = Engine(runner, Tokenizer.load(artifact.path), max_slots=params.streams)
     rng = random.Random(0)
     prompts = []
