@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -80,7 +80,9 @@ class TestAnswers:
                 client.chat.completions.create(model="tinny", messages=MESSAGES)
             with pytest.raises(openai.BadRequestError, match="temperature"):
                 client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=9)
-        for content in (b"", b"[", b"[1]", b"{}", b'{"model": 3}'):
+        odd = (b'"\\ud800"', b"NaN", b"1e999", b"[" * 100_000 + b"]" * 100_000)
+        bodies = [b'{"model": "tiny", "prompt": "x", "user": %s}' % value for value in odd]
+        for content in (b"", b"[", b"[1]", b"{}", b'{"model": 3}', *bodies):
             assert httpx.post(f"{proxied.url}/v1/chat/completions", content=content).status_code == 400
 
     def test_hanging_up_reaches_the_engine(self, proxied: LiveServer, live_engine: Engine) -> None:
@@ -89,7 +91,10 @@ class TestAnswers:
             next(stream)
             stream.close()
         eventually(lambda: not live_engine.has_work, "the engine goes on")
-        eventually(lambda: 'status="499"} ' in httpx.get(f"{proxied.url}/metrics").text, "not counted")
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{proxied.url}/v1/chat/completions", json=LONG, timeout=0.05)
+        eventually(lambda: not live_engine.has_work, "the engine goes on with an answer in one")
+        eventually(lambda: 'status="499"} 2' in httpx.get(f"{proxied.url}/metrics").text, "not counted")
 
 
 def test_its_key_comes_from_the_environment(
@@ -111,6 +116,27 @@ def test_its_key_comes_from_the_environment(
             assert httpx.post(url, json=LONG, headers={"authorization": "Bearer inner"}).status_code == 401
             body = LONG | {"max_tokens": 2}
             assert httpx.post(url, json=body, headers={"authorization": "Bearer outer"}).status_code == 200
+
+
+def test_a_deadline_is_one_for_all_that_an_answer_takes() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        await asyncio.sleep(5)
+        yield b"{}"
+
+    async def engine(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "m", "object": "model"}]})
+        await asyncio.sleep(0.2)
+        return httpx.Response(200, content=pieces())
+
+    upstream = Upstream(Place.parse("vllm"), transport=httpx.MockTransport(engine))
+    with served(lambda record, gate: create_proxy(upstream, gate=gate)) as proxy:
+        for seconds in (0.1, 0.3):
+            body = {"model": "m", "prompt": "x", "timeout": seconds}
+            late = httpx.post(f"{proxy.url}/v1/completions", json=body)
+            assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert 'liuyi_requests_total{model="m",status="504"} 2' in httpx.get(f"{proxy.url}/metrics").text
+        assert upstream.inside == 0
 
 
 def test_an_engine_that_breaks_off_or_goes_away_is_told_cleanly() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from liuyi.core.errors import LiuyiError
+
 logger = logging.getLogger("liuyi.server")
 
 
@@ -46,5 +48,7 @@ class AnswerLog:
         while (answer := self._answers.get()) is not None:
             try:
                 self._record(answer)
+            except LiuyiError as error:
+                logger.error("the answer %s could not be recorded: %s", answer.id, error)
             except Exception:
                 logger.exception("the answer %s could not be recorded", answer.id)

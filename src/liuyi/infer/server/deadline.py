@@ -43,10 +43,14 @@ async def within(timeout_s: float | None, begin: Callable[[], Awaitable[Deltas]]
         raise _passed(timeout_s) from None
 
 
-async def limited(timeout_s: float | None, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which has to come within so many seconds. Raises DeadlinePassed."""
+async def limited(timeout_s: float | None, work: Coroutine[Any, Any, T], since: float | None = None) -> T:
+    """The result of `work`, which has to come within so many seconds of `since`, a time of the event loop, or of now.
+
+    Raises DeadlinePassed.
+    """
+    began = asyncio.get_running_loop().time() if since is None else since
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout_at(None if timeout_s is None else began + timeout_s):
             return await work
     except TimeoutError:
         raise _passed(timeout_s or 0) from None

@@ -15,12 +15,12 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import liuyi
 from liuyi.core.digest import sha256_json
-from liuyi.infer.errors import EngineError, RequestError
+from liuyi.infer.errors import DeadlinePassed, EngineError, RequestError
 from liuyi.infer.server import errors
 from liuyi.infer.server.admission import Admission, Place
 from liuyi.infer.server.answers import Answer, AnswerLog
@@ -119,13 +119,20 @@ class _Proxy:
         follow = self._observer.request(body["model"], request.headers)
         passing = Passing(body, follow, getattr(request.state, "charge", None))
         place = self._admission.enter(requests=1)
+        began = asyncio.get_running_loop().time()
         try:
-            response = await limited(timeout_s, self._upstream.send("POST", path, passing.body))
+            sent = limited(timeout_s, self._upstream.send("POST", path, passing.body))
+            # Many engines say nothing, not even a status, before an answer that is not streamed is whole.
+            response = await unless_gone(request.receive, sent)
         except BaseException as error:
             place.leave()
             passing.end(errors.describe(error)[0] if isinstance(error, Exception) else CLIENT_GONE)
             raise
-        answer = _Answer(self, passing, response, place, timeout_s)
+        if response is None:
+            place.leave()
+            passing.end(CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
+        answer = _Answer(self, passing, response, place, timeout_s, began)
         if response.status_code == 200 and passing.streams:
             return _Stream(answer)
         return await unless_gone(request.receive, answer.whole()) or Response(status_code=CLIENT_GONE)
@@ -143,20 +150,28 @@ class _Answer:
     """What the engine says to one request, and the place that it holds meanwhile."""
 
     def __init__(
-        self, proxy: _Proxy, passing: Passing, response: httpx.Response, place: Place, timeout_s: float | None
+        self,
+        proxy: _Proxy,
+        passing: Passing,
+        response: httpx.Response,
+        place: Place,
+        timeout_s: float | None,
+        began: float,
     ) -> None:
+        """The answer has to be whole `timeout_s` after `began`, a time of the event loop."""
         self._proxy = proxy
         self.passing = passing
         self._response = response
         self._place = place
         self._timeout_s = timeout_s
+        self._began = began
         proxy._upstream.inside += 1
 
     async def whole(self) -> Response:
         """The answer, or the refusal, in one."""
         status = CLIENT_GONE
         try:
-            await limited(self._timeout_s, self._response.aread())
+            await limited(self._timeout_s, self._response.aread(), self._began)
             status = self._response.status_code
             if status != 200:
                 status, body = refusal(self._response)
@@ -165,7 +180,10 @@ class _Answer:
             found = as_object(self._response.content)
             self.passing.see_whole(found)
             self._proxy.keep(self.passing, self.passing.charge)
-            return JSONResponse(found)
+            return Response(self._response.content, media_type="application/json")
+        except DeadlinePassed:
+            status = 504
+            raise
         except httpx.HTTPError as error:
             status = 502
             raise EngineError("the backend broke off its answer") from error
@@ -176,7 +194,7 @@ class _Answer:
         """The events of a stream, as they come; an error in the end if it breaks off."""
         status = CLIENT_GONE
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout_at(None if self._timeout_s is None else self._began + self._timeout_s):
                 async for line in self._response.aiter_lines():
                     if line and (passed := self.passing.see_line(line)):
                         yield passed

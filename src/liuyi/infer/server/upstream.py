@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from liuyi.core.errors import LiuyiError
-from liuyi.infer.errors import EngineError, Unavailable
+from liuyi.infer.errors import EngineError, RequestError, Unavailable
 from liuyi.infer.server.backend import BackendInfo, Load
 from liuyi.infer.server.errors import error_body
 
@@ -101,9 +101,12 @@ class Upstream:
     async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """Its response, of which the body is yet to be read and which has to be closed.
 
-        Raises Unavailable if it cannot be reached.
+        Raises RequestError if the body cannot be sent as JSON, Unavailable if the engine cannot be reached.
         """
-        request = self._http.build_request(method, path, json=body)
+        try:
+            request = self._http.build_request(method, path, json=body)
+        except (ValueError, RecursionError) as error:
+            raise RequestError("the body holds a number or a text that JSON cannot carry") from error
         try:
             response = await self._http.send(request, stream=True)
         except httpx.HTTPError as error:
@@ -145,7 +148,7 @@ def as_object(content: bytes) -> dict[str, Any]:
     """The JSON object that it is; empty if it is none."""
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
