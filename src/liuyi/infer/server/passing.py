@@ -20,6 +20,8 @@ class Passing:
         self.streams = bool(asked.get("stream"))
         self.id = ""
         self.usage: dict[str, int] = {}
+        self.is_complete = False
+        """The stream has told its end."""
         self._follow = follow
         self._pieces = 0
         self._reasons: dict[int, str] = {}
@@ -34,7 +36,9 @@ class Passing:
         if not line.startswith("data:"):
             return f"{line}\n".encode()
         data = line.removeprefix("data:").strip()
-        if data != "[DONE]":
+        if data == "[DONE]":
+            self.is_complete = True
+        else:
             chunk = as_object(data.encode())
             self._see(chunk)
             if not chunk.get("choices") and isinstance(chunk.get("usage"), dict) and not self._shows_usage:

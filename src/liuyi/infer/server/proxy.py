@@ -196,10 +196,16 @@ class _Answer:
         try:
             async with asyncio.timeout_at(None if self._timeout_s is None else self._began + self._timeout_s):
                 async for line in self._response.aiter_lines():
-                    if line and (passed := self.passing.see_line(line)):
+                    passed = self.passing.see_line(line) if line else b""
+                    if self.passing.is_complete and status != 200:
+                        # Before the client hears of the end: it may hang up as soon as it does.
+                        status = 200
+                        self._proxy.keep(self.passing, self.passing.charge)
+                    if passed:
                         yield passed
-            status = 200
-            self._proxy.keep(self.passing, self.passing.charge)
+            if status != 200:
+                status = 200
+                self._proxy.keep(self.passing, self.passing.charge)
         except (httpx.HTTPError, TimeoutError) as error:
             status = 504 if isinstance(error, TimeoutError) else 502
             message = "the answer was not there in time" if status == 504 else "the backend broke off its answer"
