@@ -213,3 +213,14 @@ def test_what_a_step_takes_without_prompts_is_learned_while_prompts_wait() -> No
     # Five that wait for each that speaks count for more than the evenness of what it says.
     assert pace.budget(generating=3, reading=15) == 512
     assert pace.budget(generating=0, reading=1) == 512
+
+
+def test_tokens_that_turn_dear_are_noticed_within_a_few_steps() -> None:
+    pace = Pace(prefill_tokens=512, stretch=1.5)
+    seconds = []
+    for at in range(100):
+        budget = pace.budget(generating=2, reading=1)
+        seconds.append(0.004 + (0.000_005 if at < 20 else 0.000_5) * budget)
+        pace.observe(generating=2, other_tokens=budget, seconds=seconds[-1])
+    assert max(seconds[:20]) < 0.007
+    assert all(taken < 0.0065 for taken in seconds[27:])

@@ -11,8 +11,8 @@ _FIRST = 8
 _LOOK_AGAIN = 64
 """Steps after which one without prompts and drafts is taken, to see what that takes now."""
 _LEAST = 1
-_GAIN = 0.2
-_STRIDE = 0.5
+_SLOWLY, _AT_ONCE = 0.2, 0.5
+_LEAP = 8.0
 
 
 class Pace:
@@ -58,12 +58,13 @@ class Pace:
         if not other_tokens:
             size = generating.bit_length()
             self._looked[size] = self._steps
-            self._step_s[size] = _toward(self._step_s.get(size), seconds)
+            self._step_s[size] = _toward(self._step_s.get(size), seconds, rise=_SLOWLY)
             return
         step_s = self.step_s(generating)
         if step_s is not None:
             token_s = max(seconds - step_s, 0.01 * seconds) / other_tokens
-            self.token_s = _toward(self.token_s, token_s)
+            # Each token costs more than the one before it, since it sees more: what rises is believed sooner.
+            self.token_s = _toward(self.token_s, token_s, rise=_AT_ONCE)
 
     def step_s(self, generating: int) -> float | None:
         """Seconds of a step without other tokens, of the most similar number of sequences seen; None before any."""
@@ -73,8 +74,8 @@ class Pace:
         return self._step_s[min(self._step_s, key=lambda seen: abs(seen - size))]
 
 
-def _toward(mean: float | None, value: float) -> float:
-    """A running mean that no single outlier moves far."""
+def _toward(mean: float | None, value: float, *, rise: float) -> float:
+    """A running mean that follows by the part `rise` upward, slowly downward, and no single outlier far."""
     if mean is None:
         return value
-    return mean + _GAIN * max(-_STRIDE * mean, min(_STRIDE * mean, value - mean))
+    return mean + (rise if value > mean else _SLOWLY) * (min(value, _LEAP * mean) - mean)
