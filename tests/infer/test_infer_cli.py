@@ -209,6 +209,23 @@ class TestServe:
         assert result.exit_code == 1
         assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
+    def test_says_why_it_cannot_start_without_a_traceback(
+        self, home: Home, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cut = tmp_path / "cut"
+        cut.mkdir()
+        for file in folder.iterdir():
+            whole = file.read_bytes()
+            (cut / file.name).write_bytes(whole[: len(whole) // 2] if file.suffix == ".safetensors" else whole)
+        for args, said in (
+            (("--backend", "openai:http://127.0.0.1:1/v1"), "cannot be reached"),
+            ((str(cut),), "model.safetensors"),
+        ):
+            result = run(home, "serve", *args, "--port", "0")
+            assert result.exit_code == 1
+            assert said in result.stderr
+            assert "Traceback" not in result.stderr + caplog.text
+
 
 def liuyi(home: Home, *args: str, **options: Any) -> subprocess.Popen[str]:
     code = "from liuyi.cli.main import main; main()"

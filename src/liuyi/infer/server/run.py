@@ -8,10 +8,42 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.server.gate import Gate
+
+
+class Opening:
+    """An app whose LiuyiError, if it cannot start for one, is kept for whoever starts the server, and not logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.problem: LiuyiError | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        failed: list[Message] = []
+
+        async def held_back(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                failed.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, held_back)
+        except LiuyiError as error:
+            if not failed:
+                raise
+            self.problem = error
+            await send({"type": "lifespan.startup.failed", "message": ""})
+        except BaseException:
+            for message in failed:
+                await send(message)
+            raise
 
 
 class Server(uvicorn.Server):
@@ -21,8 +53,11 @@ class Server(uvicorn.Server):
     `drain_s` is over. A second signal ends it at once.
     """
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, drain_s: int, listening: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, opening: Opening, gate: Gate, drain_s: int, listening: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self.opening = opening
         self._gate = gate
         self._drain_s = drain_s
         self._listening = listening
@@ -56,8 +91,9 @@ def make_server(
 
     After SIGTERM it takes no new ones, and gives those in work `drain_s` seconds.
     """
+    opening = Opening(app)
     config = uvicorn.Config(
-        app,
+        opening,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -65,20 +101,24 @@ def make_server(
         timeout_keep_alive=30,
         lifespan="on",
     )
-    return Server(config, gate or Gate(), drain_s, listening)
+    return Server(config, opening, gate or Gate(), drain_s, listening)
 
 
 def serve(server: Server, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, and return once everything begun has been finished.
 
-    Raises LiuyiError if the app could not start.
+    Raises LiuyiError if the app could not start: that which it met, if it was one.
     """
     # uvicorn raises the signal again after the drain; by then it has done its work.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[bound])
+    except SystemExit:
+        # Its way to say that the app has not started.
+        if server.started:
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if not server.started:
-        raise LiuyiError("the server could not start; its log says why")
+        raise server.opening.problem or LiuyiError("the server could not start; its log says why")

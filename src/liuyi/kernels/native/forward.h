@@ -19,23 +19,45 @@ Range share(int count, int thread, int threads) {
             static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)};
 }
 
+// The tokens that a layer goes on with after its attention: all of them, or in the last layer those that results are
+// wanted of. Row i of `x`, and of all that is computed from it, is that of token of[i]; null means token i.
+struct Rows {
+    int count;
+    float* x;
+    const int32_t* of;
+
+    int token(int row) const { return of == nullptr ? row : of[row]; }
+};
+
 struct Pass {
     const Step& step;
     const int thread, threads;
 
     void wait() const { step.threads->barrier(); }
     Range mine(int count) const { return share(count, thread, threads); }
-    float* x(int token) const { return step.x + static_cast<size_t>(token) * step.shape.hidden; }
+    float* at(const Rows& rows, int row) const { return rows.x + static_cast<size_t>(row) * step.shape.hidden; }
+    Rows all_rows() const { return {step.tokens, step.x, nullptr}; }
+
+    // The residual stream of the tokens that results are wanted of.
+    Rows wanted_rows() const {
+        const Range mine = this->mine(step.rows);
+        const size_t hidden = step.shape.hidden;
+        for (int row = mine.begin; row < mine.end; ++row) {
+            std::memcpy(step.last_x + row * hidden, step.x + step.wanted[row] * hidden, hidden * sizeof(float));
+        }
+        return {step.rows, step.last_x, step.wanted};
+    }
 
     void embed() const {
         const int hidden = step.shape.hidden;
         const Range tokens = mine(step.tokens);
         for (int token = tokens.begin; token < tokens.end; ++token) {
             const size_t row = static_cast<size_t>(step.ids[token]) * hidden;
+            float* x = step.x + static_cast<size_t>(token) * hidden;
             if (step.embedding_format == Format::f32) {
-                std::memcpy(x(token), static_cast<const float*>(step.embedding) + row, hidden * sizeof(float));
+                std::memcpy(x, static_cast<const float*>(step.embedding) + row, hidden * sizeof(float));
             } else {
-                widen(static_cast<const uint16_t*>(step.embedding) + row, hidden, x(token));
+                widen(static_cast<const uint16_t*>(step.embedding) + row, hidden, x);
             }
         }
     }
@@ -47,46 +69,66 @@ struct Pass {
         }
     }
 
-    void adapt_output(int token, int layer) const {
+    void adapt_output(const Rows& rows, int layer) const {
+        if (!step.adapted) return;
         const int columns = step.shape.heads * step.shape.head_dim;
-        adapt(token, layer, o_proj, step.attended + static_cast<size_t>(token) * columns, columns, x(token), step.shape.hidden);
+        const Range mine = this->mine(rows.count);
+        for (int row = mine.begin; row < mine.end; ++row) {
+            const int token = rows.token(row);
+            const float* attended = step.attended + static_cast<size_t>(token) * columns;
+            adapt(token, layer, o_proj, attended, columns, at(rows, row), step.shape.hidden);
+        }
     }
 
-    void adapt_down(int token, int layer) const {
+    void adapt_down(const Rows& rows, int layer) const {
+        if (!step.adapted) return;
         const int columns = step.shape.intermediate;
-        adapt(token, layer, down_proj, step.middle + static_cast<size_t>(token) * columns, columns, x(token), step.shape.hidden);
+        const Range mine = this->mine(rows.count);
+        for (int row = mine.begin; row < mine.end; ++row) {
+            const float* middle = step.middle + static_cast<size_t>(row) * columns;
+            adapt(rows.token(row), layer, down_proj, middle, columns, at(rows, row), step.shape.hidden);
+        }
     }
 
-    float* normed_row(int token, float* scratch) const {
-        return step.adapted ? step.normed + static_cast<size_t>(token) * step.shape.hidden : scratch;
+    float* normed_row(int row, float* scratch) const {
+        return step.adapted ? step.normed + static_cast<size_t>(row) * step.shape.hidden : scratch;
     }
 
     // Norm of the residual stream, made ready for a product.
-    void prepare_normed(const Linear& linear, const float* norm, float* scratch) const {
-        const Range tokens = mine(step.tokens);
-        for (int token = tokens.begin; token < tokens.end; ++token) {
-            float* normed = normed_row(token, scratch);
-            rms_norm(x(token), norm, step.shape.hidden, step.shape.norm_eps, normed);
-            prepare(linear, normed, step.prepared + token * linear.prepared_bytes);
+    void prepare_normed(const Rows& rows, const Linear& linear, const float* norm, float* scratch) const {
+        const Range mine = this->mine(rows.count);
+        for (int row = mine.begin; row < mine.end; ++row) {
+            float* normed = normed_row(row, scratch);
+            rms_norm(at(rows, row), norm, step.shape.hidden, step.shape.norm_eps, normed);
+            prepare(linear, normed, step.prepared + row * linear.prepared_bytes);
+        }
+    }
+
+    void prepare_attended(const Rows& rows, const Linear& linear) const {
+        const Range mine = this->mine(rows.count);
+        for (int row = mine.begin; row < mine.end; ++row) {
+            const float* attended = step.attended + static_cast<size_t>(rows.token(row)) * linear.columns;
+            prepare(linear, attended, step.prepared + row * linear.prepared_bytes);
+        }
+    }
+
+    void prepare_middle(const Rows& rows, const Linear& linear) const {
+        const Range mine = this->mine(rows.count);
+        for (int row = mine.begin; row < mine.end; ++row) {
+            const float* middle = step.middle + static_cast<size_t>(row) * linear.columns;
+            prepare(linear, middle, step.prepared + row * linear.prepared_bytes);
         }
     }
 
     // Gate and up apart, so that adapters can add to them.
-    void adapt_gates(int layer) const {
+    void adapt_gates(const Rows& rows, int layer) const {
         const int hidden = step.shape.hidden, size = step.shape.intermediate;
-        const Range tokens = mine(step.tokens);
-        for (int token = tokens.begin; token < tokens.end; ++token) {
-            float* gate = step.gate_up + static_cast<size_t>(token) * 2 * size;
-            adapt(token, layer, gate_proj, normed_row(token, nullptr), hidden, gate, size);
-            adapt(token, layer, up_proj, normed_row(token, nullptr), hidden, gate + size, size);
-            swiglu(gate, gate + size, size, step.middle + static_cast<size_t>(token) * size);
-        }
-    }
-
-    void prepare_rows(const Linear& linear, const float* rows) const {
-        const Range tokens = mine(step.tokens);
-        for (int token = tokens.begin; token < tokens.end; ++token) {
-            prepare(linear, rows + static_cast<size_t>(token) * linear.columns, step.prepared + token * linear.prepared_bytes);
+        const Range mine = this->mine(rows.count);
+        for (int row = mine.begin; row < mine.end; ++row) {
+            float* gate = step.gate_up + static_cast<size_t>(row) * 2 * size;
+            adapt(rows.token(row), layer, gate_proj, normed_row(row, nullptr), hidden, gate, size);
+            adapt(rows.token(row), layer, up_proj, normed_row(row, nullptr), hidden, gate + size, size);
+            swiglu(gate, gate + size, size, step.middle + static_cast<size_t>(row) * size);
         }
     }
 
@@ -155,10 +197,29 @@ struct Pass {
         for (int token = tokens.begin; token < tokens.end; ++token) join_token(step, plan, token);
     }
 
-    void adapt_mine(void (Pass::*addition)(int, int) const, int layer) const {
-        if (!step.adapted) return;
-        const Range tokens = mine(step.tokens);
-        for (int token = tokens.begin; token < tokens.end; ++token) (this->*addition)(token, layer);
+    // From what attention gave to the residual stream after the layer, adapters of its last product left out.
+    void feed_forward(const Rows& rows, int index, float* scratch) const {
+        const Shape& shape = step.shape;
+        const Layer& layer = step.layers[index];
+        prepare_attended(rows, layer.output);
+        wait();
+        product(layer.output, rows.count, rows.x, shape.hidden, Epilogue::add);
+        wait();
+        adapt_output(rows, index);
+        prepare_normed(rows, layer.gate_up, layer.mlp_norm.as<float>(), scratch);
+        wait();
+        if (step.adapted) {
+            product(layer.gate_up, rows.count, step.gate_up, 2 * static_cast<size_t>(shape.intermediate), Epilogue::store);
+            wait();
+            adapt_gates(rows, index);
+        } else {
+            product(layer.gate_up, rows.count, step.middle, shape.intermediate, Epilogue::swiglu);
+            wait();
+        }
+        prepare_middle(rows, layer.down);
+        wait();
+        product(layer.down, rows.count, rows.x, shape.hidden, Epilogue::add);
+        wait();
     }
 
     template <class Kv>
@@ -166,51 +227,41 @@ struct Pass {
         const Shape& shape = step.shape;
         const size_t width = static_cast<size_t>(shape.heads + 2 * shape.kv_heads) * shape.head_dim;
         uint8_t* work = step.work + thread * step.work_bytes;
-        float* row = reinterpret_cast<float*>(work);
+        float* scratch = reinterpret_cast<float*>(work);
+        Rows rows = all_rows();
         embed();
         for (int index = 0; index < shape.layers; ++index) {
             const Layer& layer = step.layers[index];
             const Plan& plan = step.plans[step.layer_plan[index]];
-            if (index > 0) adapt_mine(&Pass::adapt_down, index - 1);
-            prepare_normed(layer.qkv, layer.attention_norm.as<float>(), row);
+            const bool last = index == shape.layers - 1;
+            if (index > 0) adapt_down(rows, index - 1);
+            prepare_normed(rows, layer.qkv, layer.attention_norm.as<float>(), scratch);
             wait();
             product(layer.qkv, step.tokens, step.qkv, width, Epilogue::store);
             wait();
-            keep<Kv>(layer, index, row);
+            keep<Kv>(layer, index, scratch);
+            // What follows in the last layer is for nothing but the results.
+            if (last && step.rows == 0) return;
             wait();
             attend_all<Kv>(plan, index, work);
             wait();
             join_mine(plan);
-            prepare_rows(layer.output, step.attended);
-            wait();
-            product(layer.output, step.tokens, step.x, shape.hidden, Epilogue::add);
-            wait();
-            adapt_mine(&Pass::adapt_output, index);
-            prepare_normed(layer.gate_up, layer.mlp_norm.as<float>(), row);
-            wait();
-            if (step.adapted) {
-                product(layer.gate_up, step.tokens, step.gate_up, 2 * static_cast<size_t>(shape.intermediate), Epilogue::store);
-                wait();
-                adapt_gates(index);
-            } else {
-                product(layer.gate_up, step.tokens, step.middle, shape.intermediate, Epilogue::swiglu);
+            if (last && step.last_x != nullptr) {
+                rows = wanted_rows();
                 wait();
             }
-            prepare_rows(layer.down, step.middle);
-            wait();
-            product(layer.down, step.tokens, step.x, shape.hidden, Epilogue::add);
-            wait();
+            feed_forward(rows, index, scratch);
         }
-        finish_rows(row);
+        adapt_down(rows, shape.layers - 1);
+        finish_rows(rows, scratch);
     }
 
-    void finish_rows(float* row) const {
+    void finish_rows(const Rows& rows, float* scratch) const {
         const Shape& shape = step.shape;
-        const Range rows = mine(step.rows);
-        for (int i = rows.begin; i < rows.end; ++i) {
-            float* normed = step.want_hidden ? step.result + static_cast<size_t>(i) * shape.hidden : row;
-            adapt_down(step.wanted[i], shape.layers - 1);
-            rms_norm(x(step.wanted[i]), step.final_norm, shape.hidden, shape.norm_eps, normed);
+        const Range mine = this->mine(step.rows);
+        for (int i = mine.begin; i < mine.end; ++i) {
+            float* normed = step.want_hidden ? step.result + static_cast<size_t>(i) * shape.hidden : scratch;
+            rms_norm(at(rows, i), step.final_norm, shape.hidden, shape.norm_eps, normed);
             if (!step.want_hidden) prepare(*step.head, normed, step.prepared + i * step.head->prepared_bytes);
         }
         if (step.want_hidden) return;

@@ -247,6 +247,7 @@ void Model::reserve(const Step& step, size_t partial_rows) {
     const auto floats = [](size_t rows, size_t columns) { return (rows * columns + 64) * sizeof(float); };
     const size_t tokens = step.tokens;
     x_.grow(floats(tokens, shape_.hidden));
+    if (step.rows < step.tokens) last_x_.grow(floats(step.rows, shape_.hidden));
     qkv_.grow(floats(tokens, (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim));
     attended_.grow(floats(tokens, shape_.heads * shape_.head_dim));
     middle_.grow(floats(tokens, shape_.intermediate));
@@ -311,6 +312,7 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     step.normed = normed_.as<float>();
     step.gate_up = gate_up_.as<float>();
     step.x = x_.as<float>();
+    step.last_x = batch.rows < batch.tokens ? last_x_.as<float>() : nullptr;
     step.qkv = qkv_.as<float>();
     step.attended = attended_.as<float>();
     step.middle = middle_.as<float>();

@@ -75,7 +75,7 @@ class Model {
     Placement placement_;
     std::vector<AttentionPlan> plans_;
     std::vector<Tickets> tickets_;
-    Buffer x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_, normed_, gate_up_;
+    Buffer x_, last_x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_, normed_, gate_up_;
 };
 
 }  // namespace liuyi

@@ -112,6 +112,7 @@ struct Step {
     float* gate_up;     // [tokens, 2 · intermediate], only where there are adapters
 
     float *x, *qkv, *attended, *middle, *partials;
+    float* last_x;  // [rows, hidden]: x in the last layer, where fewer rows than tokens are wanted; else null
     uint8_t *prepared, *queries, *work;
     size_t work_bytes;  // of each thread
 
