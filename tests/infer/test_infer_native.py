@@ -222,16 +222,13 @@ def test_dynamic_scaling_beyond_the_trained_context_is_that_of_the_torch_runner(
     assert relative_error(native.logits(batch), TorchRunner(model, batch.tables.size).logits(batch)) < 2e-5
 
 
-def test_blocks_are_copied_and_shared_by_those_that_begin_alike() -> None:
+def test_blocks_are_shared_by_those_that_begin_alike() -> None:
     model = tiny_model()
     tokens = texts_of(model, 1, 70)
     runner = NativeRunner(model, 8, weights="int8", kv="int8")
     whole = runner.logits(replace_rows(whole_batch(tokens), ids([[0, 1, 2]])))
-    runner.copy_blocks([(2, 5), (0, 6), (6, 7)])
-    last = Batch(ids(tokens[0, 66:]), ids([4]), ids([66]), ids([[7, 1, 5]]), ids([0, 3]), ids([-1]))
+    last = Batch(ids(tokens[0, 64:]), ids([6]), ids([64]), ids([[0, 1, 5]]), ids([2, 5]), ids([-1]))
     assert torch.equal(runner.logits(last), whole[[66, 69]])
-    with pytest.raises(KernelsError, match="no such block"):
-        runner.copy_blocks([(0, 8)])
 
 
 def test_what_a_block_held_before_does_not_matter() -> None:

@@ -74,10 +74,6 @@ class NativeRunner:
         self._run(batch, out, hidden=True)
         return out
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """See `Runner.copy_blocks`."""
-        self._native.copy_blocks(pairs)
-
     def load_adapter(self, slot: int, adapter: Adapter) -> None:
         """Put an adapter into a slot, in place of what was there. Raises ModelError if it does not fit the model."""
         adapter.check(self.config)

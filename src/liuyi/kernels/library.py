@@ -137,7 +137,6 @@ def _declare(functions: ctypes.CDLL) -> None:
         "model_set_adapter": (c_int, c_void_p, *(c_int,) * 4, c_void_p, c_void_p),
         "model_drop_adapter": (c_int, c_void_p, c_int),
         "model_forward": (c_int, c_void_p, POINTER(BatchView), c_int, c_void_p),
-        "model_copy_blocks": (c_int, c_void_p, c_void_p, c_int),
         "model_block_bytes": (c_int64, c_void_p),
         "model_weight_bytes": (c_int64, c_void_p),
     }

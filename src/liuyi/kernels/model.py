@@ -159,13 +159,6 @@ class NativeModel:
             self.library.functions.liuyi_model_forward(self._open(), ctypes.byref(batch), int(hidden), result)
         )
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks of keys and values, (from, to), one after the other."""
-        if pairs:
-            kept = np.ascontiguousarray(pairs, dtype=np.int32)
-            functions = self.library.functions
-            self.library.check(functions.liuyi_model_copy_blocks(self._open(), kept.ctypes.data, len(pairs)))
-
     def _open(self) -> int:
         if not self.close.alive:
             raise KernelsError("the model is closed")

@@ -83,10 +83,6 @@ int liuyi_model_forward(void* model, const BatchView* batch, int want_hidden, fl
     return guarded([&] { of(model).forward(*batch, want_hidden != 0, result); });
 }
 
-int liuyi_model_copy_blocks(void* model, const int32_t* pairs, int count) {
-    return guarded([&] { of(model).copy_blocks(pairs, count); });
-}
-
 int64_t liuyi_model_block_bytes(void* model) { return static_cast<int64_t>(of(model).kv().block_bytes); }
 
 int64_t liuyi_model_weight_bytes(void* model) { return static_cast<int64_t>(of(model).weight_bytes()); }

@@ -38,6 +38,5 @@ LIUYI_API int liuyi_model_set_adapter(void* model, int slot, int layer, int proj
                                       const float* up);
 LIUYI_API int liuyi_model_drop_adapter(void* model, int slot);
 LIUYI_API int liuyi_model_forward(void* model, const liuyi::BatchView* batch, int want_hidden, float* result);
-LIUYI_API int liuyi_model_copy_blocks(void* model, const int32_t* pairs, int count);
 LIUYI_API int64_t liuyi_model_block_bytes(void* model);
 LIUYI_API int64_t liuyi_model_weight_bytes(void* model);

@@ -327,13 +327,4 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     threads_.run([&](int thread) { forward(step, thread); });
 }
 
-void Model::copy_blocks(const int32_t* pairs, int count) {
-    for (int i = 0; i < 2 * count; ++i) require(pairs[i] >= 0 && pairs[i] < blocks_, "there is no such block");
-    for (int i = 0; i < count; ++i) {
-        if (pairs[2 * i] == pairs[2 * i + 1]) continue;
-        std::memcpy(cache_.as<uint8_t>() + pairs[2 * i + 1] * kv_.block_bytes,
-                    cache_.as<uint8_t>() + pairs[2 * i] * kv_.block_bytes, kv_.block_bytes);
-    }
-}
-
 }  // namespace liuyi

@@ -43,7 +43,6 @@ class Model {
 
     // Results [rows, vocab], or [rows, hidden] if the hidden states are wanted.
     void forward(const BatchView& batch, bool want_hidden, float* result);
-    void copy_blocks(const int32_t* pairs, int count);
 
     const KvLayout& kv() const { return kv_; }
     size_t weight_bytes() const;
