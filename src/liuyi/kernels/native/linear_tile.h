@@ -28,8 +28,8 @@ struct Ahead {
     size_t step;
 
     LIUYI_INLINE void fetch() {
-        _mm_prefetch(at, _MM_HINT_T0);
-        _mm_prefetch(at + 64, _MM_HINT_T0);
+        _mm_prefetch(at, _MM_HINT_T1);
+        _mm_prefetch(at + 64, _MM_HINT_T1);
         at += step;
     }
 };
