@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable
@@ -15,7 +16,10 @@ from liuyi.infer.server.gate import Gate
 
 
 class Opening:
-    """An app whose LiuyiError, if it cannot start for one, is kept for whoever starts the server, and not logged."""
+    """An app that does not log why it has not started where that is no fault of the code.
+
+    A LiuyiError is kept for whoever starts the server; to be told to stop while a model loads is nothing to tell.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -35,10 +39,10 @@ class Opening:
 
         try:
             await self.app(scope, receive, held_back)
-        except LiuyiError as error:
+        except (LiuyiError, asyncio.CancelledError) as error:
             if not failed:
                 raise
-            self.problem = error
+            self.problem = error if isinstance(error, LiuyiError) else None
             await send({"type": "lifespan.startup.failed", "message": ""})
         except BaseException:
             for message in failed:
