@@ -9,7 +9,7 @@ from typing import Literal
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -288,6 +288,7 @@ def test_aliases_and_merge_keys_share_fields() -> None:
     assert recipe.steps["b"].inputs == recipe.steps["a"].inputs
 
 
+@example('"\n')
 @given(st.text() | st.text(alphabet="recips: \n-{}[]&*!?|>'\"#$.1a", max_size=200))
 def test_any_text_gives_a_recipe_or_an_error_for_people(text: str) -> None:
     with pytest.raises(InvalidRecipe):

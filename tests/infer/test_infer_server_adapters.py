@@ -60,6 +60,8 @@ def test_are_loaded_chosen_recorded_and_dropped(adapted: LiveServer, folders: di
             assert made.json()["adapter_digest"] == Adapter.load(folder).digest
             assert made.json()["parent"] == "tiny"
         assert {model.id for model in client.models.list()} == {"tiny", "calm", "wild"}
+        with pytest.raises(openai.BadRequestError, match="without adapters"):
+            client.embeddings.create(model="wild", input="turn on")
         texts = {said(client, name) for name in ("tiny", "calm", "wild")}
         assert len(texts) == 3
         assert plain in texts

@@ -105,7 +105,8 @@ def read_document(text: str, source: str) -> Document:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}" if mark else source
         message = " ".join(part for part in (error.context, error.problem) if part)
-        hint = QUOTE_HINT if mark and "${" in text.splitlines()[mark.line] else ""
+        line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
+        hint = QUOTE_HINT if "${" in line else ""
         raise InvalidRecipe([RecipeError(f"this is not YAML: {message}", where=place, hint=hint)]) from None
     except (yaml.YAMLError, RecursionError) as error:
         message = " ".join(str(error).split())
