@@ -35,6 +35,8 @@ def add(app: FastAPI, service: Service) -> None:
     async def embeddings(body: EmbeddingBody, request: Request) -> Response:
         """The mean of the final hidden states over each text's tokens, scaled to length 1."""
         backend = backend_of(body.model)
+        if service.find(body.model).adapter is not None:
+            raise RequestError("embeddings are made by the model without adapters", param="model")
         timeout_s = timeout_of(request.headers.get(HEADER), None, service.timeout_s)
         embedded = await unless_gone(request.receive, limited(timeout_s, backend.embed(body.texts)))
         if embedded is None:
