@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <x86intrin.h>
@@ -11,8 +12,11 @@
 namespace liuyi {
 namespace {
 
-// Some 20 µs at 2–4 GHz: longer than the unevenness of a phase, shorter than what sleeping and waking costs others.
+// Some 20 µs at 2–4 GHz: longer than the unevenness of a phase. From then on the core is offered to others.
 constexpr uint64_t kSpinCycles = 60'000;
+// Some 2 ms: longer than what lies between two steps. To wake from sleep takes longer than many a phase, all the more
+// where the core is halted and the machine is a virtual one.
+constexpr uint64_t kYieldCycles = 6'000'000;
 
 long futex(const std::atomic<uint32_t>* word, int operation, uint32_t value) {
     return syscall(SYS_futex, reinterpret_cast<const uint32_t*>(word), operation | FUTEX_PRIVATE_FLAG, value, nullptr,
@@ -29,8 +33,13 @@ void Signal::advance() {
 void Signal::wait_beyond(uint32_t old) {
     const uint64_t begin = __rdtsc();
     while (value() == old) {
-        if (__rdtsc() - begin < kSpinCycles) {
+        const uint64_t waited = __rdtsc() - begin;
+        if (waited < kSpinCycles) {
             _mm_pause();
+            continue;
+        }
+        if (waited < kYieldCycles) {
+            sched_yield();
             continue;
         }
         sleepers_.fetch_add(1);

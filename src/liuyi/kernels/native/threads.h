@@ -3,8 +3,9 @@
 //     Threads threads(2);
 //     threads.run([&](int thread) { …; threads.barrier(); …; });     // thread 0 is the caller
 //
-// Waiting spins for some microseconds and then sleeps in the kernel, so that a step with hundreds of barriers costs
-// tens of nanoseconds each, and so that nothing collapses when others use the same cores.
+// Waiting spins for some microseconds, then offers the core to others for some milliseconds, then sleeps: a step with
+// hundreds of barriers costs tens of nanoseconds each, the next step finds all threads awake, and nothing collapses when
+// others use the same cores.
 #pragma once
 
 #include <atomic>
