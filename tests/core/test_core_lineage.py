@@ -172,6 +172,13 @@ def test_an_answer_leads_to_its_model_and_application(world: World) -> None:
     assert [answer.title for answer in answers] == ["chatcmpl-1"]
 
 
+def test_an_answer_of_a_model_outside_the_store_names_its_digest(world: World) -> None:
+    world.home.ledger.add_answer("chatcmpl-2", "f" * 64, None, "r" * 64, {"finish_reason": "stop"})
+    found = trace(world.home, "chatcmpl-2", "up")
+    assert [(node.facts["port"], node.digest) for node in found.up] == [("model", "f" * 64)]
+    assert not found.up[0].children
+
+
 def test_what_the_store_no_longer_holds_is_still_known(world: World) -> None:
     world.home.store.delete(world.digests["kept"])
     found = trace(world.home, "last/base", "up")

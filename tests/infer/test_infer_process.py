@@ -20,6 +20,7 @@ import pytest
 import torch
 from infer_support import StepCounter, client_over
 
+from liuyi.core.digest import sha256_tree
 from liuyi.core.errors import ModelError, OutOfMemory
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
@@ -27,6 +28,7 @@ from liuyi.infer.process.client import EngineClient, Patience
 from liuyi.infer.process.messages import EngineSpec
 from liuyi.infer.process.spawn import spawn
 from liuyi.infer.request import Grammar, Request
+from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
@@ -40,6 +42,21 @@ async def running(engine: Engine, **options: Any) -> AsyncIterator[EngineClient]
         yield working
     finally:
         await working.close()
+
+
+def test_a_model_outside_the_store_is_known_by_its_content(
+    model: Decoder, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    digests = []
+    for name in ("one", "copy", "other"):
+        save_model(tmp_path / name, model, tokenizer)
+        if name == "other":
+            (tmp_path / name / "generation_config.json").write_text("{}")
+        backend = ModelBackend.load(EngineSpec(model=str(tmp_path / name)))
+        backend.engine.abandon()
+        digests.append(backend.digest)
+    assert digests[0] == digests[1] == sha256_tree(tmp_path / "one")
+    assert digests[2] != digests[0]
 
 
 def long_request(at: int = 0) -> Request:

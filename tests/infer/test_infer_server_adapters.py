@@ -13,6 +13,7 @@ import torch
 from infer_support import MESSAGES, LiveServer, backend_over, client_of, client_over, eventually, live_server
 
 from liuyi.infer.engine import Engine
+from liuyi.infer.errors import RequestError
 from liuyi.infer.process.messages import EngineSpec
 from liuyi.infer.process.open import open_engine
 from liuyi.infer.request import Request
@@ -130,3 +131,27 @@ def test_are_opened_with_the_engine_and_beside_speculation(
         engine = open_engine(spec)
         assert engine.generate([request]) == expected
         assert engine.stats.drafted_tokens > 0
+
+
+def test_one_that_cannot_be_read_any_more_is_not_known_to_the_successor(
+    model: Decoder, tokenizer: Tokenizer, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    async def lose() -> None:
+        client = client_over(lambda: Engine(model, tokenizer, max_slots=2))
+        await client.start()
+        lost = shutil.copytree(folders["calm"], tmp_path / "lost")
+        await client.load_adapter("lost", str(lost))
+        await client.load_adapter("wild", str(folders["wild"]))
+        shutil.rmtree(lost)
+        client.kill()
+        while client.restarts == 0 or client.state != "ready":
+            await asyncio.sleep(0.01)
+        assert list(client.adapters) == ["wild"]
+        assert await client.generate([Request(prompt_ids=[30, 31], max_tokens=3, adapter="wild")])
+        with pytest.raises(RequestError, match="lost"):
+            await client.generate([Request(prompt_ids=[30, 31], max_tokens=3, adapter="lost")])
+        await client.close()
+
+    asyncio.run(lose())

@@ -51,6 +51,10 @@ def command(
     if adapter and form not in ("hf", "gguf", "ollama"):
         raise click.UsageError("--adapter is for models")
     if form == "archive":
+        if Path(ref).exists():
+            raise click.UsageError(
+                f"an archive is of an artifact, and {ref} is a path; say --to hf, gguf, peft or ollama"
+            )
         _archive(home(ctx), ref, output, alone)
         return
     from liuyi.model.exchange import source_of

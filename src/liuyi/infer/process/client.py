@@ -147,6 +147,7 @@ class EngineClient:
         """
         self.state = "starting"
         await self._open()
+        self.state = "ready"
         self.adapters = dict(self.facts.adapters)
         self._supervisor = asyncio.create_task(self._supervise())
 
@@ -300,18 +301,31 @@ class EngineClient:
             self.restarts += 1
             try:
                 await self._open()
-                self._restore_adapters()
+                try:
+                    await self._restore_adapters()
+                except BaseException:
+                    self._peer.kill()
+                    self._writer.close()
+                    raise
+                self.state = "ready"
                 return True
             except LiuyiError as error:
                 logger.error("the engine could not be started again: %s", error)
 
-    def _restore_adapters(self) -> None:
-        for name, folder in self._folders.items():
+    async def _restore_adapters(self) -> None:
+        """Load and drop what was loaded and dropped before, ahead of the first request."""
+        for name, folder in list(self._folders.items()):
             id = next(self._ids)
-            if folder is not None:
-                self._send(LoadAdapter(id, name, folder))
-            elif name in self.facts.adapters:
-                self._send(DropAdapter(id, name))
+            if folder is None and name not in self.facts.adapters:
+                continue
+            self._send(DropAdapter(id, name) if folder is None else LoadAdapter(id, name, folder))
+            while not isinstance(answer := await self._read(), Taken | Refused) or answer.id != id:
+                if answer is None:
+                    raise EngineError("the engine was lost while its adapters were loaded")
+            if isinstance(answer, Refused):
+                logger.error("the adapter '%s' could not be loaded again: %s", name, answer.error)
+                self.adapters.pop(name, None)
+                del self._folders[name]
 
     async def _open(self) -> None:
         self._peer = peer = self._launched or self._new_peer()
@@ -325,7 +339,6 @@ class EngineClient:
             raise
         if isinstance(message, Ready):
             self.facts, self.pulse, self._silent_s = message.facts, NO_PULSE, 0.0
-            self.state = "ready"
             return
         self._writer.close()
         how = await asyncio.to_thread(peer.end)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI
 from pydantic import StringConstraints
 
+from liuyi.core.errors import ModelError
 from liuyi.infer.errors import RequestError
 from liuyi.infer.server.backend import AdapterBackend
 from liuyi.infer.server.messages import Body
@@ -45,7 +46,10 @@ def add(app: FastAPI, service: Service) -> None:
         """Load an adapter; one of that name is replaced, and requests in work end with the one they began with."""
         if body.name in service.models:
             raise RequestError(f"'{body.name}' is the name of a model", param="name")
-        await backend_of(body.model).load_adapter(body.name, body.path)
+        try:
+            await backend_of(body.model).load_adapter(body.name, body.path)
+        except ModelError as error:
+            raise RequestError(str(error), param="path") from error
         return service.model_object(body.name)
 
     @app.delete("/v1/adapters/{name:path}")

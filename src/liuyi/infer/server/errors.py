@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,13 +140,17 @@ class _Unforeseen:
             await ErrorResponse(body, status)(scope, receive, send)
 
 
+# Pydantic names the member of a union that it tried as if it were a part of the path.
+_TYPE = re.compile(r"(constrained-)?(str|int|float|bool|list|dict|tuple|nullable)(\W.*)?")
+
+
 def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     """Message and field of the first thing that is wrong with a body; what the client sent is not repeated."""
     problem = problems[0]
     if problem["type"] == "json_invalid":
         detail = str(problem.get("ctx", {}).get("error", "")) or "it cannot be parsed"
         return f"the body is not valid JSON: {detail}", None
-    place = [str(part) for part in problem["loc"] if part != "body"]
+    place = [str(part) for part in problem["loc"] if part != "body" and not _TYPE.fullmatch(str(part))]
     param = ".".join(place)[:200] or None
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from liuyi.core.digest import sha256_bytes
+from liuyi.core.digest import sha256_bytes, sha256_tree
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import ControlTokens
 from liuyi.infer.process.client import EngineClient
@@ -75,17 +75,19 @@ class ModelBackend:
         self.admission = Admission(max_requests=0, max_tokens=0)
 
     @classmethod
-    def load(cls, spec: EngineSpec, **options: Any) -> ModelBackend:
+    def load(cls, spec: EngineSpec, *, digest: str = "", **options: Any) -> ModelBackend:
         """A backend whose engine is opened as `spec` says; `options` as for the class.
 
-        The process is started at once, to load the weights while this one gets ready. Raises ModelError if the
+        The process is started at once, to load the weights while this one gets ready: without a `digest` the model's
+        is computed from the content of its file or folder. Raises ModelError if the
         tokenizer cannot be read.
         """
         path = Path(spec.model)
         engine = EngineClient(partial(spawn, spec))
         engine.launch()
         try:
-            return cls(engine, load_tokenizer(path), defaults=sampling_defaults(path), **options)
+            tokenizer, defaults = load_tokenizer(path), sampling_defaults(path)
+            return cls(engine, tokenizer, digest=digest or sha256_tree(path), defaults=defaults, **options)
         except BaseException:
             engine.abandon()
             raise
