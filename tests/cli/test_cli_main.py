@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from liuyi.cli import main as program
 from liuyi.cli.common import figure_text, seconds_text, size_text
+from liuyi.cli.lazy import module_name
 from liuyi.core.errors import DataError
 
 HEAVY = ("torch", "daft", "pyarrow", "sqlalchemy", "alembic", "pydantic", "numpy", "scipy", "rich", "yaml", "fastapi")
@@ -34,7 +35,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     assert imported_by(code) == set()
 
 
-@pytest.mark.parametrize("name", program.COMMANDS)
+@pytest.mark.parametrize("name", program.cli.lines)
 def test_every_listed_command_is_there_and_explains_itself(name: str) -> None:
     result = CliRunner().invoke(program.cli, [name, "--help"])
     assert result.exit_code == 0, result.output
@@ -43,7 +44,7 @@ def test_every_listed_command_is_there_and_explains_itself(name: str) -> None:
 
 def test_every_command_module_is_listed() -> None:
     folder = Path(program.__file__).parent
-    listed = {program.module_name(name) for name in program.COMMANDS}
+    listed = {module_name("liuyi.cli", name) for name in program.cli.lines}
     defining = re.compile(r"^(def command\(|command\b.* = )", re.MULTILINE)
     defined = {f"liuyi.cli.{file.stem}" for file in folder.glob("*.py") if defining.search(file.read_text("utf-8"))}
     assert defined <= listed

@@ -1,13 +1,10 @@
 """`liuyi`: one group whose commands are loaded only when they are called.
 
-A command lives in `liuyi/cli/<name>.py` and is called `command` there. Its line of help stands in the table
-below, so that `liuyi --help` imports none of them.
+A command lives in `liuyi/cli/<name>.py` and is called `command` there. Its line of help stands in the table below.
 """
 
 from __future__ import annotations
 
-import importlib
-import keyword
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import click
 
 import liuyi
 from liuyi.cli.common import EXIT_ERROR, EXIT_UNEXPECTED, Session, print_error
-from liuyi.core.errors import LiuyiError, did_you_mean
+from liuyi.cli.lazy import LazyGroup
+from liuyi.core.errors import LiuyiError
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Run": {
@@ -28,6 +26,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Look": {
         "report": "Show the effect report of a run.",
         "show": "Show what an artifact is and what is in it.",
+        "data": "Look at data: documents, thresholds, mixtures, tokens.",
         "lineage": "Walk from an artifact to what it came from and what came of it.",
         "verify": "Check the bytes of artifacts against their digests.",
     },
@@ -50,39 +49,13 @@ SECTIONS: dict[str, dict[str, str]] = {
         "gc": "Delete what no run and no pin needs.",
     },
 }
-COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
 
-def module_name(command: str) -> str:
-    """The module that defines a command; a Python keyword gets an underscore."""
-    return f"liuyi.cli.{command}{'_' if keyword.iskeyword(command) else ''}"
+class Cli(LazyGroup):
+    """The program: errors made for people, and a traceback for nobody who did not ask for one."""
 
-
-class Cli(click.Group):
-    """A group with lazy commands, near names for wrong ones, and errors made for people."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(module_name(cmd_name)).command
-        command.name = cmd_name
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            raise click.UsageError(f"there is no command '{name}'; {did_you_mean(name, COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for section, commands in SECTIONS.items():
-            with formatter.section(section):
-                formatter.write_dl(list(commands.items()), col_spacing=4)
+    package = "liuyi.cli"
+    sections = SECTIONS
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
