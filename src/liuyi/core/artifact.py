@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal[
     "corpus",
+    "classifier",
     "tokenizer",
     "tokens",
     "chats",
