@@ -20,7 +20,7 @@ DROPPED = "dropped.parquet"
 REJECTED = "rejected.parquet"
 COLUMNS = ("id", "text", "source", "url", "license", "lang", "created", "cluster")
 
-_ROWS_PER_GROUP = 1024
+ROWS_PER_GROUP = 1024
 _BYTES_PER_GROUP = 1 << 26
 _REASONS_SHOWN = 8
 
@@ -77,7 +77,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a table as Parquet (zstd), byte-identical for equal tables."""
     import pyarrow.parquet as pq
 
-    pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=_ROWS_PER_GROUP)
+    pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP)
 
 
 def write_documents(folder: Path, documents: Iterable[Document]) -> tuple[int, int]:
@@ -162,7 +162,7 @@ class Rows:
             size = len((row[name] or "").encode())
             self.bytes[name] += size
             self._waiting_bytes += size
-        if len(self._rows) == _ROWS_PER_GROUP or self._waiting_bytes >= _BYTES_PER_GROUP:
+        if len(self._rows) == ROWS_PER_GROUP or self._waiting_bytes >= _BYTES_PER_GROUP:
             self._write()
 
     def __enter__(self) -> Rows:

@@ -1,4 +1,8 @@
-"""The rules: each a reason to drop a document, from its attributes and a threshold. The first that holds is given."""
+"""The rules: each a reason to drop a document, from its attributes and a threshold. The first that holds is given.
+
+A rule judges each document by itself, so a corpus is decided in pieces of any size. What `data.clean` does not measure
+is judged by an `optional` rule: it applies once its threshold is set, and its attribute must be there then.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from liuyi.core.errors import DataError
 from liuyi.data.select.thresholds import Thresholds
 
 Mask = NDArray[np.bool_]
@@ -18,14 +23,30 @@ KEPT = ""
 
 
 class Attributes:
-    """The columns of `attributes.parquet` and the documents' licences, as arrays [documents]."""
+    """The columns of `attributes.parquet` and the documents' licences, as arrays [documents].
 
-    def __init__(self, table: pa.Table, licences: pa.ChunkedArray) -> None:
+    `cut_ratio` is the share of each document's characters that selection will cut out; none where it is not given.
+    """
+
+    def __init__(
+        self, table: pa.Table, licences: pa.ChunkedArray, cut_ratio: NDArray[np.float64] | float = 0.0
+    ) -> None:
         self._table = table
         self.licences = licences
+        self.words_left = self["words"] * (1 - cut_ratio)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table.column_names
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._table[name].to_numpy()  # type: ignore[no-any-return]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """The attribute as Arrow has it, such as a list a document."""
+        return self._table[name]
 
     def among(self, name: str, values: tuple[str, ...]) -> Mask:
         """Whether the attribute is one of `values`."""
@@ -38,13 +59,44 @@ class Rule:
 
     reason: str
     holds: Callable[[Attributes, Thresholds], Mask]
+    needs: str = ""
+    """The attribute that only some corpora have; empty where `data.clean` measures all that the rule asks for."""
+    measured_by: str = ""
+    """The step that measures it."""
+    threshold: str = ""
+    """The threshold that makes the rule apply when it is set: neither None, False nor empty."""
+
+    def applies(self, attributes: Attributes, thresholds: Thresholds) -> bool:
+        """Whether the rule has anything to say. Raises DataError where it is asked for but nobody has measured."""
+        if not self.needs:
+            return True
+        wanted = getattr(thresholds, self.threshold)
+        if wanted is None or wanted is False or wanted == ():
+            return False
+        if self.needs not in attributes:
+            raise DataError(
+                f"{self.threshold} is set, but the corpus has no attribute '{self.needs}'",
+                hint=f"run {self.measured_by} on it first, or leave {self.threshold} out",
+            )
+        return True
+
+
+def optional(
+    reason: str, holds: Callable[[Attributes, Thresholds], Mask], *, needs: str, measured_by: str, threshold: str
+) -> Rule:
+    """A rule over the attribute `needs`, which the step `measured_by` gives; it applies once `threshold` is set."""
+    return Rule(reason, holds, needs, measured_by, threshold)
 
 
 def reasons(attributes: Attributes, thresholds: Thresholds) -> NDArray[np.object_]:
-    """[documents] the first reason to drop each document; empty where it is kept."""
-    chosen = np.full(len(attributes["words"]), KEPT, dtype=object)
+    """[documents] the first reason to drop each document; empty where it is kept.
+
+    Raises DataError where a threshold is set whose attribute the corpus lacks.
+    """
+    chosen = np.full(len(attributes), KEPT, dtype=object)
     for rule in RULES:
-        chosen[(chosen == KEPT) & rule.holds(attributes, thresholds)] = rule.reason
+        if rule.applies(attributes, thresholds):
+            chosen[(chosen == KEPT) & rule.holds(attributes, thresholds)] = rule.reason
     return chosen
 
 
@@ -58,6 +110,10 @@ def _chinese(attributes: Attributes, thresholds: Thresholds) -> Mask:
 
 def _above(name: str, threshold: str) -> Callable[[Attributes, Thresholds], Mask]:
     return lambda attributes, thresholds: attributes[name] > getattr(thresholds, threshold)
+
+
+def _below(name: str, threshold: str) -> Callable[[Attributes, Thresholds], Mask]:
+    return lambda attributes, thresholds: attributes[name] < getattr(thresholds, threshold)
 
 
 def _wrong_language(attributes: Attributes, thresholds: Thresholds) -> Mask:
@@ -114,6 +170,7 @@ RULES: tuple[Rule, ...] = (
     Rule("written by a program", lambda a, t: t.drop_generated & a["is_generated"]),
     Rule("placeholder text", lambda a, t: t.drop_placeholder & a["is_placeholder"]),
     Rule("too short", lambda a, t: a["words"] < t.min_words),
+    Rule("little left once repeated text is cut out", lambda a, t: a.words_left < t.min_words),
     Rule("code", _above("code_lines", "max_code_lines")),
     Rule("tables", _above("table_lines", "max_table_lines")),
     Rule("lists", _above("bullet_lines", "max_bullet_lines")),

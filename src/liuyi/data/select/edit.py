@@ -1,0 +1,102 @@
+"""Every change of a kept text, in one place: repeated passages are cut out, personal data is masked, and Chinese is
+written in simplified characters. Spans are in characters of the text as it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field
+
+from liuyi.core.step import Params
+from liuyi.data.clean.pii import PLACEHOLDERS
+
+CUT, MASKED = "repeated", "pii"
+"""The attributes that hold spans: lists of (start, end, kind)."""
+
+Replacement = tuple[int, int, str]
+"""Characters `start` to `end` of a text, and what comes in their place: a placeholder, or nothing."""
+
+
+class Edits(Params):
+    """How kept texts are changed."""
+
+    cut_repeated: bool = Field(True, description="cut out lines and passages marked as repeated, where they are marked")
+    mask_pii: bool = Field(True, description="put placeholders such as [EMAIL] in the place of personal data")
+    simplify_chinese: bool = Field(False, description="write traditional Chinese characters as simplified ones")
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """The attributes of spans that these edits ask for."""
+        return (CUT,) * self.cut_repeated + (MASKED,) * self.mask_pii
+
+
+def edited(texts: pa.ChunkedArray, attributes: pa.Table, edits: Edits) -> pa.Array:
+    """[documents] the texts after all edits asked for. A corpus without an attribute of spans has no such spans."""
+    values = texts.to_pylist()
+    columns = {name: attributes[name].combine_chunks() for name in edits.spans if name in attributes.column_names}
+    marked = sum((span_counts(column) for column in columns.values()), np.zeros(len(values), np.int64))
+    for row in np.flatnonzero(marked).tolist():
+        spans = [
+            (one["start"], one["end"], "" if name == CUT else PLACEHOLDERS[one["kind"]])
+            for name, column in columns.items()
+            for one in column[row].as_py() or ()
+        ]
+        values[row] = replace(values[row], spans)
+    if edits.simplify_chinese:
+        from liuyi.data.clean.script import to_simplified
+
+        values = [to_simplified(text) for text in values]
+    return pa.array(values, pa.string())
+
+
+def replace(text: str, replacements: Iterable[Replacement]) -> str:
+    """`text` with each span replaced, in any order; those that overlap or touch are taken as one.
+
+    A placeholder within a cut goes with it. One that reaches out of the cut stays, since a part of what it hides does.
+    """
+    parts, position = [], 0
+    for start, end, instead in _joined(replacements):
+        parts += [text[position:start], instead]
+        position = end
+    return "".join([*parts, text[position:]])
+
+
+def cut_ratio(attributes: pa.Table) -> NDArray[np.float64]:
+    """[documents] the share of characters in spans that will be cut out."""
+    if CUT not in attributes.column_names:
+        return np.zeros(attributes.num_rows)
+    lost = np.zeros(attributes.num_rows)
+    for row in np.flatnonzero(span_counts(attributes[CUT])).tolist():
+        cuts = [(one["start"], one["end"], "") for one in attributes[CUT][row].as_py()]
+        lost[row] = sum(end - start for start, end, _ in _merged(cuts))
+    return np.asarray(lost / np.maximum(attributes["chars"].to_numpy(), 1), np.float64)
+
+
+def span_counts(spans: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """[documents] how many spans each document has."""
+    return np.asarray(pc.fill_null(pc.list_value_length(spans), 0).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _joined(replacements: Iterable[Replacement]) -> Iterator[Replacement]:
+    """The same replacements in order, with text between them."""
+    given = list(replacements)
+    cuts = list(_merged(one for one in given if not one[2]))
+    masks = (one for one in given if one[2] and not any(start <= one[0] and one[1] <= end for start, end, _ in cuts))
+    yield from _merged([*cuts, *masks])
+
+
+def _merged(replacements: Iterable[Replacement]) -> Iterator[Replacement]:
+    waiting: Replacement | None = None
+    for start, end, instead in sorted(replacements):
+        if waiting is None or start > waiting[1]:
+            if waiting is not None:
+                yield waiting
+            waiting = (start, end, instead)
+        else:
+            waiting = (waiting[0], max(end, waiting[1]), waiting[2] + instead)
+    if waiting is not None:
+        yield waiting
