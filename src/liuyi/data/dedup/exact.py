@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from liuyi.data.clean.batch import Batch
 
@@ -18,3 +22,8 @@ def fingerprint(text: str) -> str:
 def fingerprints(batch: Batch) -> dict[str, list[str]]:
     """The fingerprint of each document."""
     return {"fingerprint": [fingerprint(text) for text in batch.strings]}
+
+
+def as_numbers(fingerprints: Sequence[str]) -> NDArray[np.uint64]:
+    """Fingerprints as numbers, [documents, 2], as `find_duplicates` takes them."""
+    return np.frombuffer(bytes.fromhex("".join(fingerprints)), ">u8").reshape(-1, 2).astype(np.uint64)

@@ -1,115 +1,146 @@
-"""Groups of duplicates over a whole corpus, each with one representative that stays."""
+"""Duplicates over a whole corpus, and for each the document that stays in its place.
+
+Documents are taken by preference: one stays unless it is similar to one that stays already. So whatever is dropped is
+as similar as the threshold to a document that is kept, and no chain of small changes leads from one to the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from liuyi.data.dedup.jaccard import Jaccard
-from liuyi.data.dedup.minhash import Signatures, bands_for, buckets
+from liuyi.data.attributes import read_groups
+from liuyi.data.dedup.candidates import candidate_groups
+from liuyi.data.dedup.minhash import Signatures
+from liuyi.data.dedup.verify import settle
+from liuyi.data.pool import available_cores
 
-_ALL_PAIRS_UP_TO = 64
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Ints = NDArray[np.int64]
+Fingerprints = NDArray[np.uint64]
+"""[documents, 2]"""
+
 _LENGTHS_TOLD_APART = 5.0
 """Lengths are about equal within steps of e^(1/5), some 20 %."""
 
 
-class UnionFind:
-    """Disjoint sets of the numbers below `size`; the smallest number of a set speaks for it."""
+def duplicate_schema() -> pa.Schema:
+    """The attributes that say what a document duplicates."""
+    import pyarrow as pa
 
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def find(self, item: int) -> int:
-        """The smallest number in the set of `item`."""
-        parent = self._parent
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    def join(self, one: int, other: int) -> None:
-        """Make one set of two."""
-        one, other = self.find(one), self.find(other)
-        self._parent[max(one, other)] = min(one, other)
+    return pa.schema(
+        [("duplicate_of", pa.string()), ("duplicate_kind", pa.string()), ("duplicate_similarity", pa.float32())]
+    )
 
 
 @dataclass(frozen=True)
 class Duplicates:
     """For each document the number of the one that stays in its place."""
 
-    representative: NDArray[np.int64]
+    representative: Ints
     """[documents] own number where the document itself stays."""
     similarity: NDArray[np.float32]
-    """[documents] Jaccard similarity to the representative; 1 where it is the same document or an exact duplicate."""
-    exact: NDArray[np.bool_]
-    """[documents] whether it is an exact duplicate of its representative."""
+    """[documents] similarity to the representative; 1 where it is the same document or an exact duplicate."""
+    kind: NDArray[np.object_]
+    """[documents] `exact`, `near` or `semantic`; empty where the document stays."""
+
+    def attributes(self, folder: Path) -> Iterator[pa.Table]:
+        """The columns of `duplicate_schema`, by row groups of the corpus."""
+        import pyarrow as pa
+
+        gone = self.representative != np.arange(len(self.representative))
+        named = dict.fromkeys(self.representative[gone].tolist(), "")
+        start = 0
+        for group in read_groups(folder, ["id"]):
+            for number in range(start, start + group.num_rows):
+                if number in named:
+                    named[number] = group["id"][number - start].as_py()
+            start += group.num_rows
+        start = 0
+        for group in read_groups(folder, ["id"]):
+            part = slice(start, start + group.num_rows)
+            names = [
+                named[kept] if own else "" for kept, own in zip(self.representative[part], gone[part], strict=True)
+            ]
+            yield pa.table([names, self.kind[part].tolist(), self.similarity[part]], schema=duplicate_schema())
+            start += group.num_rows
 
 
-def by_preference(chars: NDArray[np.int64], urls: Sequence[str], ids: Sequence[str]) -> NDArray[np.int64]:
+def by_preference(chars: Ints, url_chars: Ints, ids: Sequence[str] | NDArray[np.uint64]) -> Ints:
     """Document numbers, those first that stay: longer ones, of about equally long ones the shorter address, then id.
 
     A vendored copy is a few characters longer than its original, and has the longer address.
     """
     length = np.round(_LENGTHS_TOLD_APART * np.log(np.maximum(chars, 1)))
-    return np.lexsort((np.array(ids), np.array(list(map(len, urls)), np.int64), -length))
+    return np.lexsort((np.asarray(ids), url_chars, -length))
 
 
 def find_duplicates(
-    order: NDArray[np.int64],
-    fingerprints: Sequence[str],
+    folder: Path,
+    fingerprints: Fingerprints,
     signatures: Signatures,
-    jaccard: Jaccard,
+    chars: Ints,
     *,
     threshold: float,
+    workdir: Path,
+    workers: int | None = None,
 ) -> Duplicates:
-    """Group documents that are equal, or linked by pairs whose verified Jaccard similarity reaches `threshold`.
+    """The exact and near duplicates of a corpus; near ones have a Jaccard similarity of at least `threshold`.
 
-    `order` holds the document numbers by preference: the first of a group stays. Inside a bucket of more than 64
-    documents, each is compared with the leaders found so far instead of with all others.
+    `fingerprints`, `signatures` (which may be a file in memory) and `chars` have one row a document, in their order.
+    What does not fit in memory goes to a folder inside `workdir`. The result depends neither on the number of workers
+    nor on the order of the documents.
     """
-    groups = UnionFind(len(order))
-    first_with: dict[str, int] = {}
-    for rank, document in enumerate(order):
-        groups.join(rank, first_with.setdefault(fingerprints[document], rank))
-    unique = np.array(sorted(first_with.values()), np.int64)
-    bands, rows = bands_for(threshold)
-    for bucket in buckets(signatures[order[unique]], bands, rows):
-        _link(unique[bucket], order, groups, jaccard, threshold)
-    return _settle(order, groups, fingerprints, jaccard)
+    order = by_preference(chars, *_addresses(folder))
+    representative = _exact(fingerprints, order)
+    similarity = np.ones(len(order), np.float32)
+    kind = np.full(len(order), "", object)
+    kind[representative != np.arange(len(order))] = "exact"
+    unique = order[representative[order] == order]
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+        groups = candidate_groups(signatures, unique, threshold, Path(scratch))
+        settled = settle(folder, groups, signatures, threshold, Path(scratch), workers or available_cores())
+        for members, kept, similar in settled:
+            representative[members], similarity[members] = kept, similar
+            kind[members] = "near"
+    # An exact duplicate of a document that goes is as similar to what stays as that document is.
+    first = representative[representative]
+    passed_on = first != representative
+    similarity[passed_on] = similarity[representative[passed_on]]
+    kind[passed_on] = "near"
+    return Duplicates(first, similarity, kind)
 
 
-def _link(
-    ranks: NDArray[np.int64], order: NDArray[np.int64], groups: UnionFind, jaccard: Jaccard, threshold: float
-) -> None:
-    """Join the documents of one bucket that are similar enough; those already joined are not compared again."""
-    few = len(ranks) <= _ALL_PAIRS_UP_TO
-    compared: list[int] = []
-    for rank in ranks.tolist():
-        is_leader = True
-        for other in compared:
-            if groups.find(rank) == groups.find(other):
-                is_leader = False
-            elif jaccard.at_least(int(order[rank]), int(order[other]), threshold):
-                groups.join(rank, other)
-                is_leader = False
-            if not (few or is_leader):
-                break
-        if few or is_leader:
-            compared.append(rank)
+def _addresses(folder: Path) -> tuple[Ints, NDArray[np.uint64]]:
+    """The length of each document's address, and a number for its id."""
+    import pyarrow.compute as pc
+
+    lengths, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    for group in read_groups(folder, ["id", "url"]):
+        lengths.append(pc.utf8_length(pc.fill_null(group["url"], "")).to_numpy().astype(np.int64))
+        ids.append(np.array([_number(id) for id in group["id"].to_pylist()], np.uint64))
+    return np.concatenate(lengths), np.concatenate(ids)
 
 
-def _settle(order: NDArray[np.int64], groups: UnionFind, fingerprints: Sequence[str], jaccard: Jaccard) -> Duplicates:
-    size = len(order)
-    representative = np.empty(size, np.int64)
-    similarity = np.ones(size, np.float32)
-    exact = np.zeros(size, bool)
-    for rank, document in enumerate(order):
-        kept = representative[document] = order[groups.find(rank)]
-        if kept != document:
-            exact[document] = fingerprints[document] == fingerprints[kept]
-            if not exact[document]:
-                similarity[document] = jaccard.similarity(int(document), int(kept))
-    return Duplicates(representative, similarity, exact)
+def _number(id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big")
+
+
+def _exact(fingerprints: Fingerprints, order: Ints) -> Ints:
+    """[documents] the first of the documents with the same fingerprint."""
+    ordered = fingerprints[order]
+    by_value = np.lexsort((ordered[:, 1], ordered[:, 0]))
+    new = np.ones(len(order), bool)
+    new[1:] = (ordered[by_value[1:]] != ordered[by_value[:-1]]).any(axis=1)
+    first = np.empty(len(order), np.int64)
+    first[order[by_value]] = order[by_value[np.flatnonzero(new)]][np.cumsum(new) - 1]
+    return first

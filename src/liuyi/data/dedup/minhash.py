@@ -1,38 +1,45 @@
-"""Near-duplicate candidates by MinHash (Broder 1997) and banding (Leskovec, Rajaraman, Ullman, ch. 3).
-
-Signatures come from Daft; bands and candidate pairs are made here, over the whole corpus at once.
-"""
+"""MinHash signatures (Broder 1997) and their bands (Leskovec, Rajaraman, Ullman, ch. 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from liuyi.core.words import blocks
+from liuyi.data.dedup.shingles import shingles
+
 HASHES = 112
-NGRAM_WORDS = 5
 
 Signatures = NDArray[np.uint32]
 """[documents, hashes]"""
 
-_SEED = 1
 _RECALL = 0.98
+_AT_ONCE = 2048
+"""Shingles hashed together: 112 times as many 32-bit numbers fit the second-level cache."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
+_generator = np.random.Generator(np.random.PCG64(1))
+_MULTIPLIERS = _generator.integers(0, 1 << 32, (HASHES, 1), np.uint32) | np.uint32(1)
+_ADDENDS = _generator.integers(0, 1 << 32, (HASHES, 1), np.uint32)
 
 
-def signature(daft: ModuleType, text: Any) -> Any:
-    """The MinHash signature of a text column, as a Daft expression: word 5-grams without case and punctuation.
+def signatures(texts: Sequence[str]) -> Signatures:
+    """The signature of each text: the smallest values of its shingles under 112 permutations of the 32-bit numbers.
 
-    Each Han character is a word, so that Chinese has n-grams too.
+    Shingles are hashed already, so the permutations may be as cheap as a · x + b modulo 2³² with an odd a. Two texts
+    agree in each place with a probability that is their Jaccard similarity.
     """
-    functions = daft.functions
-    words = functions.regexp_replace(functions.lower(text), r"[^\p{L}\p{M}\p{N}]+", " ")
-    words = functions.regexp_replace(words, r"(\p{Han})", " ${1} ")
-    words = functions.normalize(words, white_space=True)
-    return functions.minhash(words, num_hashes=HASHES, ngram_size=NGRAM_WORDS, seed=_SEED, hash_function="xxhash")
+    found = np.full((len(texts), HASHES), np.iinfo(np.uint32).max, np.uint32)
+    for block in blocks(texts):
+        keys, bounds = shingles(texts[block])
+        values = (keys >> np.uint64(32)).astype(np.uint32)
+        for row, start, end in zip(found[block], bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            for at in range(start, end, _AT_ONCE):
+                permuted = _MULTIPLIERS * values[at : min(at + _AT_ONCE, end)]
+                permuted += _ADDENDS
+                np.minimum(row, permuted.min(axis=1), out=row)
+    return found
 
 
 def bands_for(jaccard: float, hashes: int = HASHES) -> tuple[int, int]:
@@ -47,16 +54,12 @@ def bands_for(jaccard: float, hashes: int = HASHES) -> tuple[int, int]:
     return hashes, 1
 
 
-def buckets(signatures: Signatures, bands: int, rows: int) -> Iterator[NDArray[np.int64]]:
-    """Groups of two or more documents, ascending, whose signatures agree in all rows of a band."""
-    for band in range(bands):
-        part = signatures[:, band * rows : (band + 1) * rows].astype(np.uint64)
-        keys = np.zeros(len(part), np.uint64)
-        for row in range(rows):
-            keys = (keys ^ part[:, row]) * _ODD
-            keys ^= keys >> np.uint64(31)
-        order = np.argsort(keys, kind="stable")
-        edges = np.flatnonzero(np.diff(keys[order])) + 1
-        for group in np.split(order, edges):
-            if len(group) > 1:
-                yield group
+def band_keys(signatures: Signatures, bands: int, rows: int) -> NDArray[np.uint64]:
+    """One number for what each document's signature holds in each band: [bands, documents]."""
+    keys = np.zeros((bands, len(signatures)), np.uint64)
+    for band, key in enumerate(keys):
+        for column in range(band * rows, (band + 1) * rows):
+            key ^= signatures[:, column]
+            key *= _ODD
+            key ^= key >> np.uint64(31)
+    return keys
