@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from liuyi.core.artifact import Artifact
+from liuyi.core.artifact import Artifact, InputRef
 from liuyi.core.home import Home
 from liuyi.core.runner.context import StepContext
 from liuyi.core.runner.events import EventLog
@@ -16,7 +16,7 @@ from liuyi.core.step import get_step
 def run_step(
     home: Home, workdir: Path, name: str, inputs: Mapping[str, Artifact | Sequence[Artifact]], **params: Any
 ) -> dict[str, Artifact]:
-    """The step's published outputs by port; its seed is 1."""
+    """The step's published outputs by port, which name what they were made from; its seed is 1."""
     step = get_step(name)
     digests = {
         port: [given.digest] if isinstance(given, Artifact) else [artifact.digest for artifact in given]
@@ -36,8 +36,11 @@ def run_step(
     )
     try:
         step.run(context, step.params(**params))
-        finished = context.finished()
-        return {port: home.store.publish(staging, step=name, output=port) for port, staging in finished.items()}
+        refs = [InputRef(name=port, digest=digest) for port, given in digests.items() for digest in given]
+        return {
+            port: home.store.publish(staging, step=name, output=port, inputs=refs, params=params)
+            for port, staging in context.finished().items()
+        }
     finally:
         events.close()
         context.discard()

@@ -6,12 +6,14 @@ uint16 where the vocabulary allows it. `documents.parquet` says where each begin
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from liuyi.core.errors import ArtifactError, DataError
-from liuyi.data.corpus import DOCUMENTS, read_documents, write_table
+from liuyi.data.corpus import DOCUMENTS, Rows
+from liuyi.data.shuffle import BUCKET_BYTES, Shuffled
 from liuyi.model.tokenizer import Tokenizer
 
 TOKENS = "tokens.bin"
@@ -30,6 +33,13 @@ ABOUT = "tokens.json"
 _BYTES_PER_BATCH = 2_000_000
 _FULL = 0.99
 """A budget filled to this part is full: what is left is smaller than most documents."""
+_ORIGIN = ("cluster", "source", "license", "url")
+
+
+def places_schema() -> pa.Schema:
+    """The columns of `documents.parquet`: one row a document in the order of the stream."""
+    counts = [(name, pa.int64()) for name in ("offset", "tokens", "bytes")]
+    return pa.schema([("id", pa.string()), *counts, *((name, pa.string()) for name in _ORIGIN)])
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,13 @@ def write_tokens(
     *,
     max_tokens: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    bucket_bytes: int = BUCKET_BYTES,
 ) -> About:
     """Encode a corpus on all cores, in an order shuffled by a hash of the documents' ids.
 
     With `max_tokens`, documents are taken in that order while they fit, so a budget holds a sample of everything.
     Special tokens in the text are encoded as the plain text that they are. `on_progress` hears (bytes done, in all).
+    Memory holds a few times `bucket_bytes`, however large the corpus; the result does not depend on it.
     Raises DataError where nothing is left to write or the tokenizer has no end-of-document token.
     """
     if tokenizer.eos_id is None:
@@ -78,31 +90,34 @@ def write_tokens(
             "the tokenizer has no end-of-document token", hint="its tokenizer_config.json names no eos_token"
         )
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    tokenizer.backend.encode_special_tokens = True
-    documents = _shuffled(read_documents(corpus))
-    sizes = pc.binary_length(documents["text"]).to_numpy().astype(np.int64)
     budget = float("inf") if max_tokens is None else max_tokens
-    taken, counts, total, done = [], [], 0, 0
-    with (folder / TOKENS).open("wb") as file:
-        for rows in _batches(sizes):
-            for row, ids in zip(rows, tokenizer.encode_batch(documents["text"].take(rows).to_pylist()), strict=True):
+    done = total = size = 0
+    with (
+        TemporaryDirectory(prefix=".shuffle-", dir=folder) as scratch,
+        (folder / TOKENS).open("wb") as file,
+        Rows(folder / DOCUMENTS, places_schema()) as places,
+    ):
+        shuffled = Shuffled(corpus, ("id", "text", *_ORIGIN), Path(scratch), bucket_bytes=bucket_bytes)
+        for batch, encoded in _encoded(tokenizer, shuffled):
+            lengths = pc.binary_length(batch["text"]).to_pylist()
+            origins = batch.drop_columns(["text"]).to_pylist()
+            for origin, length, ids in zip(origins, lengths, encoded, strict=True):
                 if total + len(ids) + 1 <= budget:
                     file.write(np.array([*ids, tokenizer.eos_id], dtype).tobytes())
-                    taken.append(row)
-                    counts.append(len(ids) + 1)
+                    places.add({**origin, "offset": total, "tokens": len(ids) + 1, "bytes": length})
                     total += len(ids) + 1
-            done += int(sizes[rows].sum())
-            on_progress(done, int(sizes.sum()))
+                    size += length
+            done += sum(lengths)
+            on_progress(done, shuffled.bytes)
             if total >= _FULL * budget:
                 break
-    if not taken:
-        raise DataError("no document fits", hint=f"max_tokens is {max_tokens}" if len(sizes) else "the corpus is empty")
-    _write_places(folder, documents.take(taken), np.array(counts), sizes[taken])
+    if not places.count:
+        raise DataError("no document fits", hint=f"max_tokens is {max_tokens}" if done else "the corpus is empty")
     about = About(
         dtype=dtype.name,
         tokens=total,
-        documents=len(taken),
-        bytes=int(sizes[taken].sum()),
+        documents=places.count,
+        bytes=size,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
     )
@@ -130,7 +145,7 @@ class Tokens:
 
     @cached_property
     def documents(self) -> pa.Table:
-        """One row a document in the order of the stream: id, offset, tokens, bytes, cluster, source, license."""
+        """One row a document in the order of the stream: id, offset, tokens, bytes, cluster, source, license, url."""
         return pq.read_table(self._folder / DOCUMENTS)
 
     @cached_property
@@ -150,32 +165,35 @@ class Tokens:
         return Place(found["id"], found["cluster"], position - found["offset"], found["tokens"])
 
 
-def _shuffled(documents: pa.Table) -> pa.Table:
-    keys = [hashlib.sha256(id.encode()).digest() for id in documents["id"].to_pylist()]
-    return documents.take(sorted(range(len(keys)), key=keys.__getitem__))
+def _encoded(tokenizer: Tokenizer, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, list[list[int]]]]:
+    """Batches of documents with their token ids; the next is encoded on all cores while one is written."""
+
+    tokenizer.backend.encode_special_tokens = True
+
+    def encode(batch: pa.Table) -> list[list[int]]:
+        return tokenizer.encode_batch(batch["text"].to_pylist())
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[pa.Table, Future[list[list[int]]]]] = deque()
+        try:
+            for batch in _batches(tables):
+                waiting.append((batch, pool.submit(encode, batch)))
+                if len(waiting) > 1:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _batches(sizes: NDArray[np.int64]) -> Iterator[list[int]]:
-    rows: list[int] = []
-    held = 0
-    for row, size in enumerate(sizes.tolist()):
-        rows.append(row)
-        held += size
-        if held >= _BYTES_PER_BATCH:
-            yield rows
-            rows, held = [], 0
-    if rows:
-        yield rows
-
-
-def _write_places(folder: Path, documents: pa.Table, counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-    table = pa.table(
-        {
-            "id": documents["id"],
-            "offset": pa.array(np.cumsum(counts) - counts, pa.int64()),
-            "tokens": pa.array(counts, pa.int64()),
-            "bytes": pa.array(sizes, pa.int64()),
-            **{name: documents[name] for name in ("cluster", "source", "license")},
-        }
-    )
-    write_table(table, folder / DOCUMENTS)
+def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables in parts of about `_BYTES_PER_BATCH`: enough documents for every core."""
+    for table in tables:
+        ends = np.cumsum(pc.binary_length(table["text"]).to_numpy())
+        start = 0
+        while start < table.num_rows:
+            before = ends[start - 1] if start else 0
+            end = int(np.searchsorted(ends, before + _BYTES_PER_BATCH)) + 1
+            yield table.slice(start, end - start)
+            start = end
