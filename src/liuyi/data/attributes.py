@@ -43,6 +43,29 @@ def attribute_schema(folder: Path) -> pa.Schema:
     return pq.read_schema(path) if path.exists() else pa.schema([])
 
 
+def read_beside(folder: Path, columns: Sequence[str]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Some columns of the documents, `id` among them, and all their attributes: one row group of documents after
+    another.
+
+    Raises ArtifactError where the corpus has no attributes, or those of other documents.
+    """
+    import pyarrow as pa
+
+    wanted = list(dict.fromkeys(["id", *columns]))
+    names = attribute_schema(folder).names
+    parts = read_groups(folder, names, ATTRIBUTES)
+    waiting = attribute_schema(folder).empty_table()
+    for documents in read_groups(folder, wanted):
+        while waiting.num_rows < documents.num_rows and (part := next(parts, None)) is not None:
+            waiting = pa.concat_tables([waiting, part])
+        attributes, waiting = waiting.slice(0, documents.num_rows), waiting.slice(documents.num_rows)
+        if not attributes["id"].equals(documents["id"]):
+            raise differ(folder)
+        yield documents, attributes.combine_chunks()
+    if waiting.num_rows or any(part.num_rows for part in parts):
+        raise differ(folder)
+
+
 def with_columns(source: Path, out: Path, added: pa.Schema, measured: Iterable[pa.Table]) -> int:
     """Write to `out` the documents of the corpus `source` with its attributes and those of `added`; gives their number.
 

@@ -180,6 +180,53 @@ class Rows:
         self._rows, self._waiting_bytes = [], 0
 
 
+class Groups:
+    """A Parquet file written table by table. Its row groups are bounded in rows and in bytes of text, and where they
+    end depends on the rows alone: equal rows give equal bytes, however they came.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.count = 0
+        self._texts = [column.name for column in schema if pa.types.is_string(column.type)]
+        self._waiting = schema.empty_table()
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=3)
+
+    def add(self, table: pa.Table) -> None:
+        import pyarrow as pa
+
+        self.count += table.num_rows
+        self._waiting = pa.concat_tables([self._waiting, table])
+        while rows := self._full():
+            self._write(rows)
+
+    def __enter__(self) -> Groups:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is None and (self._waiting.num_rows or not self.count):
+            self._write(self._waiting.num_rows)
+        self._writer.close()
+
+    def _full(self) -> int:
+        """How many of the rows that wait make a group; 0 where they do not fill one."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        sizes = np.zeros(self._waiting.num_rows, np.int64)
+        for name in self._texts:
+            sizes += pc.fill_null(pc.binary_length(self._waiting[name]), 0).to_numpy()
+        rows = int(np.searchsorted(np.cumsum(sizes), _BYTES_PER_GROUP)) + 1
+        rows = min(rows, ROWS_PER_GROUP)
+        return rows if rows <= self._waiting.num_rows else 0
+
+    def _write(self, rows: int) -> None:
+        self._writer.write_table(self._waiting.slice(0, rows), row_group_size=ROWS_PER_GROUP)
+        self._waiting = self._waiting.slice(rows)
+
+
 def read_documents(folder: Path, columns: Iterable[str] = COLUMNS) -> pa.Table:
     """The documents of a corpus as a table.
 

@@ -7,7 +7,9 @@ this machine. The engine is no part of a step's key: results are the same on eit
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+from collections.abc import Mapping
 from types import ModuleType
 
 from liuyi.core.errors import StepError, did_you_mean
@@ -52,7 +54,8 @@ def cores() -> int:
         return available_cores()
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    resources: Mapping[str, float] = ray.cluster_resources()
+    return max(1, int(resources.get("CPU", 1)))
 
 
 def _join_cluster() -> None:
@@ -64,7 +67,7 @@ def _join_cluster() -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise StepError(
             f"the Ray cluster cannot be reached: {error}",

@@ -6,14 +6,13 @@
     for table in map_groups(count, corpus, ["text"], ctx.workdir):
         ...
 
-What a part gives is a file in `workdir` as soon as it is there, so a step that is killed goes on with the parts that are
-missing. A worker that dies is replaced. Neither the engine nor the number of workers changes the result.
+What a part gives is a file in `workdir` as soon as it is there, so a step that is killed goes on with the parts that
+are missing. A worker that dies is replaced. Neither the engine nor the number of workers changes the result.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -104,7 +103,7 @@ class Parts:
         path = self.path(number)
         waiting = path.with_suffix(".waiting")
         waiting.write_bytes(table)
-        os.replace(waiting, path)
+        waiting.replace(path)
 
     def _is_done(self, number: int) -> bool:
         """Whether the part is there, and whole: after a power cut, a file may have its name but not its bytes."""

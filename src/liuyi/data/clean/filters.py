@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from liuyi.data.clean import boilerplate, chinese, language, layout, pii, quality, repetition
 from liuyi.data.clean.batch import Batch
@@ -30,7 +31,14 @@ class Filter:
 _RATIO = pa.float32()
 _COUNT = pa.int64()
 
+
+def size(batch: Batch) -> Columns:
+    """The UTF-8 bytes of each text."""
+    return {"bytes": pc.binary_length(batch.texts)}
+
+
 FILTERS: tuple[Filter, ...] = (
+    Filter("size", {"bytes": _COUNT}, size),
     Filter("language", {"lang": pa.string(), "lang_score": _RATIO}, language.languages),
     Filter("quality", dict(quality.ATTRIBUTES), quality.quality),
     Filter("layout", dict.fromkeys(layout.ATTRIBUTES, _RATIO), layout.layout),

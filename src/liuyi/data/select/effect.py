@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from liuyi.core.effect import Bars, Effect, Sample, Samples, Table
+from liuyi.data.select.decision import Decision, Numbered
+from liuyi.data.select.edit import CUT, MASKED, Edits
 from liuyi.data.select.rules import KEPT
-from liuyi.data.select.run import Selection
+from liuyi.data.select.run import Written
 
 _LARGEST = 20
 _SAMPLES_KEPT = 6
@@ -21,72 +21,75 @@ _SAMPLES_A_REASON = 2
 _SAMPLE_CHARS = 500
 
 
-def effect(selection: Selection, *, masked: bool) -> Effect:
+def effect(decision: Decision, written: Written, edits: Edits) -> Effect:
     """The effect of stage data."""
-    kept, size = selection.kept, selection.bytes
-    dropped = Counter(selection.reasons[~kept].tolist())
+    kept, size, why = decision.kept, decision.figures["bytes"], decision.reasons
+    dropped = Counter({name: int(count) for name, count in zip(why.names, why.totals(~kept), strict=True) if count})
     most = ", ".join(f"{count:,} {reason}" for reason, count in _ranked(dropped)[:3]) or "nothing"
-    held = kept & selection.held_out
-    clusters = len(set(selection.documents["cluster"].filter(pa.array(held)).to_pylist()))
-    hidden = _spans(selection)[kept].sum()
+    held = kept & decision.held_out
+    clusters = np.count_nonzero(decision.places["cluster"].totals(held))
+    hidden = decision.figures[MASKED][kept].sum()
     summary = (
         f"{len(kept):,} documents ({_mb(size)} MB) became {kept.sum():,} ({_mb(size[kept])} MB); dropped most: {most}. "
         f"{clusters} clusters ({_mb(size[held])} MB) are held out whole"
-        + (f"; {hidden:,} spans of personal data are masked." if masked else "; personal data is not masked.")
+        + (f"; {hidden:,} spans of personal data are masked." if edits.mask_pii else "; personal data is not masked.")
     )
+    shown = written.samples
     blocks = (
         Bars(title="Documents dropped, by reason", bars=tuple(_ranked(dropped)), unit="documents"),
-        _figures(selection, masked=masked),
-        _kept_by(selection, "source", "By source", selection.documents["source"].to_pylist()),
-        _kept_by(selection, "licence", "By licence", selection.documents["license"].to_pylist()),
-        _kept_by(selection, "language", "By language", selection.languages.to_pylist()),
-        Samples(title="Kept", samples=tuple(_samples(selection, KEPT, _SAMPLES_KEPT))),
+        _figures(decision, edits),
+        _kept_by(decision, "source", "By source", decision.places["source"]),
+        _kept_by(decision, "licence", "By licence", decision.places["license"]),
+        _kept_by(decision, "language", "By language", decision.places["lang"]),
+        Samples(title="Kept", samples=tuple(_samples(decision, shown, KEPT, _SAMPLES_KEPT))),
         Samples(
             title="Dropped",
             samples=tuple(
-                sample for reason, _ in _ranked(dropped) for sample in _samples(selection, reason, _SAMPLES_A_REASON)
+                sample
+                for reason, _ in _ranked(dropped)
+                for sample in _samples(decision, shown, reason, _SAMPLES_A_REASON)
             ),
         ),
     )
     return Effect(stage="data", title="Cleaning and selection", summary=summary, blocks=blocks)
 
 
-def _figures(selection: Selection, *, masked: bool) -> Table:
-    kept, size, attributes = selection.kept, selection.bytes, selection.attributes
-    duplicate = attributes["duplicate_kind"].to_numpy(zero_copy_only=False)
-    source = np.array(selection.documents["source"].to_pylist(), dtype=object)
-    spans = _spans(selection)
-    chars = attributes["chars"].to_numpy()
+def _figures(decision: Decision, edits: Edits) -> Table:
+    kept, size, chars = decision.kept, decision.figures["bytes"], decision.figures["chars"]
+    kinds, sources = decision.places["duplicate_kind"], decision.places["source"]
 
     def row(name: str, before: float, after: float) -> tuple[str, float, float]:
         return name, before, after
+
+    def duplicates(kind: str) -> tuple[int, int]:
+        found = kinds.numbers == kinds.number_of.get(kind, -1)
+        return int(found.sum()), int((found & kept).sum())
+
+    def spans(name: str, gone: bool) -> tuple[int, int]:
+        return int(decision.figures[name].sum()), 0 if gone else int(decision.figures[name][kept].sum())
 
     rows = (
         row("documents", len(kept), int(kept.sum())),
         row("megabytes", _mb(size), _mb(size[kept])),
         row("bytes", int(size.sum()), int(size[kept].sum())),
-        row("sources", len(set(source)), len(set(source[kept]))),
+        row("sources", len(sources.names), int(np.count_nonzero(sources.totals(kept)))),
         row("median characters", _median(chars), _median(chars[kept])),
-        row("exact duplicates", int((duplicate == "exact").sum()), int((duplicate[kept] == "exact").sum())),
-        row("near duplicates", int((duplicate == "near").sum()), int((duplicate[kept] == "near").sum())),
-        row("spans of personal data", int(spans.sum()), 0 if masked else int(spans[kept].sum())),
+        row("exact duplicates", *duplicates("exact")),
+        row("near duplicates", *duplicates("near")),
+        row("spans of repeated text", *spans(CUT, edits.cut_repeated)),
+        row("spans of personal data", *spans(MASKED, edits.mask_pii)),
     )
     return Table(title="Before and after", columns=("figure", "before", "after"), rows=rows)
 
 
-def _kept_by(selection: Selection, name: str, title: str, values: Sequence[str]) -> Table:
-    rows: dict[str, list[float]] = {}
-    for value, size, kept, held in zip(
-        values, selection.bytes.tolist(), selection.kept.tolist(), selection.held_out.tolist(), strict=True
-    ):
-        row = rows.setdefault(value or "unknown", [0, 0, 0, 0, 0])
-        row[0] += 1
-        row[1] += size
-        row[2] += kept
-        row[3] += size * kept
-        row[4] += size * (kept and held)
-    ranked = sorted(rows.items(), key=lambda pair: (-pair[1][1], pair[0]))
-    shown: list[tuple[str | float | int, ...]] = [(value, *_in_mb(row)) for value, row in ranked[:_LARGEST]]
+def _kept_by(decision: Decision, name: str, title: str, values: Numbered) -> Table:
+    size, kept = decision.figures["bytes"], decision.kept
+    weights = (np.ones_like(size), size, kept, size * kept, size * (kept & decision.held_out))
+    sums = np.stack([values.totals(weight) for weight in weights], axis=1).tolist()
+    ranked = sorted(zip(values.names, sums, strict=True), key=lambda pair: (-pair[1][1], pair[0]))
+    shown: list[tuple[str | float | int, ...]] = [
+        (value or "unknown", *_in_mb(row)) for value, row in ranked[:_LARGEST]
+    ]
     rest = [row for _, row in ranked[_LARGEST:]]
     if rest:
         shown.append((f"{len(rest)} more", *_in_mb([sum(column) for column in zip(*rest, strict=True)])))
@@ -98,29 +101,20 @@ def _in_mb(row: Sequence[float]) -> tuple[float, ...]:
     return documents, round(size / 1e6, 2), kept, round(kept_size / 1e6, 2), round(held_size / 1e6, 2)
 
 
-def _samples(selection: Selection, reason: str, count: int) -> list[Sample]:
-    rows = np.flatnonzero(selection.reasons == reason).tolist()
-    ids = selection.documents["id"]
-    rows.sort(key=lambda row: hashlib.sha256(ids[row].as_py().encode()).digest())
-    return [_sample(selection, row) for row in rows[:count]]
+def _samples(decision: Decision, shown: Mapping[int, Mapping[str, Any]], reason: str, count: int) -> list[Sample]:
+    return [_sample(shown[row], reason) for row in decision.samples.get(reason, [])[:count]]
 
 
-def _sample(selection: Selection, row: int) -> Sample:
-    document = selection.documents.slice(row, 1).to_pylist()[0]
-    attributes = selection.attributes.slice(row, 1).to_pylist()[0]
-    reason = selection.reasons[row]
-    note = f"{document['source']} · {document['license']} · {attributes['lang']} · {attributes['words']:,} words"
-    if attributes["duplicate_of"]:
-        note += f" · {attributes['duplicate_similarity']:.2f} like {attributes['duplicate_of'][:12]}"
+def _sample(row: Mapping[str, Any], reason: str) -> Sample:
+    measured = row["measured"]
+    note = f"{row['source']} · {row['license']} · {measured['lang']} · {measured['words']:,} words"
+    if measured["duplicate_of"]:
+        note += f" · {measured['duplicate_similarity']:.2f} like {measured['duplicate_of'][:12]}"
     return Sample(
-        title=f"{reason}: {document['url']}" if reason else document["url"],
-        text=document["text"][:_SAMPLE_CHARS],
-        note=f"{note} · {document['id'][:12]}",
+        title=f"{reason}: {row['url']}" if reason else row["url"],
+        text=row["text"][:_SAMPLE_CHARS],
+        note=f"{note} · {row['id'][:12]}",
     )
-
-
-def _spans(selection: Selection) -> NDArray[np.int64]:
-    return np.asarray(pc.list_value_length(selection.attributes["pii"]).to_numpy(), np.int64)
 
 
 def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:

@@ -1,112 +1,149 @@
-"""Decide over a cleaned corpus: what is kept, what is held out, what was dropped and why."""
+"""Decide over a cleaned corpus and write what was decided: what is kept, what is held out, what was dropped and why.
+
+Two passes over the row groups of the corpus: `decide` reads attributes and keeps a few numbers a document, `write`
+reads the texts. Neither holds more than a row group of them.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from liuyi.core.errors import ArtifactError
-from liuyi.data.clean.pii import Span, mask
-from liuyi.data.corpus import ATTRIBUTES, read_documents
+from liuyi.data.attributes import read_beside
+from liuyi.data.corpus import DOCUMENTS, DROPPED, Groups, document_schema
+from liuyi.data.select.decision import Decision, Numbered, Samples
+from liuyi.data.select.edit import CUT, MASKED, Edits, cut_ratio, edited, span_counts
 from liuyi.data.select.rules import KEPT, Attributes, reasons
 from liuyi.data.select.split import held_out_clusters
 from liuyi.data.select.thresholds import Thresholds
 
 _HEAD_CHARS = 600
 _LIKELY = 0.3
+_SAMPLES = 6
+"""Documents of each reason that can be shown."""
+_PLACES = ("source", "license", "cluster")
+_FIGURES = ("bytes", "chars", MASKED, CUT)
 
 
 @dataclass(frozen=True)
-class Selection:
-    """A decision over a corpus; arrays have one row a document, in the order of the corpus."""
+class Written:
+    """What was written."""
 
-    documents: pa.Table
-    attributes: pa.Table
-    bytes: NDArray[np.int64]
-    """[documents] UTF-8 bytes of each text."""
-    reasons: NDArray[np.object_]
-    """[documents] why each was dropped; empty where it was kept."""
-    held_out: NDArray[np.bool_]
-    """[documents] whether its cluster is held out."""
-
-    @property
-    def languages(self) -> pa.ChunkedArray:
-        """[documents] the language of each as detected; empty where that is little more than a guess."""
-        return _languages(self.attributes)
-
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        return np.asarray(self.reasons == KEPT)
-
-    def train(self, *, masked: bool) -> pa.Table:
-        """The documents to train on, personal data masked or not."""
-        return self._rows(self.kept & ~self.held_out, masked)
-
-    def heldout(self, *, masked: bool) -> pa.Table:
-        """The documents of the clusters held out."""
-        return self._rows(self.kept & self.held_out, masked)
-
-    def dropped(self) -> pa.Table:
-        """Each dropped document: id, reason, what it duplicates, the head of its text, and where it came from."""
-        wanted = pa.array(~self.kept)
-        table = self.documents.filter(wanted)
-        columns = {
-            "id": table["id"],
-            "reason": pa.array(self.reasons[~self.kept].tolist(), pa.string()),
-            "duplicate_of": self.attributes["duplicate_of"].filter(wanted),
-            "text": pc.utf8_slice_codeunits(table["text"], 0, _HEAD_CHARS),
-            **{name: table[name] for name in ("source", "url", "license", "cluster")},
-        }
-        return pa.table(columns)
-
-    def _rows(self, wanted: NDArray[np.bool_], masked: bool) -> pa.Table:
-        table, attributes = self.documents.filter(pa.array(wanted)), self.attributes.filter(pa.array(wanted))
-        if masked:
-            table = table.set_column(
-                table.schema.get_field_index("text"), "text", _masked(table["text"], attributes["pii"])
-            )
-        lang = pc.if_else(pc.equal(table["lang"], ""), _languages(attributes), table["lang"])
-        return table.set_column(table.schema.get_field_index("lang"), "lang", lang)
+    documents: Mapping[str, int]
+    """How many, by name: `train`, `heldout`, `dropped`."""
+    samples: Mapping[int, Mapping[str, Any]]
+    """The documents that can be shown, by their numbers; what was measured is in `measured`."""
 
 
-def select(folder: Path, thresholds: Thresholds, *, heldout_fraction: float) -> Selection:
-    """Apply thresholds to a cleaned corpus and split off whole clusters.
+def decide(folder: Path, thresholds: Thresholds, edits: Edits, *, heldout_fraction: float) -> Decision:
+    """Apply thresholds to a cleaned corpus and choose the clusters to hold out; texts are not read.
 
-    Raises ArtifactError where the corpus has no attributes, DataError where it cannot be split.
+    Raises ArtifactError where the corpus has no attributes, DataError where one that a threshold asks for is missing
+    or the corpus cannot be split.
     """
-    path = folder / ATTRIBUTES
-    if not path.exists():
-        raise ArtifactError(f"the corpus has no {ATTRIBUTES}", where=str(folder), hint="run data.clean on it first")
-    documents, attributes = read_documents(folder), pq.read_table(path)
-    if not attributes["id"].equals(documents["id"]):
-        raise ArtifactError(
-            f"{ATTRIBUTES} and the documents do not have the same ids in the same order", where=str(folder)
-        )
-    why = reasons(Attributes(attributes, documents["license"]), thresholds)
-    sizes = pc.binary_length(documents["text"]).to_numpy().astype(np.int64)
-    clusters = np.array(documents["cluster"].to_pylist(), dtype=object)
-    kept_bytes: Counter[str] = Counter()
-    for cluster, size in zip(clusters[why == KEPT], sizes[why == KEPT].tolist(), strict=True):
-        kept_bytes[cluster] += size
-    chosen = held_out_clusters(kept_bytes, heldout_fraction)
-    held_out = np.fromiter((cluster in chosen for cluster in clusters), bool, len(clusters))
-    return Selection(documents, attributes, sizes, why, held_out)
+    why, samples = Numbered(KEPT), Samples(_SAMPLES)
+    places = {name: Numbered() for name in (*_PLACES, "lang", "duplicate_kind")}
+    figures: dict[str, list[NDArray[np.int64]]] = {name: [np.zeros(0, np.int64)] for name in _FIGURES}
+    for documents, attributes in read_beside(folder, _PLACES):
+        cut = cut_ratio(attributes) if edits.cut_repeated else 0.0
+        given = why.add(reasons(Attributes(attributes, documents["license"], cut), thresholds))
+        samples.add(given, documents["id"].to_pylist())
+        for name in places:
+            column = _languages(attributes) if name == "lang" else (documents if name in _PLACES else attributes)[name]
+            places[name].add(column.to_pylist())
+        for name in _FIGURES:
+            figures[name].append(_figure(attributes, name))
+    whole = {name: np.concatenate(parts) for name, parts in figures.items()}
+    held_out = _held_out(places["cluster"], whole["bytes"], why.numbers == 0, heldout_fraction)
+    return Decision(why, held_out, whole, places, samples.rows(why))
+
+
+def _figure(attributes: pa.Table, name: str) -> NDArray[np.int64]:
+    if name not in attributes.column_names:
+        return np.zeros(attributes.num_rows, np.int64)
+    return span_counts(attributes[name]) if name in (MASKED, CUT) else np.asarray(attributes[name].to_numpy(), np.int64)
+
+
+def _held_out(
+    clusters: Numbered, sizes: NDArray[np.int64], kept: NDArray[np.bool_], fraction: float
+) -> NDArray[np.bool_]:
+    documents, size = clusters.totals(kept), clusters.totals(sizes * kept)
+    kept_bytes = {name: int(size[number]) for name, number in clusters.number_of.items() if documents[number]}
+    chosen = [clusters.number_of[name] for name in held_out_clusters(kept_bytes, fraction)]
+    return np.isin(clusters.numbers, chosen)
+
+
+def write(
+    folder: Path,
+    decision: Decision,
+    edits: Edits,
+    train: Path,
+    heldout: Path,
+    on_progress: Callable[[int], None] = lambda documents: None,
+) -> Written:
+    """Write both corpora, kept texts edited, and beside the one to train on what was dropped."""
+    shown = frozenset(row for rows in decision.samples.values() for row in rows)
+    samples: dict[int, Mapping[str, Any]] = {}
+    start = 0
+    schema = document_schema()
+    with (
+        Groups(train / DOCUMENTS, schema) as training,
+        Groups(heldout / DOCUMENTS, schema) as held,
+        Groups(train / DROPPED, _dropped_schema()) as dropped,
+    ):
+        for documents, attributes in read_beside(folder, schema.names):
+            here = slice(start, start + documents.num_rows)
+            kept, held_out = decision.kept[here], decision.held_out[here]
+            for out, rows in ((training, kept & ~held_out), (held, kept & held_out)):
+                out.add(_kept(documents, attributes, rows, edits).select(schema.names).cast(schema))
+            dropped.add(_dropped(documents, attributes, decision.reasons, here))
+            for row in shown.intersection(range(here.start, here.stop)):
+                samples[row] = _row(documents, row - start) | {"measured": _row(attributes, row - start)}
+            start = here.stop
+            on_progress(start)
+    counts = {"train": training.count, "heldout": held.count, "dropped": dropped.count}
+    return Written(counts, samples)
+
+
+def _row(table: pa.Table, number: int) -> dict[str, Any]:
+    return table.slice(number, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def _kept(documents: pa.Table, attributes: pa.Table, rows: NDArray[np.bool_], edits: Edits) -> pa.Table:
+    chosen = pa.array(rows)
+    documents, attributes = documents.filter(chosen), attributes.filter(chosen)
+    lang = pc.if_else(pc.equal(documents["lang"], ""), _languages(attributes), documents["lang"])
+    for name, column in (("text", edited(documents["text"], attributes, edits)), ("lang", lang)):
+        documents = documents.set_column(documents.schema.get_field_index(name), name, column)
+    return documents
+
+
+def _dropped(documents: pa.Table, attributes: pa.Table, why: Numbered, here: slice) -> pa.Table:
+    """Each dropped document: id, reason, what it duplicates, the head of its text, and where it came from."""
+    numbers = why.numbers[here]
+    chosen = pa.array(numbers != 0)
+    documents = documents.filter(chosen)
+    columns = {
+        **{name: documents[name] for name in _dropped_schema().names if name in documents.column_names},
+        "reason": pa.array([why.names[number] for number in numbers[numbers != 0]], pa.string()),
+        "duplicate_of": attributes["duplicate_of"].filter(chosen),
+        "text": pc.utf8_slice_codeunits(documents["text"], 0, _HEAD_CHARS),
+    }
+    return pa.table([columns[name] for name in _dropped_schema().names], schema=_dropped_schema())
+
+
+def _dropped_schema() -> pa.Schema:
+    names = ("id", "reason", "duplicate_of", "text", "source", "url", "license", "cluster")
+    return pa.schema([(name, pa.string()) for name in names])
 
 
 def _languages(attributes: pa.Table) -> pa.ChunkedArray:
+    """The language of each document as detected; empty where that is little more than a guess."""
     return pc.if_else(pc.greater_equal(attributes["lang_score"], _LIKELY), attributes["lang"], "")
-
-
-def _masked(texts: pa.ChunkedArray, spans: pa.ChunkedArray) -> pa.Array:
-    values = texts.to_pylist()
-    for row in np.flatnonzero(pc.list_value_length(spans).to_numpy()):
-        found = [Span(one["start"], one["end"], one["kind"]) for one in spans[int(row)].as_py()]
-        values[row] = mask(values[row], found)
-    return pa.array(values, pa.string())
