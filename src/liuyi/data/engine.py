@@ -6,11 +6,11 @@ this machine. The engine is no part of a step's key: results are the same on eit
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 import os
-from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from liuyi.core.errors import StepError, did_you_mean
 from liuyi.data.pool import available_cores
@@ -52,18 +52,12 @@ def cores() -> int:
     """The cores that the engine, which was asked for before, can use: of this machine or of the cluster."""
     if chosen_engine() == "native":
         return available_cores()
-    import ray
-
-    resources: Mapping[str, float] = ray.cluster_resources()
-    return max(1, int(resources.get("CPU", 1)))
+    return max(1, int(_ray().cluster_resources().get("CPU", 1)))
 
 
 def _join_cluster() -> None:
     """Connect to the cluster at `RAY_ADDRESS`, or start one here that ends with this process."""
-    if importlib.util.find_spec("ray") is None:
-        raise StepError("the engine 'ray' needs Ray", where=ENGINE_VARIABLE, hint="pip install 'liuyi[ray]'")
-    import ray
-
+    ray = _ray()
     if ray.is_initialized():
         return
     try:
@@ -74,3 +68,10 @@ def _join_cluster() -> None:
             where=os.environ.get("RAY_ADDRESS", ""),
             hint="RAY_ADDRESS names a cluster; without it Ray starts on this machine",
         ) from error
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise StepError("the engine 'ray' needs Ray", where=ENGINE_VARIABLE, hint="pip install 'liuyi[ray]'") from None

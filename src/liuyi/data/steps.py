@@ -6,6 +6,7 @@ from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
 from liuyi.data.instructions.steps import chats_file, preferences_file
+from liuyi.data.select.edit import Edits
 from liuyi.data.select.thresholds import Thresholds
 from liuyi.data.sources.steps import crawl, debian_docs, files, huggingface
 
@@ -60,39 +61,38 @@ class CleanParams(Params):
 
 @step(
     "data.clean",
-    version=1,
+    version=2,
     inputs={"corpus": Input("corpus")},
     outputs={"corpus": Output("corpus", "the same documents with attributes.parquet beside them")},
 )
 def clean(ctx: Context, params: CleanParams) -> None:
     """Measure every document: language, quality, repetition, personal data, duplicates. Nothing is dropped here."""
-    import shutil
-
-    from liuyi.data.clean.run import attributes
-    from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS, count_documents, write_table
+    from liuyi.data.clean.run import clean
+    from liuyi.data.corpus import count_documents
 
     source = ctx.input("corpus")
     total = count_documents(source.path)
-    table = attributes(
-        source.path, jaccard=params.jaccard, on_progress=lambda done: ctx.progress(done, total, "documents")
-    )
     with ctx.output("corpus") as out:
-        shutil.copyfile(source.file(DOCUMENTS), out.path / DOCUMENTS)
-        write_table(table, out.path / ATTRIBUTES)
-        kinds = table["duplicate_kind"].to_pylist()
-        out.metrics.update(documents=total, exact=kinds.count("exact"), near=kinds.count("near"))
+        done = clean(
+            source.path,
+            out.path,
+            ctx.workdir,
+            jaccard=params.jaccard,
+            on_progress=lambda done: ctx.progress(done, total, "documents"),
+        )
+        exact, near = done.duplicates["exact"], done.duplicates["near"]
+        out.metrics.update(documents=done.documents, exact=exact, near=near)
         out.licences.update(source.manifest.licences)
-    ctx.log(f"{total:,} documents measured; {kinds.count('exact'):,} exact and {kinds.count('near'):,} near duplicates")
+    ctx.log(f"{done.documents:,} documents measured; {exact:,} exact and {near:,} near duplicates")
 
 
-class SelectParams(Thresholds):
+class SelectParams(Thresholds, Edits):
     heldout_fraction: float = Field(0.05, ge=0, lt=1, description="part of the bytes held out, in whole clusters")
-    mask_pii: bool = Field(True, description="put placeholders such as [EMAIL] in the place of personal data")
 
 
 @step(
     "data.select",
-    version=1,
+    version=2,
     inputs={"corpus": Input("corpus", "with attributes, as data.clean gives it")},
     outputs={
         "train": Output("corpus", "dropped.parquet beside it says what was dropped and why"),
@@ -101,21 +101,26 @@ class SelectParams(Thresholds):
 )
 def select(ctx: Context, params: SelectParams) -> None:
     """Decide by thresholds what is kept, and hold out whole clusters."""
-    from liuyi.data.corpus import DOCUMENTS, DROPPED, write_table
-    from liuyi.data.select.effect import effect
-    from liuyi.data.select.run import select
+    import numpy as np
 
-    chosen = select(ctx.input("corpus").path, params, heldout_fraction=params.heldout_fraction)
-    kept = {"train": chosen.train(masked=params.mask_pii), "heldout": chosen.heldout(masked=params.mask_pii)}
-    shown = effect(chosen, masked=params.mask_pii)
-    for name, table in kept.items():
-        with ctx.output(name) as out:
-            write_table(table, out.path / DOCUMENTS)
-            out.metrics.update(documents=table.num_rows, clusters=len(table["cluster"].unique()))
-            out.licences.update(table["license"].unique().to_pylist())
-            if name == "train":
-                write_table(chosen.dropped(), out.path / DROPPED)
-                shown.save(out.path)
+    from liuyi.data.select.effect import effect
+    from liuyi.data.select.run import decide, write
+
+    source = ctx.input("corpus").path
+    decision = decide(source, params, params, heldout_fraction=params.heldout_fraction)
+    total = len(decision.held_out)
+    with ctx.output("train") as train, ctx.output("heldout") as heldout:
+        written = write(
+            source, decision, params, train.path, heldout.path, lambda done: ctx.progress(done, total, "documents")
+        )
+        for out, name, rows in ((train, "train", ~decision.held_out), (heldout, "heldout", decision.held_out)):
+            clusters, licences = (
+                decision.places[column].totals(decision.kept & rows) for column in ("cluster", "license")
+            )
+            out.metrics.update(documents=written.documents[name], clusters=int(np.count_nonzero(clusters)))
+            out.licences.update(decision.places["license"].names[number] for number in np.flatnonzero(licences))
+        shown = effect(decision, written, params)
+        shown.save(train.path)
     ctx.log(shown.summary)
 
 
@@ -126,23 +131,33 @@ class TokenizerParams(Params):
 
 @step(
     "data.tokenizer",
-    version=1,
-    inputs={"texts": Input(("corpus", "chats"), "corpora and conversations to learn the tokens from", many=True)},
+    version=2,
+    inputs={
+        "texts": Input(("corpus", "chats"), "corpora and conversations to learn the tokens from", many=True),
+        "beside": Input(
+            ("tokenizer", "checkpoint"), "tokenizers to compare with on unseen text", optional=True, many=True
+        ),
+    },
     outputs={"tokenizer": Output("tokenizer")},
 )
 def tokenizer(ctx: Context, params: TokenizerParams) -> None:
     """Train a byte-level BPE tokenizer and measure it on text that it has not seen."""
     from liuyi.data.vocabulary import effect, train_tokenizer
+    from liuyi.model.tokenizer import Tokenizer
 
+    beside = {
+        f"{artifact.kind} {artifact.digest[:12]}": Tokenizer.load(artifact.path) for artifact in ctx.inputs("beside")
+    }
     made, measured = train_tokenizer(
         ctx.inputs("texts"),
         vocab_size=params.vocab_size,
         sample_bytes=int(params.sample_mb * 1e6),
+        beside=list(beside.values()),
         on_progress=lambda done, total: ctx.progress(done, total),
     )
     with ctx.output("tokenizer") as out:
         made.save(out.path)
-        shown = effect(made, measured)
+        shown = effect(made, measured, beside)
         shown.save(out.path)
         out.metrics["vocab_size"] = made.vocab_size
         out.metrics.update({f"bytes_per_token_{one.language}": one.bytes_per_token for one in measured})
@@ -156,7 +171,7 @@ class TokensParams(Params):
 
 @step(
     "data.tokens",
-    version=1,
+    version=2,
     inputs={
         "corpus": Input("corpus"),
         "tokenizer": Input(("tokenizer", "checkpoint"), "a model counts by its tokenizer"),

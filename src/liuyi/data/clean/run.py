@@ -1,108 +1,124 @@
-"""Run all filters over a corpus with Daft: documents in, a table of attributes out, duplicates over the whole."""
+"""Run all filters over a corpus: documents in, attributes beside them out, duplicates over the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from liuyi.core.errors import DataError
+from liuyi.data.attributes import read_groups, with_columns
 from liuyi.data.clean import filters
-from liuyi.data.corpus import DOCUMENTS, read_documents
-from liuyi.data.dedup.groups import by_preference, find_duplicates
-from liuyi.data.dedup.jaccard import Jaccard
-from liuyi.data.dedup.minhash import HASHES, Signatures, signature
-from liuyi.data.engine import engine
-from liuyi.data.pool import available_cores
+from liuyi.data.corpus import DOCUMENTS
+from liuyi.data.dedup.exact import as_numbers
+from liuyi.data.dedup.groups import Duplicates, Fingerprints, duplicate_schema, find_duplicates
+from liuyi.data.dedup.minhash import HASHES, Signatures, signatures
+from liuyi.data.parts import map_groups
 
-_ROWS_PER_BATCH = 256
+SIGNATURE = "signature"
+
+_ROWS_AT_ONCE = 256
+_BYTES_AT_ONCE = 1 << 22
+"""Of text. The views of a batch take some thirty times as much."""
 
 
-def attributes(
-    folder: Path,
+@dataclass(frozen=True)
+class Cleaned:
+    """What cleaning found."""
+
+    documents: int
+    duplicates: Counter[str]
+    """How many there are of each kind."""
+
+
+def clean(
+    source: Path,
+    out: Path,
+    workdir: Path,
     *,
     jaccard: float,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda documents: None,
-) -> pa.Table:
-    """The attributes of every document of a corpus, in the order of `documents.parquet`.
+) -> Cleaned:
+    """Write the documents of the corpus `source` to `out`, with their attributes beside them.
 
     Beside what the filters give: `duplicate_of` (the id of the document that stays in this one's place, empty where it
-    stays itself), `duplicate_kind` (`exact` or `near`) and `duplicate_similarity`. The result does not depend on the
-    number of workers. Raises DataError where ids are not unique.
+    stays itself), `duplicate_kind` (`exact` or `near`) and `duplicate_similarity`. Row groups are measured one by one
+    and kept in `workdir`, with the signatures: what is held in memory grows by some 100 bytes a document. The result
+    depends neither on the engine nor on the number of workers. Raises DataError where ids are not unique.
     """
-    ids = read_documents(folder, ["id"])["id"].combine_chunks()
-    if pc.count_distinct(ids).as_py() != len(ids):
-        raise DataError("the corpus holds several documents of the same id", where=str(folder / DOCUMENTS))
-    measured, signatures = _measure(folder, ids, workers or available_cores(), on_progress)
-    return _with_duplicates(folder, measured, signatures, jaccard)
+    _demand_unique_ids(source)
+    measured = map_groups(measure_group, source, ["text"], workdir, workers=workers, on_progress=on_progress)
+    fingerprints, sketches, chars = _collect(measured, workdir / "signatures")
+    found = find_duplicates(source, fingerprints, sketches, chars, threshold=jaccard, workdir=workdir, workers=workers)
+    again = map_groups(measure_group, source, ["text"], workdir)
+    schema = pa.schema([*filters.schema(), *duplicate_schema()])
+    documents = with_columns(source, out, schema, _beside(again, found, source))
+    return Cleaned(documents, Counter(kind for kind in found.kind if kind))
 
 
-def _measure(
-    folder: Path, ids: pa.Array, workers: int, on_progress: Callable[[int], None]
-) -> tuple[pa.Table, Signatures]:
-    if not len(ids):
-        empty = pa.schema([("id", pa.string()), *filters.schema()]).empty_table()
-        return empty, np.zeros((0, HASHES), np.uint32)
-    daft = engine()
-    text = daft.col("text")
-    frame = daft.read_parquet(str(folder / DOCUMENTS)).select("id", "text")
-    frame = frame.select("id", _filters_udf(daft, workers)(text), signature(daft, text).alias("signature"))
-    parts, done = [], 0
-    for batch in frame.to_arrow_iter():
-        parts.append(batch)
-        done += batch.num_rows
-        on_progress(done)
-    table = pa.Table.from_batches(parts)
-    table = table.take(pc.index_in(ids, value_set=table["id"].combine_chunks().cast(ids.type)))
-    flat = table["signature"].combine_chunks().flatten()
-    measured = table.select(filters.schema().names).cast(filters.schema())
-    return measured.add_column(0, "id", ids), flat.to_numpy().astype(np.uint32).reshape(len(ids), HASHES)
+def measure_group(group: pa.Table) -> pa.Table:
+    """The attributes and signatures of the documents of a row group, measured in batches of bounded size."""
+    texts = group["text"].combine_chunks().fill_null("")
+    tables = [_measure(batch) for batch in batches(texts)]
+    return pa.concat_tables(tables) if tables else _measure(texts)
 
 
-def _filters_udf(daft: ModuleType, workers: int) -> Callable[[Any], Any]:
-    """All filters as one Daft function, in `workers` processes: the views that they share are made once a batch."""
-    struct = daft.DataType.from_arrow_type(pa.struct(list(filters.schema())))
-
-    @daft.cls(use_process=True, max_concurrency=workers)
-    class Filters:
-        @daft.method.batch(  # type: ignore[untyped-decorator]
-            return_dtype=struct, unnest=True, batch_size=_ROWS_PER_BATCH
-        )
-        def measure(self, text: Any) -> pa.Array:
-            from liuyi.data.clean import filters
-
-            table = filters.measure(text.to_arrow())
-            return pa.StructArray.from_arrays(
-                [column.combine_chunks() for column in table.columns], fields=list(table.schema)
-            )
-
-    measure: Callable[[Any], Any] = Filters().measure
-    return measure
+def batches(texts: pa.Array) -> Iterator[pa.Array]:
+    """The texts in order, some at a time: as many as are quick together and as do not take much memory."""
+    sizes = np.diff(np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1])
+    start = held = 0
+    for row, size in enumerate(sizes.tolist()):
+        if row > start and (row - start == _ROWS_AT_ONCE or held + size > _BYTES_AT_ONCE):
+            yield texts.slice(start, row - start)
+            start, held = row, 0
+        held += size
+    if start < len(texts):
+        yield texts.slice(start)
 
 
-def _with_duplicates(folder: Path, measured: pa.Table, signatures: Signatures, threshold: float) -> pa.Table:
-    documents = read_documents(folder, ["text", "url"])
-    texts = documents["text"].combine_chunks()
-    ids = measured["id"].to_pylist()
-    found = find_duplicates(
-        by_preference(measured["chars"].to_numpy(), documents["url"].to_pylist(), ids),
-        measured["fingerprint"].to_pylist(),
-        signatures,
-        Jaccard(lambda row: texts[row].as_py()),
-        threshold=threshold,
+def _measure(texts: pa.Array) -> pa.Table:
+    sketches = signatures(texts.to_pylist())
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(4 * HASHES), len(texts), [None, pa.py_buffer(np.ascontiguousarray(sketches))]
     )
-    stays = found.representative == np.arange(len(ids))
-    columns = {
-        "duplicate_of": ["" if own else ids[kept] for own, kept in zip(stays, found.representative, strict=True)],
-        "duplicate_kind": np.where(stays, "", np.where(found.exact, "exact", "near")).tolist(),
-        "duplicate_similarity": found.similarity,
-    }
-    for name, values in columns.items():
-        measured = measured.append_column(name, pa.array(values))
-    return measured
+    return filters.measure(texts).append_column(SIGNATURE, column)
+
+
+def _collect(measured: Iterator[pa.Table], path: Path) -> tuple[Fingerprints, Signatures, NDArray[np.int64]]:
+    """What the search for duplicates needs of all documents; signatures go to a file, which is mapped."""
+    fingerprints, chars = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)]
+    with path.open("wb") as file:
+        for table in measured:
+            fingerprints.append(as_numbers(table["fingerprint"].to_pylist()))
+            chars.append(table["chars"].to_numpy())
+            for chunk in table[SIGNATURE].chunks:
+                file.write(chunk.buffers()[1].slice(4 * HASHES * chunk.offset, 4 * HASHES * len(chunk)))
+    lengths = np.concatenate(chars)
+    shape = (len(lengths), HASHES)
+    sketches = np.memmap(path, np.uint32, "r", shape=shape) if len(lengths) else np.zeros(shape, np.uint32)
+    return np.concatenate(fingerprints), sketches, lengths
+
+
+def _beside(measured: Iterator[pa.Table], found: Duplicates, source: Path) -> Iterator[pa.Table]:
+    for table, duplicates in zip(measured, found.attributes(source), strict=True):
+        columns = [*table.select(filters.schema().names).columns, *duplicates.columns]
+        yield pa.table(columns, schema=pa.schema([*filters.schema(), *duplicate_schema()]))
+
+
+def _demand_unique_ids(source: Path) -> None:
+    """Compare 128-bit hashes of the ids: these take a sixth of the memory of the ids."""
+    hashes = b"".join(
+        hashlib.blake2b(id.encode(), digest_size=16).digest()
+        for group in read_groups(source, ["id"])
+        for id in group["id"].to_pylist()
+    )
+    pairs = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+    if len(np.unique(pairs, axis=0)) != len(pairs):
+        raise DataError("the corpus holds several documents of the same id", where=str(source / DOCUMENTS))
