@@ -10,26 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liuyi.core.errors import DataError
-from liuyi.evaluate.contamination import FEWEST_WORDS, contaminated, training_texts, words
+from liuyi.core.overlap import FEWEST_WORDS
+from liuyi.evaluate.contamination import contaminated, training_texts
 
 tokens = st.lists(st.sampled_from(["a", "b", "c", "灯", "关"]), max_size=12)
 
 
 def found(prompts: list[str], *texts: str, ngram: int = 13) -> set[int]:
     return set(contaminated(prompts, enumerate(texts), ngram=ngram))
-
-
-def test_words_of_two_scripts() -> None:
-    assert words("Turn ON the living-room lights, please!") == [
-        "turn",
-        "on",
-        "the",
-        "living",
-        "room",
-        "lights",
-        "please",
-    ]
-    assert words("把ＡＢ3号灯关掉。") == ["把", "ab3", "号", "灯", "关", "掉"]
 
 
 def test_a_whole_short_prompt_is_found_within_a_text() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
+Codes = NDArray[np.uint8] | NDArray[np.uint32]
 
 BLOCK_CHARS = 1 << 16
 
@@ -65,7 +66,8 @@ class Words:
         for back in range(1, length):
             edges = self.offsets[1:-1] - back
             inside[edges[(edges >= 0) & (edges < count)]] = False
-        return run_hashes(self.hashes, length)[inside], np.flatnonzero(inside)
+        ((_, keys),) = run_hashes(self.hashes, [length])
+        return keys[inside], np.flatnonzero(inside)
 
 
 def fold(text: str) -> str:
@@ -78,14 +80,18 @@ def split(text: str) -> list[str]:
     return _WORD.findall(fold(text))
 
 
-def run_hashes(hashes: Hashes, length: int) -> Hashes:
-    """The hash of every `length` numbers in a row: uint64 [numbers − length + 1]."""
-    count = max(0, len(hashes) - length + 1)
-    keys = np.zeros(count, np.uint64)
-    for place in range(length):
-        keys *= np.uint64(_BASE)
-        keys += hashes[place : place + count]
-    return _mixed(keys)
+def run_hashes(hashes: Hashes, lengths: Iterable[int]) -> Iterator[tuple[int, Hashes]]:
+    """(length, the hash of every so many numbers in a row: uint64 [numbers − length + 1]), short lengths first.
+
+    All lengths together cost no more than the longest.
+    """
+    wanted = sorted(set(lengths))
+    keys = np.zeros(len(hashes) + 1, np.uint64)
+    for place in range(min(max(wanted, default=0), len(hashes))):
+        keys = keys[:-1] * np.uint64(_BASE)
+        keys += hashes[place:]
+        if place + 1 in wanted:
+            yield place + 1, _mixed(keys)
 
 
 def blocks(texts: Sequence[str]) -> Iterator[slice]:
@@ -117,11 +123,11 @@ def words_of(texts: Sequence[str]) -> Words:
     return Words(_hashes(codes, first, last), offsets, first - text_start, last - text_start)
 
 
-def _folded(texts: Sequence[str]) -> tuple[NDArray[np.uint32], list[int]]:
+def _folded(texts: Sequence[str]) -> tuple[Codes, list[int]]:
     """The code points of all texts, folded, each text followed by one that is no word; and their lengths."""
     joined = "\n".join([*texts, ""])
     if joined.isascii():
-        return np.frombuffer(joined.lower().encode(), np.uint8).astype(np.uint32), list(map(len, texts))
+        return np.frombuffer(joined.lower().encode(), np.uint8), list(map(len, texts))
     codes = _fold_each(joined)
     if (codes == _IN_CONTEXT).any():
         texts = [fold(text) if (_fold_each(text) == _IN_CONTEXT).any() else text for text in texts]
@@ -132,19 +138,18 @@ def _folded(texts: Sequence[str]) -> tuple[NDArray[np.uint32], list[int]]:
 def _fold_each(text: str, *, context: bool = True) -> NDArray[np.uint32]:
     """Each code point folded by itself; without `context`, those that cannot be stay as they are."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    table = _tables()[0]
-    folded = table[np.minimum(codes, _TABLE_SIZE - 1)]
-    beyond = codes >= _TABLE_SIZE
-    if beyond.any():
+    folded = _tables()[0].take(codes, mode="clip")
+    if codes.max(initial=0) >= _TABLE_SIZE:
+        beyond = codes >= _TABLE_SIZE
         plain = (codes < _FIRST_COMPATIBILITY) | (codes > _LAST_IDEOGRAPH)
         folded = np.where(beyond, np.where(plain, codes, _IN_CONTEXT), folded)
     return folded if context else np.where(folded == _IN_CONTEXT, codes, folded)
 
 
-def _kinds(codes: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    kinds = _tables()[1][np.minimum(codes, _TABLE_SIZE - 1)]
-    beyond = codes >= _TABLE_SIZE
-    if beyond.any():
+def _kinds(codes: Codes) -> NDArray[np.uint8]:
+    kinds = _tables()[1].take(codes, mode="clip")
+    if codes.max(initial=0) >= _TABLE_SIZE:
+        beyond = codes >= _TABLE_SIZE
         kinds = np.where(beyond, np.where(codes <= _LAST_IDEOGRAPH, _WHOLE, _NO_WORD), kinds).astype(np.uint8)
     return kinds
 
@@ -173,14 +178,18 @@ def _acts_on_others(code: int, form: str) -> bool:
     return unicodedata.category(form)[0] == "M" or 0x1100 <= code <= 0x11FF or 0x1100 <= ord(form) <= 0x11FF
 
 
-def _hashes(codes: NDArray[np.uint32], first: NDArray[np.int64], last: NDArray[np.int64]) -> Hashes:
+def _hashes(codes: Codes, first: NDArray[np.int64], last: NDArray[np.int64]) -> Hashes:
     powers, inverses = _powers(1 << max(16, len(codes).bit_length()))
     sums = np.zeros(len(codes) + 1, np.uint64)
-    values = (codes + np.uint32(1)).astype(np.uint64)
-    values *= _MIX_ONE
+    values = _LETTERS.take(codes) if codes.dtype == np.uint8 else _letters(codes)
     values *= powers[: len(codes)]
     np.cumsum(values, out=sums[1:])
     return _mixed((sums[last] - sums[first]) * inverses[first])
+
+
+def _letters(codes: Codes) -> Hashes:
+    """One number for each character, never 0, which would make `a` and `aa` alike."""
+    return (codes.astype(np.uint64) + np.uint64(1)) * _MIX_ONE
 
 
 @cache
@@ -200,3 +209,6 @@ def _mixed(keys: Hashes) -> Hashes:
     keys = (keys ^ (keys >> np.uint64(30))) * _MIX_ONE
     keys = (keys ^ (keys >> np.uint64(27))) * _MIX_TWO
     return keys ^ (keys >> np.uint64(31))
+
+
+_LETTERS = _letters(np.arange(256, dtype=np.uint32))

@@ -48,5 +48,5 @@ def jaccard(one: Shingles, other: Shingles) -> float:
 
 def _whole(words: Words, text: int) -> np.uint64:
     hashes = words.hashes[words.offsets[text] : words.offsets[text + 1]]
-    whole: np.uint64 = run_hashes(hashes, len(hashes))[0]
-    return whole
+    ((_, keys),) = run_hashes(hashes, [len(hashes)])
+    return np.uint64(keys[0])

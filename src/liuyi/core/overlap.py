@@ -1,0 +1,171 @@
+"""Where the words of given items occur in texts: what contamination is decided by.
+
+    index = Overlaps(["what is the capital of the french republic ?"], ngram=13)
+    for found in index.find(texts):
+        found.item, found.text, found.start, found.end
+
+An item occurs in a text if `ngram` words in a row of it do (13 after Brown et al., 2020), or, for a shorter item, if
+all of it does; an item of fewer than four words only if a text is that item and nothing else.
+
+The items are indexed and texts stream past, so memory does not grow with the texts. Candidates are found by hash, at
+tens of megabytes of text a second, and then compared word by word: there are no false hits.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from liuyi.core.words import Hashes, Words, blocks, fold, run_hashes, split, words_of
+
+NGRAM = 13
+FEWEST_WORDS = 4
+
+_TABLE_BITS = (12, 24)
+_SPARE_BITS = 4
+"""A table of flags has 16 places for each n-gram at least, so that it lets pass a sixteenth of what is no n-gram."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Words in a row that an item and a text share."""
+
+    text: int
+    """Which of the texts."""
+    item: int
+    """Which of the items."""
+    words: str
+    """The words as they were compared, with single spaces."""
+    start: int
+    """Where they start in the text, in characters."""
+    end: int
+
+
+class _Grams:
+    """The n-grams of one length of all items, by hash."""
+
+    def __init__(self, keys: Hashes, items: Ints, places: Ints) -> None:
+        order = np.argsort(keys, kind="stable")
+        self.keys, self.items, self.places = keys[order], items[order], places[order]
+        bits = int(np.clip(len(keys).bit_length() + _SPARE_BITS, *_TABLE_BITS))
+        self._shift = np.uint64(64 - bits)
+        self._flags = np.zeros(1 << bits, bool)
+        self._flags[keys >> self._shift] = True
+
+    def among(self, keys: Hashes) -> Ints:
+        """The places of those of `keys` that are here."""
+        likely = np.flatnonzero(self._flags[keys >> self._shift])
+        here = np.minimum(np.searchsorted(self.keys, keys[likely]), len(self.keys) - 1)
+        return likely[self.keys[here] == keys[likely]]
+
+    def of(self, key: np.uint64) -> Iterator[tuple[int, int]]:
+        """(item, its word) wherever the n-gram with that hash stands."""
+        first, last = np.searchsorted(self.keys, key), np.searchsorted(self.keys, key, "right")
+        yield from zip(self.items[first:last].tolist(), self.places[first:last].tolist(), strict=True)
+
+
+class Overlaps:
+    """An index of items, asked for what texts share with them."""
+
+    def __init__(self, items: Sequence[str], ngram: int = NGRAM) -> None:
+        self._items = [split(item) for item in items]
+        words = words_of(items)
+        lengths = np.minimum(np.diff(words.offsets), ngram)
+        self._grams: dict[int, _Grams] = {}
+        for length in np.unique(lengths[lengths >= FEWEST_WORDS]).tolist():
+            keys, first = words.runs(length)
+            owners = np.searchsorted(words.offsets, first, "right") - 1
+            own = lengths[owners] == length
+            self._grams[length] = _Grams(keys[own], owners[own], (first - words.offsets[owners])[own])
+        self._whole: dict[tuple[str, ...], list[int]] = {}
+        for item in np.flatnonzero((lengths > 0) & (lengths < FEWEST_WORDS)).tolist():
+            self._whole.setdefault(tuple(self._items[item]), []).append(item)
+
+    def find(self, texts: Sequence[str]) -> Iterator[Match]:
+        """What the texts share with the items, text by text; runs of words that touch are one match."""
+        for block in blocks(texts):
+            part = texts[block]
+            words = words_of(part)
+            hits = self._hits(words)
+            for text in sorted({*hits, *self._short(words)}):
+                for match in _Text(part[text], words, text).matches(hits.get(text, []), self._items, self._whole):
+                    yield Match(block.start + text, *match)
+
+    def _hits(self, words: Words) -> dict[int, list[_Hit]]:
+        """By text: n-grams whose hashes are those of items."""
+        hits: dict[int, list[_Hit]] = {}
+        for length, keys in run_hashes(words.hashes, self._grams):
+            grams = self._grams[length]
+            for place in grams.among(keys).tolist():
+                text = int(np.searchsorted(words.offsets, place, "right")) - 1
+                if place + length <= words.offsets[text + 1]:
+                    first = place - int(words.offsets[text])
+                    hits.setdefault(text, []).extend(_Hit(first, length, *found) for found in grams.of(keys[place]))
+        return hits
+
+    def _short(self, words: Words) -> list[int]:
+        """The texts that may be an item of a few words."""
+        longest = max(map(len, self._whole), default=0)
+        counts = np.diff(words.offsets)
+        short: list[int] = np.flatnonzero((counts > 0) & (counts <= longest)).tolist()
+        return short
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A run of words of a text, and where an item is thought to have it too."""
+
+    first: int
+    length: int
+    item: int
+    place: int
+
+
+class _Text:
+    """A text that is compared word by word."""
+
+    def __init__(self, text: str, words: Words, number: int) -> None:
+        self._text = text
+        self._words = split(text)
+        part = slice(int(words.offsets[number]), int(words.offsets[number + 1]))
+        self._starts, self._ends = words.starts[part], words.ends[part]
+
+    def matches(
+        self, hits: Sequence[_Hit], items: Sequence[list[str]], whole: dict[tuple[str, ...], list[int]]
+    ) -> Iterator[tuple[int, str, int, int]]:
+        """(item, words, start, end) of each match, by item and place."""
+        spans = [(item, 0, len(self._words)) for item in whole.get(tuple(self._words), ())]
+        for hit in hits:
+            last = hit.first + hit.length
+            if self._words[hit.first : last] == items[hit.item][hit.place : hit.place + hit.length]:
+                spans.append((hit.item, hit.first, last))
+        for item, first, last in _joined(spans):
+            start, end = self._original(int(self._starts[first])), self._original(int(self._ends[last - 1]))
+            yield item, " ".join(self._words[first:last]), start, end
+
+    def _original(self, place: int) -> int:
+        """The character of the text itself at a place of the folded text."""
+        if self._text.isascii():
+            return place
+        return bisect_left(range(len(self._text)), place, key=lambda end: len(fold(self._text[:end])))
+
+
+def _joined(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(item, first word, the word after the last), those of an item that overlap or touch as one."""
+    spans.sort()
+    item, first, last = -1, 0, 0
+    for span in spans:
+        if span[0] == item and span[1] <= last:
+            last = max(last, span[2])
+            continue
+        if item >= 0:
+            yield item, first, last
+        item, first, last = span
+    if item >= 0:
+        yield item, first, last
