@@ -20,8 +20,9 @@ from liuyi.infer.request import Completion, Request
 from liuyi.infer.runner import Batch, ids
 from liuyi.infer.torch_runner import TorchRunner
 from liuyi.kernels.library import KernelsAbsent, kernels
-from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, merge_adapter, projection_shapes
+from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, projection_shapes
 from liuyi.model.checkpoint import save_model
+from liuyi.model.merge import merge_adapter
 from liuyi.model.tokenizer import Tokenizer
 
 PROMPTS = [list(range(5, 5 + length)) for length in (40, 3, 17, 70, 40)]

@@ -12,8 +12,9 @@ from liuyi.core.errors import ModelError
 from liuyi.infer.native_runner import NativeRunner
 from liuyi.infer.runner import Batch, ids
 from liuyi.kernels.library import KernelsAbsent, KernelsError, kernels
-from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, merge_adapter, projection_shapes
+from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, projection_shapes
 from liuyi.model.decoder import Decoder
+from liuyi.model.merge import merge_adapter
 
 try:
     kernels()

@@ -18,7 +18,7 @@ from liuyi.cli.export import FORMATS
 from liuyi.cli.main import cli
 from liuyi.core.errors import ArtifactError, ModelError
 from liuyi.core.home import Home
-from liuyi.model.adapter import Adapter, LowRank, merge_adapter, projection_shapes
+from liuyi.model.adapter import Adapter, LowRank, projection_shapes
 from liuyi.model.chat import CHATML, render
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.config import DecoderConfig
@@ -29,6 +29,7 @@ from liuyi.model.gguf_export import FILE_TYPES
 from liuyi.model.gguf_formats import FORMATS as NUMBER_FORMATS
 from liuyi.model.gguf_import import load_gguf
 from liuyi.model.gguf_pieces import CUTS
+from liuyi.model.merge import merge_adapter
 from liuyi.model.quantize import quantize
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.model.turns import turn_format

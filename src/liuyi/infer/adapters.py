@@ -72,6 +72,11 @@ class AdapterRegistry:
         """
         if not isinstance(self._runner, TakesAdapters):
             raise ModelError("the model is run in a way that has no adapters", hint="--weights reference has")
+        if adapter.dora:
+            raise ModelError(
+                "an adapter with DoRA's row lengths is no sum with the weights, and so cannot be applied beside them",
+                hint="merge it into the model first: the step finetune.merge, or serve the adapter itself",
+            )
         if not self._free:
             raise ModelError(f"all {self._slots} adapters that there may be are there", hint="drop one first")
         slot = self._free[-1]

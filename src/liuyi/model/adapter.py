@@ -2,15 +2,14 @@
 
     adapter = Adapter.load(Path("my-adapter"))          # adapter_config.json and adapter_model.safetensors
     adapter.check(model.config)                          # or a ModelError that names the module that does not fit
-    merged, error = merge_adapter(model, adapter)        # W + scale·B·A, and what rounding made of it
 
-An adapter adds scale·B·A to some of the decoder's projections. Tensors are read from safetensors only; what would
-change the outputs in any other way (DoRA, trained biases, embeddings, …) is refused by name rather than left out.
+An adapter adds scale·B·A to some of the decoder's projections; DoRA's (arXiv 2402.09353) then gives every row of the
+sum a length of its own. Tensors are read from safetensors only; what would change the outputs in any other way (trained
+biases, embeddings, …) is refused by name rather than left out. `merge.py` puts adapters into the weights themselves.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import re
@@ -36,11 +35,10 @@ PROJECTIONS = (*ATTENTION, *MLP)
 """What adapters may change in every layer: the decoder's linear layers."""
 
 _PREFIX = "base_model.model."
-_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<side>[AB])(\.default)?\.weight|(?P<lengths>magnitude_vector))")
 _NESTED = re.compile(r"\)[*+{]|[*+{].*[*+{].*[*+{].*[*+{]")
 _LONGEST_PATTERN = 200
 _REFUSED = {
-    "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "block-diagonal LoRA",
     "lora_bias": "a bias in the adapter",
@@ -71,6 +69,8 @@ class LowRank:
     """PEFT's `lora_B`, [out_features, rank]."""
     scale: float
     """alpha / rank; with rank-stabilised LoRA (arXiv 2312.03732) alpha / √rank."""
+    lengths: Tensor | None = None
+    """DoRA's length of every row of the sum, PEFT's `lora_magnitude_vector`, [out_features]."""
 
     @property
     def rank(self) -> int:
@@ -80,6 +80,14 @@ class LowRank:
     def product(self) -> Tensor:
         """The matrix that is added, [out_features, in_features] float32."""
         return self.up @ self.down * self.scale
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The weight [out_features, in_features] that the projection has with the adapter, float64."""
+        total: Tensor = weight.double() + self.product().to(weight.device).double()
+        if self.lengths is None:
+            return total
+        stretch: Tensor = self.lengths.to(weight.device).double() / torch.linalg.vector_norm(total, dim=1)
+        return total * stretch[:, None]
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,12 @@ class Adapter:
                     where=str(path),
                     hint=f"adapters of {', '.join(PROJECTIONS)} are",
                 )
-            if tensor.dim() != 2 or not tensor.is_floating_point():
-                raise ModelError(f"the tensor '{name}' is not a matrix of real numbers", where=str(path))
-            sides.setdefault(match["module"], {})[match["side"]] = tensor.float()
+            if match["lengths"] and not values.get("use_dora"):
+                raise ModelError(f"the tensor '{name}' is not supported without 'use_dora'", where=str(path))
+            if tensor.dim() != (1 if match["lengths"] else 2) or not tensor.is_floating_point():
+                called = "vector" if match["lengths"] else "matrix"
+                raise ModelError(f"the tensor '{name}' is not a {called} of real numbers", where=str(path))
+            sides.setdefault(match["module"], {})[match["side"] or match["lengths"]] = tensor.float()
         if not sides:
             raise ModelError("holds no tensors", where=str(path))
         modules = {module: _low_rank(module, pair, values, path) for module, pair in sorted(sides.items())}
@@ -131,6 +142,8 @@ class Adapter:
         for module, change in self.modules.items():
             tensors[f"{_PREFIX}{module}.lora_A.weight"] = change.down
             tensors[f"{_PREFIX}{module}.lora_B.weight"] = change.up
+            if change.lengths is not None:
+                tensors[f"{_PREFIX}{module}.lora_magnitude_vector"] = change.lengths
         write_tensors(folder / WEIGHTS, tensors)
 
     def to_peft(self) -> dict[str, Any]:
@@ -149,6 +162,7 @@ class Adapter:
             "r": rank,
             "lora_alpha": alpha,
             "use_rslora": self.rslora,
+            "use_dora": self.dora,
             "rank_pattern": {name: each.rank for name, each in self.modules.items() if each.rank != rank},
             "alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
             "target_modules": self._targets(),
@@ -167,6 +181,11 @@ class Adapter:
                 raise ModelError(f"the adapter is for a '{name}' of {list(found)}; the model's is {list(shapes[name])}")
 
     @property
+    def dora(self) -> bool:
+        """Whether rows have lengths of their own, so that it is no sum with the weights."""
+        return any(change.lengths is not None for change in self.modules.values())
+
+    @property
     def max_rank(self) -> int:
         """The largest rank of its modules."""
         return max(change.rank for change in self.modules.values())
@@ -174,7 +193,8 @@ class Adapter:
     @property
     def num_parameters(self) -> int:
         """Number of its values."""
-        return sum(change.down.numel() + change.up.numel() for change in self.modules.values())
+        parts = [(each.down, each.up, each.lengths) for each in self.modules.values()]
+        return sum(part.numel() for each in parts for part in each if part is not None)
 
     @cached_property
     def digest(self) -> str:
@@ -185,6 +205,8 @@ class Adapter:
             total.update(canonical_json(head).encode())
             total.update(change.down.contiguous().numpy().tobytes())
             total.update(change.up.contiguous().numpy().tobytes())
+            if change.lengths is not None:
+                total.update(change.lengths.contiguous().numpy().tobytes())
         return total.hexdigest()
 
     def _alpha(self, change: LowRank) -> float:
@@ -215,36 +237,6 @@ def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-@torch.no_grad()
-def merge_adapter(model: Decoder, adapter: Adapter) -> tuple[Decoder, dict[str, float]]:
-    """A copy of the model with the adapter's products in its weights, and what rounding them to its dtype cost.
-
-    `relative_rms_error` is the rounding error relative to the merged weights, `change_error` relative to the change
-    itself (1 where the change was lost), both over all changed matrices. Raises ModelError if the adapter does not
-    fit, or if the model's weights are int8.
-    """
-    adapter.check(model.config)
-    merged = copy.deepcopy(model)
-    error = weight = change = 0.0
-    for name, low_rank in adapter.modules.items():
-        module = merged.get_submodule(name)
-        if not isinstance(module, Linear):
-            raise ModelError(
-                "an adapter cannot be merged into quantised weights", hint="merge first, then quantise what comes out"
-            )
-        product = low_rank.product().to(module.weight.device)
-        exact = module.weight.double() + product.double()
-        module.weight.copy_(exact)
-        error += float((module.weight.double() - exact).square().sum())
-        weight += float(exact.square().sum())
-        change += float(product.double().square().sum())
-    return merged, {"relative_rms_error": _ratio(error, weight), "change_error": _ratio(error, change)}
-
-
-def _ratio(error: float, size: float) -> float:
-    return math.sqrt(error / size) if size else 0.0
-
-
 def _check_settings(values: Mapping[str, Any], path: Path) -> None:
     if values.get("peft_type") != "LORA":
         raise ModelError(f"the adapter type {values.get('peft_type')!r} is not supported, only 'LORA'", where=str(path))
@@ -263,18 +255,20 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
 
 
 def _low_rank(module: str, sides: Mapping[str, Tensor], values: Mapping[str, Any], path: Path) -> LowRank:
-    if len(sides) != 2:
-        missing = "B" if "A" in sides else "A"
-        raise ModelError(f"'{module}' has no lora_{missing}", where=str(path))
-    down, up = sides["A"], sides["B"]
+    for side in ("A", "B", *(("magnitude_vector",) if values.get("use_dora") else ())):
+        if side not in sides:
+            raise ModelError(f"'{module}' has no lora_{side}", where=str(path))
+    down, up, lengths = sides["A"], sides["B"], sides.get("magnitude_vector")
     rank = _pattern(values, "rank_pattern", module, values.get("r"), path)
     alpha = _pattern(values, "alpha_pattern", module, values.get("lora_alpha"), path)
     if not down.shape[0] == up.shape[1] == rank or rank < 1:
         shapes = f"{list(down.shape)} and {list(up.shape)}"
         raise ModelError(f"'{module}' has the shapes {shapes}, not those of rank {rank}", where=str(path))
+    if lengths is not None and len(lengths) != len(up):
+        raise ModelError(f"'{module}' has {len(lengths)} lengths of {len(up)} rows", where=str(path))
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise ModelError(f"has the lora_alpha {alpha!r} for '{module}'", where=str(path.with_name(CONFIG)))
-    return LowRank(down, up, alpha / (math.sqrt(rank) if values.get("use_rslora") else rank))
+    return LowRank(down, up, alpha / (math.sqrt(rank) if values.get("use_rslora") else rank), lengths)
 
 
 def _pattern(values: Mapping[str, Any], name: str, module: str, default: Any, path: Path) -> Any:

@@ -22,11 +22,12 @@ from pathlib import Path
 from liuyi.core.disk import full_disk_is_told, sync_tree
 from liuyi.core.errors import ArtifactError, ModelError
 from liuyi.model.adapter import CONFIG as ADAPTER_CONFIG
-from liuyi.model.adapter import Adapter, merge_adapter
+from liuyi.model.adapter import Adapter
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.gguf_export import GGUFReport, export_gguf
 from liuyi.model.load import is_gguf, load
+from liuyi.model.merge import merge_adapter
 from liuyi.model.modelfile import modelfile
 from liuyi.model.quantize import QUANTIZATION
 from liuyi.model.tokenizer import Tokenizer
@@ -107,7 +108,7 @@ def _open(source: Source, adapter: Path | None) -> tuple[Decoder, Tokenizer, lis
     if adapter is None:
         return model, tokenizer, []
     model, error = merge_adapter(model, Adapter.load(adapter))
-    return model, tokenizer, [f"merging lost {error['change_error']:.2%} of what the adapter changes to rounding"]
+    return model, tokenizer, [f"merging lost {error.change_error:.2%} of what the adapter changes to rounding"]
 
 
 def _gguf(model: Decoder, tokenizer: Tokenizer, path: Path, form: str, source: Source) -> list[str]:

@@ -145,6 +145,17 @@ def quantization_of(model: Decoder) -> Format | None:
     return next((module.format for name, module in _matrices(model) if name.startswith("model.layers.")), None)
 
 
+def widened_copy(model: Decoder) -> Decoder:
+    """The model that a quantised one stands for, in float32."""
+    with torch.device("meta"):
+        wide = Decoder(model.config)
+    matrices = {f"{name}.weight": module.widened().float() for name, module in _matrices(model)}
+    kept = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    wide.load_state_dict({name: tensor.clone() for name, tensor in (kept | matrices).items()}, assign=True)
+    wide.reset_buffers(model.device)
+    return wide
+
+
 def with_shells(model: Decoder, fmt: Format) -> None:
     """Put unfilled quantised matrices where the model has others."""
     for parent in list(model.modules()):

@@ -1,0 +1,170 @@
+"""Adapters in training: frozen linear layers, each with a trained product of two thin matrices beside it.
+
+    add_lora(model, LoraConfig(rank=16), seed=1)       # what is not part of an adapter is frozen
+    …
+    lora_adapter(model).save(folder)                   # as PEFT reads it
+    start = without_lora(model)                        # the frozen model; its weights are shared
+
+LoRA (arXiv 2106.09685) adds scale·B·A to a weight W. `rslora` scales by alpha / √rank rather than alpha / rank (arXiv
+2312.03732). `dora` trains the length m of every row besides, m·(W + scale·B·A) / ‖W + scale·B·A‖, with the norm taken
+as a constant in the gradient (arXiv 2402.09353). `pissa` begins with the largest singular values of W in B·A and trains
+on top of what is left of W (arXiv 2404.02948).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from liuyi.core.errors import ModelError, did_you_mean
+from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank
+from liuyi.model.decoder import Decoder, Linear
+from liuyi.model.nf4 import Nf4Linear
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What is added to which of the decoder's projections."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    rslora: bool = False
+    dora: bool = False
+    pissa: bool = False
+    nf4: bool = False
+    """Keep the frozen projections in four bits (QLoRA)."""
+    targets: tuple[str, ...] = PROJECTIONS
+
+    @property
+    def scale(self) -> float:
+        """What B·A is multiplied with."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class LoraLinear(nn.Module):
+    """y = x·(W + scale·B·A)ᵀ + b, or with DoRA's row lengths, in the dtype of x; A, B and the lengths are trained."""
+
+    start: tuple[Tensor, Tensor] | None
+    """PiSSA's first A and B, which the frozen weight lacks."""
+
+    def __init__(self, base: Linear | Nf4Linear, config: LoraConfig) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = config.scale
+        self.start = None
+        device = base.codes.device if isinstance(base, Nf4Linear) else base.weight.device
+        self.lora_A = nn.Parameter(torch.zeros(config.rank, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
+        self.magnitude = nn.Parameter(torch.zeros(base.out_features, device=device)) if config.dora else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = functional.linear(functional.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
+        y: Tensor = self.base(x)
+        if self.magnitude is None:
+            return y + low
+        lengths = (self.magnitude / self.row_lengths()).to(x.dtype)
+        if self.base.bias is None:
+            return (y + low) * lengths
+        bias = self.base.bias.to(x.dtype)
+        return (y - bias + low) * lengths + bias
+
+    @torch.no_grad()
+    def row_lengths(self) -> Tensor:
+        """Length of every row of W + scale·B·A, float32 [out_features]."""
+        total: Tensor = self.base.widened().float() + self.lora_B @ self.lora_A * self.scale
+        lengths: Tensor = torch.linalg.vector_norm(total, dim=1)
+        return lengths
+
+    def change(self) -> LowRank:
+        """What it does to the weight that the model had before it: PiSSA's start is taken off again."""
+        down, up, scale = self.lora_A.detach(), self.lora_B.detach(), self.scale
+        if self.start is not None:
+            # The rank is twice what the scale was made for, so the scale goes into the matrix.
+            down, up, scale = torch.cat((down, self.start[0])), torch.cat((up, -self.start[1]), dim=1) * scale, 1.0
+        lengths = None if self.magnitude is None else self.magnitude.detach().float().cpu()
+        return LowRank(down.float().cpu(), up.float().cpu(), scale, lengths)
+
+
+@torch.no_grad()
+def add_lora(model: Decoder, config: LoraConfig, seed: int) -> None:
+    """Freeze the model and put a `LoraLinear` in place of each targeted projection.
+
+    A is uniform in ±1/√in_features as in PEFT, a function of the seed, and B zero, so that the outputs are those of the
+    model. With `nf4` every projection of the layers is rounded to four bits, whether it is targeted or not. Raises
+    ModelError for a target that is no projection, a rank larger than a matrix, or a model of quantised weights.
+    """
+    for target in config.targets:
+        if target not in PROJECTIONS:
+            raise ModelError(f"'{target}' is no projection of the decoder", hint=did_you_mean(target, PROJECTIONS))
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in list(model.named_modules()):
+        short = name.rpartition(".")[2]
+        if short not in PROJECTIONS:
+            continue
+        if not isinstance(module, Linear):
+            raise ModelError("adapters are trained beside full weights", hint="take the model before its quantisation")
+        if short not in config.targets:
+            if config.nf4:
+                model.set_submodule(name, Nf4Linear.of(module))
+            continue
+        model.set_submodule(name, _lora(name, module, config, generator))
+
+
+def _lora(name: str, linear: Linear, config: LoraConfig, generator: torch.Generator) -> LoraLinear:
+    if config.rank > min(linear.in_features, linear.out_features):
+        shape = f"{linear.out_features} × {linear.in_features}"
+        raise ModelError(f"rank {config.rank} is more than '{name}' of {shape} can have", hint="lower the rank")
+    start = _principal(linear, config) if config.pissa else None
+    layer = LoraLinear(Nf4Linear.of(linear) if config.nf4 else linear, config)
+    if start is not None:
+        layer.start = start
+        layer.lora_A.copy_(start[0])
+        layer.lora_B.copy_(start[1])
+    else:
+        bound = linear.in_features**-0.5
+        fresh = torch.empty(config.rank, linear.in_features).uniform_(-bound, bound, generator=generator)
+        layer.lora_A.copy_(fresh)
+    if layer.magnitude is not None:
+        layer.magnitude.copy_(layer.row_lengths())
+    return layer
+
+
+def _principal(linear: Linear, config: LoraConfig) -> tuple[Tensor, Tensor]:
+    """A and B of the largest singular values, which are taken out of the layer's weight."""
+    u, s, vh = torch.linalg.svd(linear.weight.float(), full_matrices=False)
+    roots = (s[: config.rank] / config.scale).sqrt()
+    down, up = roots[:, None] * vh[: config.rank], u[:, : config.rank] * roots
+    linear.weight.sub_(up @ down * config.scale)
+    return down.contiguous(), up.contiguous()
+
+
+def lora_layers(model: Decoder) -> Iterator[tuple[str, LoraLinear]]:
+    """The layers that `add_lora` made, by the names of the projections they stand for."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
+
+
+def lora_adapter(model: Decoder, config: LoraConfig) -> Adapter:
+    """What has been trained so far, for the model as it was before `add_lora`."""
+    modules = {name: layer.change() for name, layer in lora_layers(model)}
+    return Adapter(modules, rslora=config.rslora and not config.pissa)
+
+
+def without_lora(model: Decoder) -> Decoder:
+    """The model without its adapter, in evaluation mode; weights are shared. PiSSA's base is not the model it began as:
+    raises ModelError for that."""
+    with torch.device("meta"):
+        plain = Decoder(model.config)
+    for name, module in plain.named_modules():
+        if not any(module.children()) and name:
+            found = model.get_submodule(name)
+            if isinstance(found, LoraLinear):
+                if found.start is not None:
+                    raise ModelError("with PiSSA the frozen weights alone are not the model that training began with")
+                found = found.base
+            plain.set_submodule(name, found)
+    return plain.eval()
