@@ -1,4 +1,4 @@
-"""Writes `nf4_golden.json`, what bitsandbytes makes of a few matrices: `pip install bitsandbytes`, then run this file."""
+"""Writes `nf4_golden.json`: what bitsandbytes makes of a few matrices. Needs `pip install bitsandbytes`."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_the_numbers_are_those_of_bitsandbytes(golden: dict[str, Any]) -> None:
     exact = (quantize_nf4(layer.weight.detach())[1] - small.mean) / small.outer.repeat_interleave(256)[: len(theirs)]
     off, their_off = ((dynamic_map()[numbers.long()] - exact).abs() for numbers in (small.magnitudes, theirs))
     assert bool((off <= their_off + 1e-6).all())
-    assert (theirs != small.magnitudes).float().mean() < 0.002
+    assert int((theirs != small.magnitudes).sum()) <= 2
 
 
 def test_every_number_is_the_nearest_value_of_its_block() -> None:
