@@ -62,7 +62,8 @@ class _Grams:
         """The places of those of `keys` that are here."""
         likely = np.flatnonzero(self._flags[keys >> self._shift])
         here = np.minimum(np.searchsorted(self.keys, keys[likely]), len(self.keys) - 1)
-        return likely[self.keys[here] == keys[likely]]
+        found: Ints = likely[self.keys[here] == keys[likely]]
+        return found
 
     def of(self, key: np.uint64) -> Iterator[tuple[int, int]]:
         """(item, its word) wherever the n-gram with that hash stands."""

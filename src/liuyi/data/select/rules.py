@@ -134,6 +134,17 @@ def _near_duplicate(attributes: Attributes, thresholds: Thresholds) -> Mask:
     return thresholds.drop_duplicates & similar & attributes.among("duplicate_kind", ("near",))
 
 
+def _semantic_duplicate(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    similar = attributes["duplicate_similarity"] >= thresholds.min_semantic_similarity
+    return thresholds.drop_duplicates & similar & attributes.among("duplicate_kind", ("semantic",))
+
+
+def _contaminated(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    if not (thresholds.drop_contaminated and "contaminated_by" in attributes):
+        return np.zeros(len(attributes), bool)
+    return np.asarray(pc.list_value_length(attributes.column("contaminated_by")).to_numpy() > 0)
+
+
 def _odd_words(attributes: Attributes, thresholds: Thresholds) -> Mask:
     mean = attributes["mean_word_chars"]
     odd = (mean < thresholds.min_mean_word_chars) | (mean > thresholds.max_mean_word_chars)
@@ -145,8 +156,9 @@ def _no_sentences(attributes: Attributes, thresholds: Thresholds) -> Mask:
 
 
 def _top_ngram(attributes: Attributes, thresholds: Thresholds) -> Mask:
-    top = np.maximum.reduce([attributes["top_2gram"], attributes["top_3gram"], attributes["top_4gram"]])
-    return np.asarray(top > thresholds.max_top_ngram)
+    """Two or three Han characters are one word, and a short text may well say one word often."""
+    phrases = np.maximum(attributes["top_2gram"], attributes["top_3gram"]) * ~_chinese(attributes, thresholds)
+    return np.asarray(np.maximum(phrases, attributes["top_4gram"]) > thresholds.max_top_ngram)
 
 
 def _chinese_keywords(attributes: Attributes, thresholds: Thresholds) -> Mask:
@@ -156,13 +168,24 @@ def _chinese_keywords(attributes: Attributes, thresholds: Thresholds) -> Mask:
     return _chinese(attributes, thresholds) & (odd | few)
 
 
-def _chinese_boilerplate(attributes: Attributes, thresholds: Thresholds) -> Mask:
-    return _chinese(attributes, thresholds) & (attributes["zh_boilerplate"] > thresholds.max_zh_boilerplate)
+def _chinese_phrases(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    excess = attributes["zh_advertising"] + attributes["zh_boilerplate"] - attributes["zh_function_chars"]
+    return _chinese(attributes, thresholds) & (excess > thresholds.max_zh_phrases)
+
+
+def _chinese_without_words(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    return _chinese(attributes, thresholds) & (attributes["zh_word_pairs"] < thresholds.min_zh_word_pairs)
+
+
+def _mixed_script(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    return _chinese(attributes, thresholds) & (attributes["mixed_script"] > thresholds.max_mixed_script)
 
 
 RULES: tuple[Rule, ...] = (
     Rule("exact duplicate", lambda a, t: t.drop_duplicates & a.among("duplicate_kind", ("exact",))),
     Rule("near duplicate", _near_duplicate),
+    Rule("semantic duplicate", _semantic_duplicate),
+    Rule("contaminated by an eval item", _contaminated),
     Rule("licence not allowed", _wrong_licence),
     Rule("other language", _wrong_language),
     Rule("wrongly decoded", _above("broken_ratio", "max_broken_ratio")),
@@ -185,6 +208,8 @@ RULES: tuple[Rule, ...] = (
     Rule("repeated lines", _above("repeated_lines", "max_repeated_lines")),
     Rule("repeated paragraphs", _above("repeated_paragraphs", "max_repeated_paragraphs")),
     Rule("repeated phrases", lambda a, t: _top_ngram(a, t) | (a["repeated_10grams"] > t.max_repeated_ngrams)),
-    Rule("Chinese advertisement or navigation", _chinese_boilerplate),
+    Rule("Chinese without words", _chinese_without_words),
+    Rule("Chinese advertisement or navigation", _chinese_phrases),
+    Rule("both Chinese scripts mixed", _mixed_script),
     Rule("Chinese keywords, not sentences", _chinese_keywords),
 )

@@ -10,9 +10,15 @@ from liuyi.core.step import Params
 class Thresholds(Params):
     """What a document must be to be kept. The defaults suit documentation and articles, English and Chinese."""
 
-    drop_duplicates: bool = Field(True, description="keep one document of each group of exact or near duplicates")
+    drop_duplicates: bool = Field(True, description="keep one document of each group of duplicates, of whatever kind")
     min_similarity: float = Field(
         0.8, ge=0, le=1, description="near duplicates less similar than this (Jaccard of 5-grams) are kept"
+    )
+    min_semantic_similarity: float = Field(
+        0.9, ge=0, le=1, description="semantic duplicates less similar than this (cosine) are kept"
+    )
+    drop_contaminated: bool = Field(
+        True, description="drop documents that hold items of eval sets, where data.decontaminate looked for them"
     )
     languages: tuple[str, ...] = Field(("en", "zh"), description="ISO 639 codes to keep; empty keeps all")
     min_language_score: float = Field(
@@ -46,7 +52,13 @@ class Thresholds(Params):
     )
     min_zh_punctuation: float = Field(0.015, ge=0, description="punctuation marks per Han character")
     max_zh_punctuation: float = Field(0.6, gt=0, description="punctuation marks per Han character")
-    min_zh_function_chars: float = Field(0.03, ge=0, description="grammatical characters per Han character")
-    max_zh_boilerplate: float = Field(
-        0.15, ge=0, description="share of Chinese in advertisement and navigation phrases"
+    min_zh_function_chars: float = Field(0.05, ge=0, description="share of Han characters that grammar needs")
+    min_zh_word_pairs: float = Field(
+        0.2, ge=0, le=1, description="share of neighbouring Han characters that belong together in a common word"
+    )
+    max_zh_phrases: float = Field(
+        0.03, ge=-1, le=1, description="share of text in phrases of advertising and web pages, less that of grammar"
+    )
+    max_mixed_script: float = Field(
+        0.05, ge=0, le=0.5, description="share of Chinese in characters of the script that is used less"
     )

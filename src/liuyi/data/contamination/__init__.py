@@ -1,0 +1,1 @@
+"""Contamination: which documents share words with the items of eval sets."""
