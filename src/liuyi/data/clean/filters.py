@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from liuyi.data.clean import boilerplate, chinese, language, layout, pii, quality, repetition
+from liuyi.data.clean import boilerplate, chinese, language, layout, pii, quality, repetition, script
 from liuyi.data.clean.batch import Batch
 from liuyi.data.dedup.exact import fingerprints
 
@@ -43,6 +43,7 @@ FILTERS: tuple[Filter, ...] = (
     Filter("quality", dict(quality.ATTRIBUTES), quality.quality),
     Filter("layout", dict.fromkeys(layout.ATTRIBUTES, _RATIO), layout.layout),
     Filter("chinese", dict.fromkeys(chinese.ATTRIBUTES, _RATIO), chinese.chinese),
+    Filter("script", dict(script.ATTRIBUTES), script.script),
     Filter("repetition", dict.fromkeys(repetition.ATTRIBUTES, _RATIO), repetition.repetition),
     Filter("boilerplate", dict(boilerplate.ATTRIBUTES), boilerplate.boilerplate),
     Filter("pii", {"pii": pii.SPANS}, pii.spans_column),

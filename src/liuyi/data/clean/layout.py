@@ -21,12 +21,15 @@ _CODE = (
     r"^(?:>>>|\.\.\. |\$ |In \[\d+\]|def |class |import |from [\w.]+ import |return |#include|@\w|\}|\{)"
     r"|^[\w.\[\]]+ ?(?:=|\+=|->) ?\S|^[\w.]+\([^)]*\)?$|[;{]$"
 )
-_TABLE = "^[\u2500-\u257f]|" r"^[|+\-=~^*_#.:\s]{3,}$|\|.*\||^(?:[-+]?[\d.,eE%]+[\s|,;]+){2,}|(?:\S+\s{3,}){3,}"
+_TABLE = "^[\u2500-\u257f]|" r"^[|+\-=~^*_#.:\s]{3,}$|^\|.*\||\s\|.*\s\|(?:\s|$)|^(?:[-+]?[\d.,eE%]+[\s|,;]+){2,}"
+_COLUMNS = r"(?:\S+\s{3,}){3,}|\t.*\t"
 _BULLET = r"^(?:[-*+•●·▪◦※◆■★]|\d{1,3}[.)、]|[（(][\d一二三四五六七八九十]{1,3}[)）])\s*\S"
 _ELLIPSIS = r"(?:\.\.\.|…|……)$"
 _TERMINAL = r"[.!?。！？…;；:：][\"'”’)）」』]*$"
 _LINK = r"^\W*(?:https?://|www\.)\S+\W*$|^\[[^\]]*\]\([^)]*\)$"
 _LONGEST_ITEM_CHARS = 60
+_LONGEST_ROW_BYTES = 160
+"""Longer lines with gaps are prose whose spaces were doubled."""
 _SHORT_BYTES = 10
 
 
@@ -43,14 +46,15 @@ def layout(batch: Batch) -> dict[str, Floats]:
 
     ends = _matches(lines, _TERMINAL)
     items = _matches(lines, _BULLET) & ~ends & (lines.chars <= _LONGEST_ITEM_CHARS)
-    short = pc.binary_length(lines.texts).to_numpy(zero_copy_only=False) < _SHORT_BYTES
+    size = pc.binary_length(lines.texts).to_numpy(zero_copy_only=False)
+    rows = _matches(lines, _TABLE) | (_matches(lines, _COLUMNS) & (size <= _LONGEST_ROW_BYTES))
     return {
         "code_lines": share(_CODE),
-        "table_lines": share(_TABLE),
+        "table_lines": ratio(batch.per_document(lines, lines.chars * rows), chars),
         "bullet_lines": ratio(batch.per_document(lines, lines.chars * items), chars),
         "ellipsis_lines": share(_ELLIPSIS),
         "terminal_lines": ratio(batch.per_document(lines, ends), count),
-        "short_lines": ratio(batch.per_document(lines, short), count),
+        "short_lines": ratio(batch.per_document(lines, size < _SHORT_BYTES), count),
         "link_lines": share(_LINK),
     }
 
