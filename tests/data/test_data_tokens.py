@@ -111,11 +111,16 @@ def test_what_surrounds_a_token_is_what_its_document_says(
         assert (piece.document["url"], piece.document["license"]) == (document.url, document.license)
         ids = [*tokenizer.encode(document.text), tokenizer.eos_id]
         assert ids[piece.offset] == tokens.ids[position]
-        found = surroundings(tokens, tokenizer, position, reach=7)
-        cut = slice(max(0, piece.offset - 7), piece.offset)
-        assert found.before == tokenizer.decode(ids[cut])
-        assert found.after == tokenizer.decode(ids[piece.offset + 1 : piece.offset + 8])
-        assert found.token == tokenizer.decode([ids[piece.offset]])
+        whole = surroundings(tokens, tokenizer, position, reach=10**6)
+        assert whole.before + whole.token + whole.after == f"{document.text}<|endoftext|>"
+        place = sum(len(tokenizer.token_bytes(id)) for id in ids[: piece.offset])
+        before = len(whole.before.encode())
+        assert before <= place < before + len(whole.token.encode())
+        near = surroundings(tokens, tokenizer, position, reach=7)
+        assert near.token == whole.token
+        assert whole.before.endswith(near.before)
+        assert whole.after.startswith(near.after)
+        assert len(tokenizer.encode(near.before)) <= 14
     with pytest.raises(DataError, match="outside the stream"):
         surroundings(tokens, tokenizer, len(tokens))
     with pytest.raises(DataError, match="outside the stream"):

@@ -55,16 +55,27 @@ class Row:
 def surroundings(tokens: Tokens, tokenizer: Tokenizer, position: int, *, reach: int = 40) -> Surroundings:
     """The token at `position` and up to `reach` tokens on either side of it, within its document.
 
+    A character that is cut by the token's ends, as a byte-level BPE cuts Chinese, is shown whole as the token.
     Raises DataError outside the stream.
     """
     (piece,) = pieces(tokens, position, position + 1)
-    start = position - min(reach, piece.offset)
-    end = min(position + reach + 1, position - piece.offset + piece.document["tokens"])
-    before, token, after = (
-        tokenizer.decode(tokens.ids[a:b].tolist())
-        for a, b in ((start, position), (position, position + 1), (position + 1, end))
-    )
+    first = position - min(reach, piece.offset)
+    last = min(position + reach + 1, position - piece.offset + piece.document["tokens"])
+    parts = [tokenizer.token_bytes(id) for id in tokens.ids[first:last].tolist()]
+    data = b"".join(parts)
+    start = sum(map(len, parts[: position - first]))
+    end = start + len(parts[position - first])
+    while start > 0 and _is_inside(data, start):
+        start -= 1
+    while _is_inside(data, end):
+        end += 1
+    before, token, after = (part.decode(errors="ignore") for part in (data[:start], data[start:end], data[end:]))
     return Surroundings(before, token, after)
+
+
+def _is_inside(data: bytes, place: int) -> bool:
+    """Whether a cut at `place` would fall within a character."""
+    return place < len(data) and data[place] & 0xC0 == 0x80
 
 
 def pieces(tokens: Tokens, start: int, end: int) -> list[Piece]:
@@ -117,7 +128,7 @@ def rows_of_batch(tokens_folder: Path, checkpoint: Path, index: int) -> list[Row
     if missing:
         raise DataError(f"the checkpoint does not say {' and '.join(missing)}", hint="is it one of pretrain.train?")
     rows = TokenRows(TokenStream(tokens_folder), facts["seq_len"])
-    batches = ShuffledBatches(rows, batch_rows=facts["batch_rows"], seed=facts["seed"])
+    batches = ShuffledBatches(rows, batch_rows=facts["batch_rows"], seed=facts["seed"], phase_starts=rows.phase_starts)
     tokens = Tokens(tokens_folder)
     return [_row(tokens, number, facts["seq_len"]) for number in batches.row_numbers(index).tolist()]
 
