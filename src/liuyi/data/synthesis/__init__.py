@@ -1,0 +1,1 @@
+"""Synthetic data: a model is asked, its answers are kept, checked and counted, and each row tells its origin."""

@@ -1,0 +1,42 @@
+"""Reading what models write when they are asked for a list, or for parts under headings."""
+
+from __future__ import annotations
+
+import re
+
+_NUMBER = re.compile(r"^\s*(?:\*\*)?(?:\(?\d{1,3}[.):、．]|[-*•])(?:\*\*)?\s*(.*)$")
+
+
+def read_list(text: str) -> list[str]:
+    """The points of a numbered or bulleted list; lines that follow a point belong to it, what stands before is not one.
+
+    >>> read_list("Sure:\\n1. Name a tree.\\n2) Add these:\\n   2 and 3")
+    ['Name a tree.', 'Add these:\\n   2 and 3']
+    """
+    points: list[list[str]] = []
+    for line in text.splitlines():
+        if found := _NUMBER.match(line):
+            points.append([found[1]])
+        elif points:
+            points[-1].append(line)
+    return [point for point in (_without_bold("\n".join(lines).strip()) for lines in points) if point]
+
+
+def read_parts(text: str, names: tuple[str, ...]) -> dict[str, str] | None:
+    """What stands after each of the headings `NAME:`, in their order, each at the beginning of a line.
+
+    None where one is missing or has nothing after it.
+
+    >>> read_parts("QUESTION: Why?\\nANSWER: Because\\nit is.", ("QUESTION", "ANSWER"))
+    {'QUESTION': 'Why?', 'ANSWER': 'Because\\nit is.'}
+    """
+    pattern = r"\s*[:：]\**(.*?)".join(rf"^\W*{re.escape(name)}\W*?" for name in names) + r"\s*[:：]\**(.*)\Z"
+    found = re.search(pattern, text, re.DOTALL | re.MULTILINE | re.IGNORECASE)
+    parts = [_without_bold(part.strip()) for part in found.groups()] if found else []
+    return dict(zip(names, parts, strict=True)) if parts and all(parts) else None
+
+
+def _without_bold(text: str) -> str:
+    """The text without Markdown's stars, where they are around all of it."""
+    inside = text[2:-2]
+    return inside.strip() if text.startswith("**") and text.endswith("**") and "**" not in inside else text

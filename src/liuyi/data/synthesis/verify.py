@@ -1,0 +1,102 @@
+"""Checking answers: the last line of a solution against what the problem's verifier, or mathematics, says is right."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from typing import Any
+
+from liuyi.core.errors import DataError
+from liuyi.data.synthesis.problems import Problem, reasoning_gym
+
+LONGEST_RESULT_CHARS = 300
+_CHECK_S = 2
+_BOXED = re.compile(r"\\boxed\s*\{")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+def final_result(text: str) -> str | None:
+    """What a solution gives as its result: what is in its last `\\boxed{…}`, or on its last line `Answer: …`.
+
+    >>> final_result("2 + 2 is 4.\\n**Answer:** 4."), final_result(r"so \\boxed{\\frac{1}{2}}."), final_result("four")
+    ('4', '\\\\frac{1}{2}', None)
+    """
+    boxes = list(_BOXED.finditer(text))
+    lines = list(re.finditer(r"^\W*(?:final\s+)?(?:answer|答案)\W*?[:：](.+)$", text, re.IGNORECASE | re.MULTILINE))
+    if boxes and (not lines or boxes[-1].start() > lines[-1].start()):
+        found = _braced(text, boxes[-1].end())
+    elif lines:
+        line = lines[-1][1]
+        box = _BOXED.search(line)
+        found = _braced(line, box.end()) if box else line
+    else:
+        return None
+    found = found.strip().strip("*`$").strip().removesuffix(".").removesuffix("。").strip()
+    return found if found and len(found) <= LONGEST_RESULT_CHARS else None
+
+
+def is_right(problem: Problem, result: str) -> bool:
+    """Whether a result is the problem's answer."""
+    if not problem.task:
+        return same_mathematics(problem.reference, result)
+    if _same_number(problem.reference, result):
+        return True
+    try:
+        return bool(_verifier(problem.task)(result, dict(problem.entry)) >= 1)
+    except Exception:  # verifiers parse what models write, and some of them fail on it
+        return False
+
+
+def same_mathematics(reference: str, result: str) -> bool:
+    """Whether two results are the same to math-verify: numbers, fractions, expressions, sets, intervals.
+
+    The reference may be a whole solution that names its result. What takes longer than two seconds is not the same;
+    the time is kept by a signal, so this has to run in a process's main thread.
+    """
+    parse, verify = _math_verify()
+    wanted = parse(_as_mathematics(final_result(reference) or reference), parsing_timeout=_CHECK_S)
+    found = parse(_as_mathematics(result), parsing_timeout=_CHECK_S)
+    return bool(wanted and found and verify(wanted, found, timeout_seconds=_CHECK_S))
+
+
+def _as_mathematics(result: str) -> str:
+    return f"${result.strip().strip('$')}$"
+
+
+def _braced(text: str, start: int) -> str:
+    """What stands from `start` to the brace that closes there; everything if none does."""
+    depth = 1
+    for at in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if not depth:
+            return text[start:at]
+    return text[start:]
+
+
+def _same_number(reference: str, result: str) -> bool:
+    """Whether both are the same number in figures, with or without separators of thousands."""
+    if not (_NUMBER.fullmatch(reference.strip()) and _NUMBER.fullmatch(result)):
+        return False
+    try:
+        return Decimal(reference.strip().replace(",", "")) == Decimal(result.replace(",", ""))
+    except InvalidOperation:
+        return False
+
+
+@cache
+def _verifier(task: str) -> Callable[[str, dict[str, Any]], float]:
+    score: Callable[[str, dict[str, Any]], float] = reasoning_gym().create_dataset(task, seed=0, size=1).score_answer
+    return score
+
+
+@cache
+def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise DataError("own problems are checked by math-verify", hint="pip install 'liuyi[synthesis]'") from None
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it reports whatever a model writes that is no formula
+    return parse, verify
