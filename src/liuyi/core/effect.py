@@ -71,6 +71,9 @@ class Series(_Part):
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    """With `high`, the edges of a band around `y`; empty where there is none."""
+    high: tuple[float, ...] = ()
 
 
 class Curves(_Part):

@@ -24,6 +24,7 @@ IGNORE = -100
 Ints = NDArray[np.int64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 4
+_KEYS_A_PHASE = 0x9E3779B1
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def _mix(value: Any) -> Any:
 class ShuffledBatches(Generic[B_co]):
     """Global batch `index` of `batch_rows` rows, as this worker's micro-batches of at most `micro_rows` rows.
 
-    The row at place `p` of the endless sequence is `permute(p mod rows)` under the key of epoch `p // rows`.
+    The row at place `p` of the endless sequence is `permute(p mod rows)` under the key of epoch `p // rows`. Where the
+    rows come in phases, each begins at its row of `phase_starts` and is permuted within itself, so that every epoch
+    goes through the phases in their order.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class ShuffledBatches(Generic[B_co]):
         micro_rows: int | None = None,
         worker: int = 0,
         workers: int = 1,
+        phase_starts: Sequence[int] = (0,),
     ) -> None:
         if not len(rows):
             raise DataError("there are no rows to train on")
@@ -110,16 +114,20 @@ class ShuffledBatches(Generic[B_co]):
         self.share = batch_rows // workers
         self.worker = worker
         self.micro_rows = micro_rows or self.share
+        self.phase_ends = np.array([*phase_starts[1:], len(rows)], dtype=np.int64)
 
     def row_numbers(self, index: int) -> Ints:
         """The rows of this worker's share of global batch `index`."""
         first = index * self.batch_rows + self.worker * self.share
         places = np.arange(first, first + self.share, dtype=np.int64)
         epochs, places = np.divmod(places, len(self.rows))
+        phases = np.searchsorted(self.phase_ends, places, side="right")
         numbers = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            key = (self.seed * 1_000_003 + int(epoch)) * _ROUNDS
-            numbers[epochs == epoch] = permute(places[epochs == epoch], len(self.rows), key)
+        for epoch, phase in np.unique(np.stack([epochs, phases], axis=1), axis=0).tolist():
+            here = (epochs == epoch) & (phases == phase)
+            start = int(self.phase_ends[phase - 1]) if phase else 0
+            key = (self.seed * 1_000_003 + epoch + phase * _KEYS_A_PHASE) * _ROUNDS
+            numbers[here] = start + permute(places[here] - start, int(self.phase_ends[phase]) - start, key)
         return numbers
 
     def __call__(self, index: int) -> Sequence[B_co]:

@@ -8,8 +8,9 @@ last row.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,23 @@ from numpy.typing import NDArray
 from liuyi.core.errors import DataError
 from liuyi.train.batches import IGNORE, Batch, Ints, as_batch, starts_to_segments
 
+MIXTURE = "mixture.json"
+
+
+class Stream(Protocol):
+    """Documents one after another, each ended by `eos_id`."""
+
+    eos_id: int
+    vocab_size: int
+    tokens: NDArray[np.unsignedinteger[Any]]
+    phase_starts: Sequence[int]
+    """The positions at which the phases of a mixture begin, 0 the first; a stream that was not mixed is one phase."""
+
+    def __len__(self) -> int: ...
+
 
 class TokenStream:
-    """`tokens.bin` of a tokens artifact, memory-mapped, with what `tokens.json` says of it."""
+    """`tokens.bin` of a tokens artifact, memory-mapped, with what `tokens.json` and `mixture.json` say of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,20 +50,34 @@ class TokenStream:
             raise DataError(
                 f"{len(self.tokens)} tokens found, but tokens.json says {self.about['tokens']}", where=str(path)
             )
+        self.phase_starts: Sequence[int] = _phase_starts(folder)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
+def _phase_starts(folder: Path) -> list[int]:
+    path = folder / MIXTURE
+    if not path.exists():
+        return [0]
+    return [int(phase["start"]) for phase in json.loads(path.read_text(encoding="utf-8"))["phases"]]
+
+
 class TokenRows:
     """Rows of `seq_len` tokens of a stream; the last one is padded."""
 
-    def __init__(self, stream: TokenStream, seq_len: int) -> None:
+    def __init__(self, stream: Stream, seq_len: int) -> None:
         self.stream = stream
         self.seq_len = seq_len
 
     def __len__(self) -> int:
         return -(-len(self.stream) // self.seq_len)
+
+    @property
+    def phase_starts(self) -> list[int]:
+        """The rows at which phases begin; a row belongs to the phase of its first token."""
+        starts = {-(-start // self.seq_len) for start in self.stream.phase_starts}
+        return sorted(start for start in starts if start < len(self))
 
     def read(self, rows: Ints) -> Batch:
         """Row `r` predicts the stream's tokens `r * seq_len` up to `(r + 1) * seq_len`."""

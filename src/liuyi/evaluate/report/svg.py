@@ -70,7 +70,10 @@ def bar_rows(bars: Bars) -> list[tuple[str, str, Markup]]:
 def curves_chart(curves: Curves) -> Markup:
     """Lines over a shared x axis, with ticks at round numbers."""
     series = [(s.name, _finite_points(s.x, s.y)) for s in curves.series]
-    points = [point for _, line in series for point in line]
+    bands = [
+        [*_finite_points(s.x, s.high), *reversed(_finite_points(s.x, s.low))] if s.high else [] for s in curves.series
+    ]
+    points = [point for line in (*(line for _, line in series), *bands) for point in line]
     if not points:
         return element("p", "There are no points.", css="muted")
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -92,6 +95,10 @@ def curves_chart(curves: Curves) -> Markup:
     for x in ticks(x_low, x_high, 7):
         if x_low <= x <= x_high:
             parts.append(element("text", _tick(x), css="tick", x=across(x), y=bottom + 18, text_anchor="middle"))
+    for index, band in enumerate(bands):
+        if band:
+            path = " ".join(f"{across(x)},{down(y)}" for x, y in band)
+            parts.append(element("polygon", css=f"band c{index % COLOURS}", points=path))
     for index, (name, line) in enumerate(series):
         path = " ".join(f"{across(x)},{down(y)}" for x, y in line)
         parts.append(element("polyline", element("title", name), css=f"line c{index % COLOURS}", points=path))

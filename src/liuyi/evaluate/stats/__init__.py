@@ -9,11 +9,12 @@
 | what could be seen at all? | `mcnemar_power`, `mcnemar_detectable`, `detectable` |
 """
 
+from liuyi.core.holm import holm
 from liuyi.evaluate.stats.bootstrap import bootstrap_interval, bootstrap_tail, student_interval
 from liuyi.evaluate.stats.clusters import ClusterSums, cluster_sums, effective_items, labels
 from liuyi.evaluate.stats.compare import Interval, compare, estimate, is_proven, is_worse
 from liuyi.evaluate.stats.equivalence import Equivalence, tost
-from liuyi.evaluate.stats.multiple import adjust, holm
+from liuyi.evaluate.stats.multiple import adjust
 from liuyi.evaluate.stats.paired import flip_sums, flip_whole_sums, mcnemar_exact, smallest_p
 from liuyi.evaluate.stats.power import detectable, mcnemar_detectable, mcnemar_power
 from liuyi.evaluate.stats.proportion import clopper_pearson, tango, wilson

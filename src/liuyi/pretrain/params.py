@@ -1,0 +1,30 @@
+"""What a training is told, whether it makes a model to keep or one of many small ones to compare."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from liuyi.train.params import LoopParams
+
+
+class DecoderParams(LoopParams):
+    """Size, rows, start and optimiser of a decoder; how long it trains is said by those that build on this."""
+
+    size: str | None = Field(None, description="parameters of a new model, such as 5m; sets all that is left out below")
+    hidden_size: int | None = Field(None, ge=2)
+    num_hidden_layers: int | None = Field(None, ge=1)
+    seq_len: int = Field(256, ge=8, description="tokens in a packed row")
+    batch_tokens: int | None = Field(None, ge=8, description="tokens in a step's global batch")
+    micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
+    init: Literal["bigram", "random"] = Field("bigram", description="what a new model knows before its first step")
+    tie_embeddings: bool = Field(False, description="one matrix for embedding and head; needs `init: random`")
+    optimiser: Literal["muon", "adamw"] = "muon"
+    lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices")
+    embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings and head")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    warmup: float = Field(0.02, ge=0, lt=1, description="part of all steps")
+    decay: float = Field(0.5, ge=0, le=1, description="part of all steps in which `wsd` falls to zero")
+    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
