@@ -6,7 +6,7 @@ is added is known here at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,9 +19,19 @@ from liuyi.data.select.edit import Edits, cut_ratio
 from liuyi.data.select.rules import KEPT, RULES, Attributes, Mask, Rule
 from liuyi.data.select.thresholds import Thresholds
 
-_TOP_NGRAMS = ("top_2gram", "top_3gram", "top_4gram")
-_NAMED_OTHERWISE = {"max_top_ngram": _TOP_NGRAMS, "max_repeated_ngrams": ("repeated_10grams",)}
-"""Where one rule reads several thresholds and their names do not say which attribute is whose."""
+Combine = Callable[..., NDArray[Any]]
+_COMBINED: dict[str, tuple[tuple[str, ...], Combine]] = {
+    "max_top_ngram": (
+        ("top_2gram", "top_3gram", "top_4gram", "han_ratio"),
+        lambda limits, two, three, four, han: np.maximum(np.maximum(two, three) * (han < limits.min_han_ratio), four),
+    ),
+    "max_repeated_ngrams": (("repeated_10grams",), lambda limits, share: share),
+    "max_zh_phrases": (
+        ("zh_advertising", "zh_boilerplate", "zh_function_chars"),
+        lambda limits, advertising, boilerplate, grammar: advertising + boilerplate - grammar,
+    ),
+}
+"""What a threshold judges where neither its name nor its rule alone says it: attributes, and what is made of them."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +54,20 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Measure:
-    """A numeric threshold, and the attributes that it judges by the largest of them."""
+    """A numeric threshold, and what it judges."""
 
     threshold: str
     limit: float
     attributes: tuple[str, ...]
+    combine: Combine
+    thresholds: Thresholds
     reasons: tuple[str, ...]
     """Of the rules that read the threshold."""
 
     def values(self, attributes: pa.Table) -> NDArray[np.float64]:
         """[documents] what is held against the limit."""
-        return np.asarray(np.maximum.reduce([attributes[name].to_numpy() for name in self.attributes]), np.float64)
+        columns = (attributes[name].to_numpy() for name in self.attributes)
+        return np.asarray(self.combine(self.thresholds, *columns), np.float64)
 
 
 @dataclass(frozen=True)
@@ -131,13 +144,14 @@ class Judge:
         """Every numeric threshold that a rule reads."""
         readings = self.readings(attributes, licences)
         numeric = {field.name for field in attributes.schema if _is_numeric(field.type)}
+        asked = dict.fromkeys(name for reading in readings for name in reading.thresholds)
         found = []
-        for name in dict.fromkeys(name for reading in readings for name in reading.thresholds):
+        for name in asked:
             limit = getattr(self.thresholds, name)
-            judged = _judged_by(name, readings, numeric)
-            if isinstance(limit, int | float) and not isinstance(limit, bool) and judged:
+            judged = _judged_by(name, asked, readings, numeric)
+            if judged and isinstance(limit, int | float) and not isinstance(limit, bool):
                 reasons = tuple(reading.rule.reason for reading in readings if name in reading.thresholds)
-                found.append(Measure(name, float(limit), judged, reasons))
+                found.append(Measure(name, float(limit), *judged, self.thresholds, reasons))
         return tuple(found)
 
     def measure(self, threshold: str, attributes: pa.Table, licences: pa.ChunkedArray) -> Measure:
@@ -159,15 +173,23 @@ def judge_of(params: Mapping[str, Any]) -> Judge:
     return Judge(cast(Thresholds, thresholds), cast(Edits, edits))
 
 
-def _judged_by(threshold: str, readings: tuple[Reading, ...], numeric: set[str]) -> tuple[str, ...]:
-    """The attributes that a threshold judges: the one of its name, else all numbers that its rule reads."""
-    if threshold in _NAMED_OTHERWISE:
-        return _NAMED_OTHERWISE[threshold]
-    own = threshold.removeprefix("min_").removeprefix("max_")
+def _judged_by(
+    threshold: str, thresholds: Iterable[str], readings: tuple[Reading, ...], numeric: set[str]
+) -> tuple[tuple[str, ...], Combine] | None:
+    """The attribute of the threshold's name, else the one number that its rule reads and no other threshold names."""
+    if threshold in _COMBINED:
+        return _COMBINED[threshold]
     reading = [reading for reading in readings if threshold in reading.thresholds]
+    own = _bare(threshold)
+    others = {_bare(other) for other in thresholds}
+    left = tuple(name for name in reading[0].attributes if name in numeric and name not in others)
     if any(own in each.attributes for each in reading):
-        return (own,)
-    return tuple(name for name in reading[0].attributes if name in numeric)
+        left = (own,)
+    return (left, lambda limits, value: value) if len(left) == 1 else None
+
+
+def _bare(threshold: str) -> str:
+    return threshold.removeprefix("min_").removeprefix("max_")
 
 
 def _value(given: Attributes, name: str) -> Any:
