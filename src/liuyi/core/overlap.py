@@ -20,14 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from liuyi.core.hashset import HashSet
 from liuyi.core.words import Hashes, Words, blocks, fold, run_hashes, split, words_of
 
 NGRAM = 13
 FEWEST_WORDS = 4
-
-_TABLE_BITS = (12, 24)
-_SPARE_BITS = 4
-"""A table of flags has 16 places for each n-gram at least, so that it lets pass a sixteenth of what is no n-gram."""
 
 Ints = NDArray[np.int64]
 
@@ -52,23 +49,15 @@ class _Grams:
 
     def __init__(self, keys: Hashes, items: Ints, places: Ints) -> None:
         order = np.argsort(keys, kind="stable")
-        self.keys, self.items, self.places = keys[order], items[order], places[order]
-        bits = int(np.clip(len(keys).bit_length() + _SPARE_BITS, *_TABLE_BITS))
-        self._shift = np.uint64(64 - bits)
-        self._flags = np.zeros(1 << bits, bool)
-        self._flags[keys >> self._shift] = True
+        self._items, self._places = items[order], places[order]
+        self._hashes = HashSet(keys)
 
-    def among(self, keys: Hashes) -> Ints:
-        """The places of those of `keys` that are here."""
-        likely = np.flatnonzero(self._flags[keys >> self._shift])
-        here = np.minimum(np.searchsorted(self.keys, keys[likely]), len(self.keys) - 1)
-        found: Ints = likely[self.keys[here] == keys[likely]]
-        return found
-
-    def of(self, key: np.uint64) -> Iterator[tuple[int, int]]:
-        """(item, its word) wherever the n-gram with that hash stands."""
-        first, last = np.searchsorted(self.keys, key), np.searchsorted(self.keys, key, "right")
-        yield from zip(self.items[first:last].tolist(), self.places[first:last].tolist(), strict=True)
+    def among(self, keys: Hashes) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """For each of `keys` that is here: its number, and (item, its word) wherever the n-gram stands."""
+        found, first = self._hashes.members(keys)
+        last = np.searchsorted(self._hashes.keys, keys[found], "right")
+        for number, start, end in zip(found.tolist(), first.tolist(), last.tolist(), strict=True):
+            yield number, list(zip(self._items[start:end].tolist(), self._places[start:end].tolist(), strict=True))
 
 
 class Overlaps:
@@ -102,12 +91,11 @@ class Overlaps:
         """By text: n-grams whose hashes are those of items."""
         hits: dict[int, list[_Hit]] = {}
         for length, keys in run_hashes(words.hashes, self._grams):
-            grams = self._grams[length]
-            for place in grams.among(keys).tolist():
+            for place, owners in self._grams[length].among(keys):
                 text = int(np.searchsorted(words.offsets, place, "right")) - 1
                 if place + length <= words.offsets[text + 1]:
                     first = place - int(words.offsets[text])
-                    hits.setdefault(text, []).extend(_Hit(first, length, *found) for found in grams.of(keys[place]))
+                    hits.setdefault(text, []).extend(_Hit(first, length, *owner) for owner in owners)
         return hits
 
     def _short(self, words: Words) -> list[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
+Places = NDArray[np.int64] | slice
 Codes = NDArray[np.uint8] | NDArray[np.uint32]
 
 BLOCK_CHARS = 1 << 16
@@ -70,6 +71,12 @@ class Words:
         return keys[inside], np.flatnonzero(inside)
 
 
+def whole_hashes(words: Words) -> Hashes:
+    """One number for all words of each text in order: uint64 [texts]; 0 for a text without words."""
+    sums = span_hashes(words.hashes, words.offsets[:-1], words.offsets[1:])
+    return np.where(words.offsets[:-1] == words.offsets[1:], np.uint64(0), sums)
+
+
 def fold(text: str) -> str:
     """The text as comparisons see it."""
     return unicodedata.normalize("NFKC", text).casefold()
@@ -94,7 +101,7 @@ def run_hashes(hashes: Hashes, lengths: Iterable[int]) -> Iterator[tuple[int, Ha
             yield place + 1, _mixed(keys)
 
 
-def blocks(texts: Sequence[str]) -> Iterator[slice]:
+def blocks(texts: Sequence[Sized]) -> Iterator[slice]:
     """Runs of texts with some `BLOCK_CHARS` characters together: taken so, what `words_of` computes fits the cache."""
     start, chars = 0, 0
     for place, text in enumerate(texts):
@@ -179,12 +186,23 @@ def _acts_on_others(code: int, form: str) -> bool:
 
 
 def _hashes(codes: Codes, first: NDArray[np.int64], last: NDArray[np.int64]) -> Hashes:
-    powers, inverses = _powers(1 << max(16, len(codes).bit_length()))
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    values = _LETTERS.take(codes) if codes.dtype == np.uint8 else _letters(codes)
-    values *= powers[: len(codes)]
-    np.cumsum(values, out=sums[1:])
+    return span_hashes(letter_hashes(codes), first, last)
+
+
+def span_hashes(values: Hashes, first: Places, last: Places) -> Hashes:
+    """The hash of `values` from each `first` to before each `last`: uint64 [spans]; spans may overlap.
+
+    Places are numbers or a slice of all numbers from 0 to len(values).
+    """
+    powers, inverses = _powers(1 << max(16, len(values).bit_length()))
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(values * powers[: len(values)], out=sums[1:])
     return _mixed((sums[last] - sums[first]) * inverses[first])
+
+
+def letter_hashes(codes: Codes) -> Hashes:
+    """One number for each character or byte."""
+    return _LETTERS.take(codes) if codes.dtype == np.uint8 else _letters(codes)
 
 
 def _letters(codes: Codes) -> Hashes:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from liuyi.data.attributes import read_groups
 from liuyi.data.dedup.candidates import candidate_groups
 from liuyi.data.dedup.minhash import Signatures
+from liuyi.data.dedup.ragged import changes
 from liuyi.data.dedup.verify import settle
 from liuyi.data.pool import available_cores
 
@@ -139,8 +140,7 @@ def _exact(fingerprints: Fingerprints, order: Ints) -> Ints:
     """[documents] the first of the documents with the same fingerprint."""
     ordered = fingerprints[order]
     by_value = np.lexsort((ordered[:, 1], ordered[:, 0]))
-    new = np.ones(len(order), bool)
-    new[1:] = (ordered[by_value[1:]] != ordered[by_value[:-1]]).any(axis=1)
+    begins = changes(*ordered[by_value].T)
     first = np.empty(len(order), np.int64)
-    first[order[by_value]] = order[by_value[np.flatnonzero(new)]][np.cumsum(new) - 1]
+    first[order[by_value]] = np.repeat(order[by_value[begins]], np.diff(np.append(begins, len(order))))
     return first
