@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from liuyi.core import pages
 from liuyi.core.effect import Comparison
 from liuyi.evaluate import figures
 from liuyi.evaluate.report import svg
@@ -30,15 +31,7 @@ def page(report: Report) -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("liuyi.evaluate.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment("liuyi.evaluate.report")
     environment.filters.update(show=figures.show, cell=_cell)
     environment.globals.update(
         main_comparisons=main_comparisons,

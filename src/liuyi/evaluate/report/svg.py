@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from liuyi.core.effect import Bars, Comparison, Curves
+from liuyi.core.svg import element, percent, strip, tick, ticks
 from liuyi.evaluate.figures import is_margin_test, number, show
 from liuyi.evaluate.stats import is_proven
 
@@ -15,13 +16,6 @@ COLOURS = 6
 """Series colours that the style sheet defines, `c0` … `c5`."""
 _WIDTH, _HEIGHT = 680, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
-
-
-def element(name: str, *inside: Markup | str, css: str = "", **attributes: object) -> Markup:
-    """An SVG or HTML element; attributes and texts are escaped, and `_` in an attribute's name is `-`."""
-    named = {"class": css, **attributes} if css else attributes
-    said = [Markup(' {}="{}"').format(key.replace("_", "-"), value) for key, value in named.items()]
-    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup().join(said), Markup().join(inside))
 
 
 def interval_mark(comparison: Comparison) -> Markup:
@@ -32,7 +26,7 @@ def interval_mark(comparison: Comparison) -> Markup:
     reach = max(abs(low), abs(high), 1e-300) * 1.12
     shown = show(comparison)
     label = f"{shown.change}, {shown.interval}"
-    return _strip(_interval(low, delta, high, -reach, reach, comparison), height=22, label=label, css="mark")
+    return strip(_interval(low, delta, high, -reach, reach, comparison), height=22, label=label, css="mark")
 
 
 def forest_rows(comparisons: Sequence[Comparison]) -> list[Markup]:
@@ -45,7 +39,7 @@ def forest_rows(comparisons: Sequence[Comparison]) -> list[Markup]:
     for comparison, (low, delta, high) in zip(comparisons, spans, strict=True):
         marks = _interval(low, delta, high, start, end, comparison)
         label = show(comparison).interval
-        rows.append(_strip(marks, height=26, label=label, css="forest"))
+        rows.append(strip(marks, height=26, label=label, css="forest"))
     return rows
 
 
@@ -58,12 +52,12 @@ def bar_rows(bars: Bars) -> list[tuple[str, str, Markup]]:
     for label, value in bars.bars:
         shown = value if math.isfinite(value) else 0.0
         start, end = (min(shown, 0.0) - low) / span, (max(shown, 0.0) - low) / span
-        marks = [element("rect", css="bar", x=_pc(start), y=3, width=_pc(end - start), height=12, rx=2)]
+        marks = [element("rect", css="bar", x=percent(start), y=3, width=percent(end - start), height=12, rx=2)]
         if low < 0:
-            zero = _pc(-low / span)
+            zero = percent(-low / span)
             marks.append(element("line", css="zero", x1=zero, x2=zero, y1=0, y2=18))
         text = number(value, bars.unit)
-        rows.append((label, text, _strip(marks, height=18, label=f"{label}: {text}", css="track")))
+        rows.append((label, text, strip(marks, height=18, label=f"{label}: {text}", css="track")))
     return rows
 
 
@@ -91,10 +85,10 @@ def curves_chart(curves: Curves) -> Markup:
     parts = []
     for y in y_ticks:
         parts.append(element("line", css="grid", x1=_LEFT, x2=right, y1=down(y), y2=down(y)))
-        parts.append(element("text", _tick(y), css="tick", x=_LEFT - 8, y=down(y) + 4, text_anchor="end"))
+        parts.append(element("text", tick(y), css="tick", x=_LEFT - 8, y=down(y) + 4, text_anchor="end"))
     for x in ticks(x_low, x_high, 7):
         if x_low <= x <= x_high:
-            parts.append(element("text", _tick(x), css="tick", x=across(x), y=bottom + 18, text_anchor="middle"))
+            parts.append(element("text", tick(x), css="tick", x=across(x), y=bottom + 18, text_anchor="middle"))
     for index, band in enumerate(bands):
         if band:
             path = " ".join(f"{across(x)},{down(y)}" for x, y in band)
@@ -109,22 +103,9 @@ def curves_chart(curves: Curves) -> Markup:
     return element("svg", *parts, css="chart", viewBox=box, role="img", aria_label=label)
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers (1, 2, 2.5, 5 × a power of ten) from at or below `low` to at or above `high`; at least two."""
-    span = high - low
-    if span <= abs(low) * 1e-12 or not math.isfinite(span):
-        span = abs(low) or 1.0
-        low, high = low - span / 2, low + span / 2
-    rough = span / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    size = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
-    return [index * size for index in range(first, max(last, first + 1) + 1)]
-
-
 def _interval(low: float, delta: float, high: float, start: float, end: float, comparison: Comparison) -> list[Markup]:
     def at(value: float) -> str:
-        return _pc((min(max(value, start), end) - start) / (end - start))
+        return percent((min(max(value, start), end) - start) / (end - start))
 
     css = "unsure" if not _is_shown_as_found(comparison) else "good" if low > 0 else "bad"
     marks = [element("line", css="zero", x1=at(0), x2=at(0), y1=0, y2="100%")]
@@ -148,21 +129,5 @@ def _towards_better(comparison: Comparison) -> tuple[float, float, float]:
     return -comparison.high, -comparison.delta, -comparison.low
 
 
-def _strip(marks: Sequence[Markup], *, height: int, label: str, css: str) -> Markup:
-    title = element("title", label)
-    return element("svg", title, *marks, css=css, width="100%", height=height, role="img", aria_label=label)
-
-
 def _finite_points(x: Iterable[float], y: Iterable[float]) -> list[tuple[float, float]]:
     return [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
-
-
-def _pc(share: float) -> str:
-    return f"{100 * share:.2f}%"
-
-
-def _tick(value: float) -> str:
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        mantissa, _, power = f"{value:.1e}".partition("e")
-        return f"{mantissa}e{int(power)}".replace("-", "−")
-    return f"{value:,.6g}".replace("-", "−")
