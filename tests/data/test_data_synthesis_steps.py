@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,13 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_order_of_answers(tmp_pat
 def test_a_step_that_starts_again_asks_nothing_twice(tmp_path: Path) -> None:
     """It breaks off in the middle, goes on with what it has, and gives what an undisturbed run gives."""
     given = {"seeds": seeds(tmp_path / "seeds")}
-    whole = ask(lister, "data.self_instruct", tmp_path / "whole", given, rows=20)
+    whole = ask(lister, "data.self_instruct", tmp_path / "whole", given, rows=20, per_request=2)
     down: Model = lambda asked: lister(asked) if asked.number < 6 else Reply(b"", 500)  # noqa: E731
     with model_server(down) as server:
         options: dict[str, Any] = {
             "endpoint": server.url,
-            "rows": 8,
+            "rows": 20,
+            "per_request": 2,
             "tries": 1,
             "retry_wait_s": 0.01,
             "concurrency": 1,
@@ -162,6 +164,7 @@ def test_a_step_that_starts_again_asks_nothing_twice(tmp_path: Path) -> None:
         with pytest.raises(StepError, match="not answered"):
             run_step("data.self_instruct", tmp_path / "broken", given, **options)
         answered = {asked.prompt for asked in server.asked[:6]}
+    shutil.rmtree(tmp_path / "broken" / "chats")  # what a run that failed had written of its output
     with model_server(lister) as server:
         again = run_step("data.self_instruct", tmp_path / "broken", given, **(options | {"endpoint": server.url}))
         assert not answered & set(server.prompts())
