@@ -5,12 +5,42 @@ from __future__ import annotations
 from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+from liuyi.data.contamination.steps import decontaminate
+from liuyi.data.dedup.steps import dedup_lines, dedup_substrings
 from liuyi.data.instructions.steps import chats_file, preferences_file
+from liuyi.data.mix.steps import mix
 from liuyi.data.select.edit import Edits
 from liuyi.data.select.thresholds import Thresholds
 from liuyi.data.sources.steps import crawl, debian_docs, files, huggingface
+from liuyi.data.synthesis.steps import (
+    back_translate,
+    evol_instruct,
+    magpie,
+    personas,
+    rephrase,
+    self_instruct,
+    verified,
+)
 
-__all__ = ("chats_file", "crawl", "debian_docs", "files", "huggingface", "preferences_file")
+__all__ = (
+    "back_translate",
+    "chats_file",
+    "crawl",
+    "debian_docs",
+    "decontaminate",
+    "dedup_lines",
+    "dedup_substrings",
+    "evol_instruct",
+    "files",
+    "huggingface",
+    "magpie",
+    "mix",
+    "personas",
+    "preferences_file",
+    "rephrase",
+    "self_instruct",
+    "verified",
+)
 
 
 class PythonDocsParams(Params):
