@@ -212,4 +212,32 @@ RULES: tuple[Rule, ...] = (
     Rule("Chinese advertisement or navigation", _chinese_phrases),
     Rule("both Chinese scripts mixed", _mixed_script),
     Rule("Chinese keywords, not sentences", _chinese_keywords),
+    optional(
+        "low quality",
+        _below("quality_score", "min_quality_score"),
+        needs="quality_score",
+        measured_by="data.score",
+        threshold="min_quality_score",
+    ),
+    optional(
+        "not among the best",
+        lambda a, t: a["quality_rank"] >= t.max_quality_rank,
+        needs="quality_rank",
+        measured_by="data.score",
+        threshold="max_quality_rank",
+    ),
+    optional(
+        "too predictable",
+        _below("perplexity", "min_perplexity"),
+        needs="perplexity",
+        measured_by="data.perplexity",
+        threshold="min_perplexity",
+    ),
+    optional(
+        "too surprising",
+        _above("perplexity", "max_perplexity"),
+        needs="perplexity",
+        measured_by="data.perplexity",
+        threshold="max_perplexity",
+    ),
 )

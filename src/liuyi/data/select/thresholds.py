@@ -48,7 +48,7 @@ class Thresholds(Params):
     drop_generated: bool = Field(True, description="drop short documents that say a program wrote them")
     drop_placeholder: bool = Field(True, description="drop lorem ipsum")
     min_han_ratio: float = Field(
-        0.3, ge=0, le=1, description="a document with more Han characters than this is judged by the Chinese rules"
+        0.3, ge=0.1, le=1, description="a document with more Han characters than this is judged by the Chinese rules"
     )
     min_zh_punctuation: float = Field(0.015, ge=0, description="punctuation marks per Han character")
     max_zh_punctuation: float = Field(0.6, gt=0, description="punctuation marks per Han character")
@@ -61,4 +61,16 @@ class Thresholds(Params):
     )
     max_mixed_script: float = Field(
         0.05, ge=0, le=0.5, description="share of Chinese in characters of the script that is used less"
+    )
+    min_quality_score: float | None = Field(
+        None, ge=0, le=1, description="probability of being good, by the classifier of data.score"
+    )
+    max_quality_rank: float | None = Field(
+        None, gt=0, le=1, description="keep the best: 0.3 keeps the best 30 % of the bytes that data.score saw"
+    )
+    min_perplexity: float | None = Field(
+        None, ge=1, description="of data.perplexity, a token; what is below is often boilerplate or repeats itself"
+    )
+    max_perplexity: float | None = Field(
+        None, ge=1, description="of data.perplexity, a token; what is above is often no language"
     )
