@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from liuyi.core.errors import DataError
-from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+from liuyi.core.step import START_AGAIN, Context, Input, Output, Params, SourcePath, step
 
 PRELOAD = ("colorsys",)
 
@@ -72,6 +72,29 @@ def chain(ctx: Context, params: ChainParams) -> None:
         ctx.progress(state["link"], params.links, "links", loss=1 / state["link"])
     with ctx.output("model") as out:
         (out.path / "value.txt").write_text(state["value"])
+
+
+class PhoenixParams(Params):
+    deaths: int
+    keeps: bool = True
+    """Whether it keeps something of its work before it dies."""
+    how: Literal["killed", "hangs"] = "killed"
+
+
+@step("toy.phoenix", version=1, inputs={}, outputs={"number": Output("corpus")}, starts_again=True)
+def phoenix(ctx: Context, params: PhoenixParams) -> None:
+    """Die so many times, then say how often it was started."""
+    diary = ctx.workdir / "diary"
+    _note(diary, f"start {os.getpid()}")
+    starts = len(diary.read_text().splitlines())
+    if starts <= params.deaths:
+        if params.keeps:
+            (ctx.workdir / f"kept-{starts}").touch()
+        if params.how == "hangs":
+            os._exit(START_AGAIN)
+        os.kill(os.getpid(), signal.SIGKILL)
+    with ctx.output("number") as out:
+        (out.path / "number.txt").write_text(str(starts))
 
 
 def _note(diary: Path | None, line: str) -> None:

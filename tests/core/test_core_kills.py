@@ -181,3 +181,26 @@ def test_killing_every_process_at_once_leaves_nothing_half_made(toy_home: Home, 
     assert attached.run().status == "done"
     assert {step.name: step.status for step in toy_home.ledger.steps(attached.run_id)}.keys() == {"a", "b"}
     assert len(list(toy_home.store.digests())) == 2
+
+
+@pytest.mark.parametrize(
+    ("deaths", "keeps", "how", "starts"),
+    [(7, True, "killed", "8"), (7, True, "hangs", "8"), (3, False, "killed", "4"), (4, False, "killed", "")],
+)
+def test_a_step_that_can_go_on_is_started_again(
+    deaths: int, keeps: bool, how: str, starts: str, toy_home: Home, tmp_path: Path
+) -> None:
+    """As often as it takes while it gets on, and three times in a row if it does not."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"recipe: x\nsteps:\n  fit: {{step: toy.phoenix, deaths: {deaths}, keeps: {str(keeps).lower()}, how: {how}}}\n"
+    )
+    attached = start_run(toy_home, RecipeSource("recipe.yaml", path, tmp_path))
+    wait_until_over(attached)
+    ended = attached.run()
+    if not starts:
+        assert (ended.status, "(SIGKILL)" in ended.error) == ("failed", True)
+        return
+    assert ended.status == "done"
+    (execution,) = toy_home.ledger.executions()
+    assert toy_home.store.open(execution.outputs["number"]).file("number.txt").read_text() == starts

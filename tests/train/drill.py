@@ -1,4 +1,4 @@
-"""A small run to be killed: `python drill.py FOLDER [adamw|muon]` trains, resumes, and prints its weights' digest.
+"""A small run to be killed: `python drill.py FOLDER adamw|muon [FAULTS]` trains or resumes, and prints a digest.
 
 Batches 40 to 42 are poisoned, so that the run also has a rollback to get right.
 """
@@ -57,6 +57,7 @@ def small_run(
     guard: GuardConfig | None = None,
     model: Decoder | None = None,
     prepare: Callable[[], None] = lambda: None,
+    config: LoopConfig | None = None,
 ) -> tuple[Decoder, Result, Poison]:
     """Train a tiny model in `folder`, or go on with it."""
     torch.set_num_threads(1)
@@ -71,7 +72,7 @@ def small_run(
         poison.loss,
         Optimiser(model, OptimiserConfig(optimiser, lr=0.01)),  # type: ignore[arg-type]
         make_schedule("wsd", steps=steps, warmup_steps=5),
-        config=LoopConfig(steps, checkpoint_every_s=every_s, guard=guard or GuardConfig(rollback_steps=10)),
+        config=config or LoopConfig(steps, checkpoint_every_s=every_s, guard=guard or GuardConfig(rollback_steps=10)),
         workdir=folder / "work",
         observer=listener or Listener(),
         monitor=monitor,
@@ -89,8 +90,17 @@ def digest(model: Decoder) -> str:
 
 
 if __name__ == "__main__":
+    faults = sys.argv[3] if len(sys.argv) > 3 else ""
+    loop = LoopConfig(
+        160,
+        checkpoint_every_s=0.02,
+        guard=GuardConfig(rollback_steps=10),
+        hang_timeout_s=2.0,
+        verify_every=20,
+        inject=faults,
+    )
     trained, result, _ = small_run(
-        Path(sys.argv[1]), steps=160, optimiser=sys.argv[2], poisoned=(40, 41, 42), every_s=0.02
+        Path(sys.argv[1]), steps=160, optimiser=sys.argv[2], poisoned=(40, 41, 42), config=loop
     )
     assert len(result.jumps) == 1, result
     print(digest(trained))

@@ -67,7 +67,7 @@ def test_the_model_learns(tmp_path: Path) -> None:
     assert result.loss == pytest.approx(loss.total.item() / loss.count, abs=0.3)
     rows = [json.loads(line) for line in (tmp_path / "work" / LOG_FILE).read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(120))
-    assert set(rows[0]) == {"step", "loss", "lr", "grad_norm"}
+    assert set(rows[0]) == {"step", "batch", "loss", "lr", "grad_norm"}
 
 
 @pytest.mark.parametrize("micro_rows", [1, 3])

@@ -34,6 +34,9 @@ from liuyi.core.artifact import KINDS, Artifact, Kind
 from liuyi.core.digest import sha256_tree
 from liuyi.core.errors import LiuyiError, RecipeError, did_you_mean
 
+START_AGAIN = 4
+"""The exit status by which the process of a step asks to be started again."""
+
 
 class Params(BaseModel):
     """Base of every step's parameters: unknown names are refused, values do not change."""
@@ -80,6 +83,8 @@ class Output:
 
     kind: Kind
     doc: str = ""
+    when: Callable[[Any], bool] | None = None
+    """With which params it is given; with all of them when None."""
 
 
 @dataclass
@@ -136,6 +141,18 @@ class Step:
     run: Callable[[Context, Any], None]
     fingerprint: Callable[[Any], str] | None = None
     """Names whatever else the outcome depends on, such as the versions of installed packages; part of the step key."""
+    starts_again: bool = False
+    """Whether its process is started again when it dies: what it keeps in `workdir` lets it go on from there."""
+
+    @property
+    def always(self) -> set[str]:
+        """The outputs that are given whatever the params are."""
+        return {name for name, port in self.outputs.items() if port.when is None}
+
+    def gives(self, name: str, params: Params) -> bool:
+        """Whether an output is given with these params."""
+        when = self.outputs[name].when
+        return when is None or when(params)
 
     @property
     def doc(self) -> str:
@@ -152,6 +169,7 @@ def step(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, Output],
     fingerprint: Callable[[Any], str] | None = None,
+    starts_again: bool = False,
 ) -> Callable[[Callable[[Context, Any], None]], Callable[[Context, Any], None]]:
     """Register a function `(ctx, params) -> None` as a step; its params type is read from its annotation."""
 
@@ -167,7 +185,7 @@ def step(
         known = _steps.get(name)
         if known and known.run.__code__ != function.__code__:
             raise LiuyiError(f"two steps are named '{name}'", where=function.__module__)
-        _steps[name] = Step(name, version, params, dict(inputs), dict(outputs), function, fingerprint)
+        _steps[name] = Step(name, version, params, dict(inputs), dict(outputs), function, fingerprint, starts_again)
         return function
 
     return register

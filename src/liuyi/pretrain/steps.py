@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+from liuyi.pretrain.ablate.steps import ablate
+from liuyi.pretrain.params import DecoderParams
+
+__all__ = ("ablate",)
 
 PRELOAD = ("torch",)
 
 
-class TrainParams(Params):
-    size: str | None = Field(None, description="parameters of a new model, such as 5m; sets all that is left out below")
-    hidden_size: int | None = Field(None, ge=2)
-    num_hidden_layers: int | None = Field(None, ge=1)
-    seq_len: int = Field(256, ge=8, description="tokens in a packed row")
+class TrainParams(DecoderParams):
     epochs: float = Field(1.0, gt=0, description="passes over the tokens, unless `token_budget` is given")
     token_budget: int | None = Field(None, ge=1, description="tokens to train on in all")
-    batch_tokens: int | None = Field(None, ge=8, description="tokens in a step's global batch")
-    micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
-    init: Literal["bigram", "random"] = Field("bigram", description="what a new model knows before its first step")
-    tie_embeddings: bool = Field(False, description="one matrix for embedding and head; needs `init: random`")
-    optimiser: Literal["muon", "adamw"] = "muon"
-    lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices")
-    embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings and head")
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    warmup: float = Field(0.02, ge=0, lt=1, description="part of all steps")
-    decay: float = Field(0.5, ge=0, le=1, description="part of all steps in which `wsd` falls to zero")
-    clip_norm: float = Field(1.0, gt=0)
-    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    checkpoint_every_s: float = Field(20.0, gt=0)
 
 
 @step(
     "pretrain.train",
-    version=1,
+    version=2,
+    starts_again=True,
     inputs={
         "tokens": Input("tokens", "what to train on"),
         "tokenizer": Input(("tokenizer", "checkpoint"), "the one that made the tokens, or the model that has it"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,12 +17,13 @@ from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.bigram import bigram_embeddings
+from liuyi.pretrain.params import DecoderParams
 from liuyi.pretrain.size import Recommended, config_for_size, parse_size, recommended
-from liuyi.train.batches import ShuffledBatches
-from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.batches import Batch, ShuffledBatches
+from liuyi.train.data import Stream, TokenRows, TokenStream
 from liuyi.train.effect import training_effect
 from liuyi.train.lm import CausalLM, choose_compute_dtype
-from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.loop import LOG_FILE, LoopConfig, Monitor, Observer, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.schedule import make_schedule
 
@@ -38,29 +41,19 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
     stream = TokenStream(ctx.input("tokens").path)
     tokenizer = Tokenizer.load(ctx.input("tokenizer").path)
     model = starting_model(ctx, params, stream, tokenizer)
-    advice = recommended(model.config)
-    rows = TokenRows(stream, params.seq_len)
-    batch_rows = max(1, (params.batch_tokens or advice.batch_tokens) // params.seq_len)
-    budget = params.token_budget or params.epochs * len(stream)
-    steps = max(1, math.ceil(budget / (batch_rows * params.seq_len)))
-    trainer = Trainer(
+    batch_rows = rows_in_batch(model, params)
+    trainer = make_trainer(
         model,
-        ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows),
-        CausalLM(choose_compute_dtype(params.compute_dtype, ctx.workdir)),
-        Optimiser(model, optimiser_config(params, advice)),
-        make_schedule(
-            params.schedule,
-            steps=steps,
-            warmup_steps=round(params.warmup * steps),
-            decay_steps=round(params.decay * steps),
-        ),
-        config=LoopConfig(steps, clip_norm=params.clip_norm, checkpoint_every_s=params.checkpoint_every_s),
+        stream,
+        params,
+        token_budget=params.token_budget or params.epochs * len(stream),
+        seed=ctx.seed,
         workdir=ctx.workdir,
         observer=ctx,
         prepare=lambda: None if ctx.has("model") else fresh_weights(model, params.init, stream, ctx.seed),
     )
     parameters = model.config.num_parameters
-    ctx.log(f"{parameters / 1e6:.1f}M parameters, {steps} steps of {batch_rows * params.seq_len} tokens")
+    ctx.log(f"{parameters / 1e6:.1f}M parameters, {trainer.config.steps} steps of {batch_rows * params.seq_len} tokens")
     result = trainer.run()
     with ctx.output("checkpoint") as out:
         extra = {
@@ -72,6 +65,7 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
             "skipped": result.skipped,
             "jumps": [jump.step for jump in result.jumps],
             "seq_len": params.seq_len,
+            "batch_rows": batch_rows,
             "seed": ctx.seed,
         }
         save_model(out.path, model, tokenizer, extra)
@@ -84,7 +78,49 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
         out.metrics.update(loss=result.loss, tokens=result.tokens, steps=result.steps, parameters=parameters)
 
 
-def optimiser_config(params: TrainParams, advice: Recommended) -> OptimiserConfig:
+def make_trainer(
+    model: Decoder,
+    stream: Stream,
+    params: DecoderParams,
+    *,
+    token_budget: float,
+    seed: int,
+    workdir: Path,
+    observer: Observer,
+    prepare: Callable[[], None],
+    monitor: Monitor | None = None,
+) -> Trainer[Decoder, Batch]:
+    """A trainer of `model` for `token_budget` tokens of `stream`, rounded up to whole batches."""
+    rows = TokenRows(stream, params.seq_len)
+    batch_rows = rows_in_batch(model, params)
+    steps = max(1, math.ceil(token_budget / (batch_rows * params.seq_len)))
+    return Trainer(
+        model,
+        ShuffledBatches(
+            rows, batch_rows=batch_rows, seed=seed, micro_rows=params.micro_rows, phase_starts=rows.phase_starts
+        ),
+        CausalLM(choose_compute_dtype(params.compute_dtype, workdir)),
+        Optimiser(model, optimiser_config(params, recommended(model.config))),
+        make_schedule(
+            params.schedule,
+            steps=steps,
+            warmup_steps=round(params.warmup * steps),
+            decay_steps=round(params.decay * steps),
+        ),
+        config=LoopConfig.of(params, steps),
+        workdir=workdir,
+        observer=observer,
+        monitor=monitor,
+        prepare=prepare,
+    )
+
+
+def rows_in_batch(model: Decoder, params: DecoderParams) -> int:
+    """Rows of a global batch: as many as are asked for, else as go with the model's size."""
+    return max(1, (params.batch_tokens or recommended(model.config).batch_tokens) // params.seq_len)
+
+
+def optimiser_config(params: DecoderParams, advice: Recommended) -> OptimiserConfig:
     """Learning rates as given, else those that go with the size; AdamW alone takes a third of them."""
     scale = 1.0 if params.optimiser == "muon" else 1 / 3
     return OptimiserConfig(
@@ -98,21 +134,23 @@ def optimiser_config(params: TrainParams, advice: Recommended) -> OptimiserConfi
 
 def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, tokenizer: Tokenizer) -> Decoder:
     """The model to go on from, or a fresh one."""
-    if tokenizer.vocab_size != stream.vocab_size:
+    if not ctx.has("model"):
+        return fresh_model(params, stream, tokenizer)
+    _demand_same_vocabulary(stream, tokenizer)
+    if params.size or params.hidden_size or params.num_hidden_layers:
+        raise ModelError("the size of a model that goes on training is what it is", hint="leave the size out")
+    model = load_model(ctx.input("model").path)
+    if model.config.vocab_size < stream.vocab_size:
         raise ModelError(
-            f"the tokens were made with {stream.vocab_size} token ids, the tokenizer has {tokenizer.vocab_size}",
-            hint="give the step the tokenizer that made the tokens",
+            f"the model knows {model.config.vocab_size} token ids, the tokens use {stream.vocab_size}",
+            hint="make the tokens with the model's own tokenizer",
         )
-    if ctx.has("model"):
-        if params.size or params.hidden_size or params.num_hidden_layers:
-            raise ModelError("the size of a model that goes on training is what it is", hint="leave the size out")
-        model = load_model(ctx.input("model").path)
-        if model.config.vocab_size < stream.vocab_size:
-            raise ModelError(
-                f"the model knows {model.config.vocab_size} token ids, the tokens use {stream.vocab_size}",
-                hint="make the tokens with the model's own tokenizer",
-            )
-        return model
+    return model
+
+
+def fresh_model(params: DecoderParams, stream: Stream, tokenizer: Tokenizer) -> Decoder:
+    """A decoder of the size that `params` name; its weights are not set yet."""
+    _demand_same_vocabulary(stream, tokenizer)
     config = config_for_size(
         parse_size(params.size or DEFAULT_SIZE),
         vocab_size=stream.vocab_size,
@@ -135,7 +173,15 @@ def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, token
     return Decoder(config)
 
 
-def fresh_weights(model: Decoder, init: str, stream: TokenStream, seed: int) -> None:
+def _demand_same_vocabulary(stream: Stream, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size != stream.vocab_size:
+        raise ModelError(
+            f"the tokens were made with {stream.vocab_size} token ids, the tokenizer has {tokenizer.vocab_size}",
+            hint="give the step the tokenizer that made the tokens",
+        )
+
+
+def fresh_weights(model: Decoder, init: str, stream: Stream, seed: int) -> None:
     """Weights to start from; with `bigram`, layers add nothing yet and embeddings and head know the bigrams."""
     init_weights(model, seed)
     if init == "random":

@@ -80,18 +80,25 @@ class Checkpoints:
     def save(
         self, snapshot: Snapshot, *, anchors: Sequence[int] = (), before: Callable[[], None] = lambda: None
     ) -> None:
-        """Copy the snapshot now and write it in the background, after `before`.
+        """Copy the snapshot now and write it in the background, after `before`; the write before it must have ended.
 
         The newest two stay, and for each step of `anchors` the newest one at or before it.
         """
         self.wait()
         self._pending = self._pool.submit(self._write, snapshot.copied(), anchors, before)
 
-    def wait(self) -> None:
-        """Wait for the write under way; raises what it met (OutOfDisk, OSError)."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+    @property
+    def busy(self) -> bool:
+        """Whether a write is under way."""
+        return self._pending is not None and not self._pending.done()
+
+    def wait(self) -> bool:
+        """Wait for the write under way, if there is one; raises what it met (OutOfDisk, OSError)."""
+        if self._pending is None:
+            return False
+        pending, self._pending = self._pending, None
+        pending.result()
+        return True
 
     def load(self, at_most: int | None = None) -> Snapshot | None:
         """The newest undamaged checkpoint, of those at or before step `at_most` when it is given."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -19,13 +19,21 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from liuyi.core.errors import DataError, StepError
+from liuyi.core.errors import DataError, LiuyiError, StepError
 from liuyi.train.checkpoint import Checkpoints, Snapshot, fsync, load_rng_state, rng_state
+from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.guards import Guard, GuardConfig, Jump, Reason
+from liuyi.train.inject import Injector, parse_faults
 from liuyi.train.optim import Optimiser
+from liuyi.train.params import LoopParams
 from liuyi.train.schedule import Schedule
+from liuyi.train.watchdog import Watchdog
 
 LOG_FILE = "training.jsonl"
+MAX_RECOVERIES = 3
+"""Corruptions in a row, without a step between them, after which the machine is not trusted."""
+MAX_FAILED_SAVES = 3
+"""Checkpoints in a row that could not be written before the run fails."""
 
 
 class MicroBatch(Protocol):
@@ -80,7 +88,26 @@ class LoopConfig:
     clip_norm: float = 1.0
     """Largest gradient norm, of the gradient of the mean loss."""
     checkpoint_every_s: float = 20.0
+    """At 0 one is made after every step, and waited for."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+    hang_timeout_s: float = 600.0
+    """Without a micro-batch done for so long, the process ends by `START_AGAIN`."""
+    verify_every: int = 500
+    """Every so many steps one is taken twice and compared; 0 for never."""
+    inject: str = ""
+    """Faults to meet on purpose, as `train/inject.py` has them."""
+
+    @classmethod
+    def of(cls, params: LoopParams, steps: int) -> LoopConfig:
+        """What a step's parameters say of the loop."""
+        return cls(
+            steps,
+            clip_norm=params.clip_norm,
+            checkpoint_every_s=params.checkpoint_every_s,
+            hang_timeout_s=params.hang_timeout_s,
+            verify_every=params.verify_every,
+            inject=params.inject,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +120,8 @@ class Result:
     skipped: int
     jumps: list[Jump]
     """Where rollbacks made the run pass over data."""
+    recoveries: int
+    """How often silent corruption sent this process back to a checkpoint."""
     stopped: str
     """Why the monitor ended the run; empty when it ran to its end."""
 
@@ -133,36 +162,86 @@ class Trainer(Generic[M, B]):
         self.step = 0
         self.tokens = 0
         self.stopped = ""
+        self.checksum = 0
+        """Of weights and optimiser state, as the last step left them."""
+        self.recoveries = 0
+        self._recovered_at = (-1, 0)
+        self._failed_saves = 0
         workdir.mkdir(parents=True, exist_ok=True)
+        self.injector = Injector(parse_faults(config.inject), workdir)
         self.log_path = workdir / LOG_FILE
         self.checkpoints = Checkpoints(workdir / "checkpoints", observer.log)
 
     def run(self) -> Result:
         """Train to the last step, or until the monitor ends it; the model then holds the final weights."""
         self.model.train()
-        with self.checkpoints:
-            found = self.checkpoints.load()
-            if found:
-                self._restore(found)
+        self.watchdog = Watchdog(self.config.hang_timeout_s, self.observer.log)
+        with self.checkpoints, self.watchdog:
+            if self._go_back():
                 self.observer.log(f"resumed at step {self.step} of {self.config.steps}")
             else:
                 self.prepare()
                 self.log_path.write_bytes(b"")
-                self._save()
+                self.checksum = checksum(self._tensors())
+                self._save(must=True)
             started, first, saved = time.monotonic(), self.tokens, time.monotonic()
             while not self._over:
-                loss = self._take_step()
+                try:
+                    loss = self._guarded_step()
+                except Corrupted as found:
+                    self._recover(found)
+                    continue
                 now = time.monotonic()
                 speed = (self.tokens - first) / max(now - started, 1e-9)
                 self.observer.progress(self.step, self.config.steps, "steps", loss=loss, tok_s=speed)
                 if now - saved >= self.config.checkpoint_every_s or self._over:
-                    self._save()
+                    self._save(must=self._over)
                     saved = now
         return self._result()
 
     @property
     def _over(self) -> bool:
         return self.step >= self.config.steps or bool(self.stopped)
+
+    def _guarded_step(self) -> float:
+        """One step under the watchdog, the faults that are asked for, and the checks for corruption."""
+        step = self.step
+        self.watchdog.beat(f"step {step}")
+        self.injector.before_step(step)
+        every = self.config.verify_every
+        loss = self._step_twice() if every and step % every == every - 1 else self._take_step()
+        self.injector.after_step(step, self.optimiser.parameters)
+        return loss
+
+    def _step_twice(self) -> float:
+        """A step taken, undone and taken again. Raises Corrupted where the second differs from the first."""
+        before = self._snapshot().copied()
+        first = self._take_step(), self.checksum
+        self._restore(before)
+        second = self._take_step(), self.checksum
+        exactly = self.device.type == "cpu"
+        if not agree(first[0], second[0], exactly=exactly) or (exactly and first[1] != second[1]):
+            raise Corrupted(f"step {before.step} came out differently the second time")
+        return second[0]
+
+    def _recover(self, found: Corrupted) -> None:
+        """Go back to the newest sound checkpoint; the steps from there are taken again."""
+        at, times = self._recovered_at
+        self._recovered_at = (self.step, times + 1 if self.step <= at else 1)
+        self.recoveries += 1
+        self.observer.log(f"silent corruption: {found}; going back to the last checkpoint")
+        if self._recovered_at[1] > MAX_RECOVERIES:
+            raise StepError(
+                f"silent corruption {MAX_RECOVERIES + 1} times in a row: {found}",
+                hint="memory or processor of this machine are not to be trusted; test them",
+            )
+        self.optimiser.zero_grad()
+        if not self._go_back():
+            raise StepError("no sound checkpoint is left to go back to")
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.optimiser.parameters.values()
+        yield from self.optimiser.state().values()
 
     def _take_step(self) -> float:
         """Do one step, or skip it, or roll back; the mean loss that was seen."""
@@ -173,8 +252,11 @@ class Trainer(Generic[M, B]):
             raise DataError(f"batch {index} has no token to learn from", hint="look at how its rows were made")
         grad_norm = self._clip(count)
         decision, reason = self.guard.judge(loss, grad_norm)
+        if checksum(self._tensors()) != self.checksum:
+            raise Corrupted(f"weights or optimiser state changed by themselves before step {self.step}")
         row: dict[str, Any] = {
             "step": self.step,
+            "batch": index,
             "loss": loss,
             "lr": factor * self.optimiser.config.lr,
             "grad_norm": grad_norm,
@@ -182,6 +264,7 @@ class Trainer(Generic[M, B]):
         }
         if decision == "step":
             self.optimiser.step(factor)
+            self.checksum = checksum(self._tensors())
             self.tokens += count
         else:
             row["skipped"] = reason
@@ -202,11 +285,14 @@ class Trainer(Generic[M, B]):
         """Forward and backward of every micro-batch: mean loss, count and mean metrics of the global batch."""
         total, count = 0.0, 0
         sums: dict[str, float] = {}
+        factor = self.injector.loss_factor(index)
         for batch in self.batches(index):
             loss = self.objective(self.model, batch.to(self.device))
+            summed = loss.total if factor == 1.0 else loss.total * factor
             if loss.count:
-                loss.total.backward()  # type: ignore[no-untyped-call]
-            total += loss.total.item()
+                summed.backward()  # type: ignore[no-untyped-call]
+            total += summed.item()
+            self.watchdog.beat(f"step {self.step}")
             count += loss.count
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -233,13 +319,25 @@ class Trainer(Generic[M, B]):
                 f"{reason} losses at step {self.step} again, after {len(guard.jumps)} rollbacks",
                 hint="a lower learning rate, or a look at the data, should help",
             )
-        found = self.checkpoints.load(at_most=anchor)
-        if not found:
-            raise StepError(f"no checkpoint is left to roll back to from step {self.step}")
-        self.observer.log(f"step {self.step}: rolling back to step {anchor}, passing over {jumps[-1].batches} batches")
+        step = self.step
+        if not self._go_back(at_most=anchor):
+            raise StepError(f"no checkpoint is left to roll back to from step {step}")
+        self.observer.log(f"step {step}: rolling back to step {anchor}, passing over {jumps[-1].batches} batches")
         self.checkpoints.forget_after(anchor)
-        self._restore(found)
         guard.jumps = jumps
+
+    def _go_back(self, at_most: int | None = None) -> bool:
+        """Restore the newest sound checkpoint, at or before step `at_most` if that is given; False if there is none.
+
+        One whose tensors were no longer what the step before had left is passed over for the one before it.
+        """
+        while found := self.checkpoints.load(at_most):
+            self._restore(found)
+            if checksum(self._tensors()) == self.checksum:
+                return True
+            self.observer.log(f"the checkpoint of step {found.step} was corrupt before it was written: passing over it")
+            self.checkpoints.forget_after(found.step - 1)
+        return False
 
     def _write_log(self, row: dict[str, Any]) -> None:
         values = {
@@ -252,7 +350,36 @@ class Trainer(Generic[M, B]):
             if isinstance(value, float):
                 self.observer.metric(name, value, self.step)
 
-    def _save(self) -> None:
+    def _save(self, *, must: bool) -> None:
+        """Write a checkpoint in the background, unless the last one is still being written.
+
+        One that cannot be written is told, and the next is tried in its turn. When several in a row fail, or this one
+        does and there `must` be one, the run fails with what was met.
+        """
+        if self.checkpoints.busy and not must:
+            self.observer.log(f"step {self.step}: the checkpoint before is still being written; none is made now")
+            return
+        self._settle_checkpoint(must=False)
+        started = time.monotonic()
+        self.checkpoints.save(
+            self._snapshot(), anchors=self.guard.anchors(self.step), before=lambda: fsync(self.log_path)
+        )
+        self.observer.metric("checkpoint_stall_s", time.monotonic() - started, self.step)
+        if must or not self.config.checkpoint_every_s:
+            self._settle_checkpoint(must=must)
+
+    def _settle_checkpoint(self, *, must: bool) -> None:
+        """Wait for the write under way, and see how it went."""
+        try:
+            if self.checkpoints.wait():
+                self._failed_saves = 0
+        except (LiuyiError, OSError) as error:
+            self._failed_saves += 1
+            if must or self._failed_saves >= MAX_FAILED_SAVES:
+                raise
+            self.observer.log(f"a checkpoint could not be written: {error}")
+
+    def _snapshot(self) -> Snapshot:
         tensors: dict[str, dict[str, Tensor]] = {
             "model": {name: parameter.data for name, parameter in self.optimiser.parameters.items()},
             "optimiser": self.optimiser.state(),
@@ -260,6 +387,7 @@ class Trainer(Generic[M, B]):
         state: dict[str, Any] = {
             "tokens": self.tokens,
             "stopped": self.stopped,
+            "checksum": self.checksum,
             "guard": self.guard.state(),
             "rng": rng_state(),
             "log_bytes": self.log_path.stat().st_size,
@@ -267,8 +395,7 @@ class Trainer(Generic[M, B]):
         if self.monitor:
             tensors["monitor"] = self.monitor.tensors()
             state["monitor"] = self.monitor.state()
-        snapshot = Snapshot(self.step, tensors, state)
-        self.checkpoints.save(snapshot, anchors=self.guard.anchors(self.step), before=lambda: fsync(self.log_path))
+        return Snapshot(self.step, tensors, state)
 
     @torch.no_grad()
     def _restore(self, found: Snapshot) -> None:
@@ -276,6 +403,7 @@ class Trainer(Generic[M, B]):
             parameter.copy_(found.tensors["model"][name])
         self.optimiser.load_state({key: value.to(self.device) for key, value in found.tensors["optimiser"].items()})
         self.step, self.tokens, self.stopped = found.step, found.state["tokens"], found.state["stopped"]
+        self.checksum = found.state["checksum"]
         self.guard.load_state(found.state["guard"])
         load_rng_state(found.state["rng"])
         with self.log_path.open("r+b") as log:
@@ -293,5 +421,6 @@ class Trainer(Generic[M, B]):
             loss=sum(last) / max(1, len(last)),
             skipped=self.guard.skipped,
             jumps=self.guard.jumps,
+            recoveries=self.recoveries,
             stopped=self.stopped,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ class OptimiserConfig:
     eps: float = 1e-8
     momentum: float = 0.95
     newton_schulz_steps: int = 5
+    b_lr_ratio: float = 1.0
+    """Learning rate of an adapter's B relative to that of its A (LoRA+, arXiv 2402.12354)."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer relative to that of the layer above it; that of the embeddings to the first layer's
+    (arXiv 1801.06146)."""
 
 
 class Optimiser:
@@ -43,31 +48,23 @@ class Optimiser:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         embed_lr = config.lr if config.embed_lr is None else config.embed_lr
         scalar_lr = config.lr if config.scalar_lr is None else config.scalar_lr
-        matrices: list[nn.Parameter] = []
-        embeddings: list[nn.Parameter] = []
-        scalars: list[nn.Parameter] = []
+        rates = {"matrix": config.lr, "embedding": embed_lr, "scalar": scalar_lr}
+        layers = 1 + max(map(layer_number, self.parameters), default=-1)
+        groups: dict[tuple[str, float], dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
-            if parameter.ndim < 2:
-                scalars.append(parameter)
-            elif "embed" in name or "lm_head" in name:
-                embeddings.append(parameter)
-            else:
-                matrices.append(parameter)
-        groups: list[dict[str, object]] = [
-            {"params": embeddings, "lr": embed_lr, "weight_decay": 0.0},
-            {"params": scalars, "lr": scalar_lr, "weight_decay": 0.0},
-        ]
-        decayed = {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay}
+            kind, share = _kind(name, parameter), _share(name, layers, config)
+            decay = config.weight_decay if kind == "matrix" else 0.0
+            group = groups.setdefault((kind, share), {"params": [], "lr": rates[kind] * share, "weight_decay": decay})
+            group["params"].append(parameter)
+        muon = [group for (kind, _), group in groups.items() if kind == "matrix" and config.name == "muon"]
+        adamw = [group for group in groups.values() if all(group is not other for other in muon)]
         self.optimisers: list[torch.optim.Optimizer] = []
-        if config.name == "muon" and matrices:
+        if muon:
             self.optimisers.append(
-                Muon(matrices, config.lr, config.weight_decay, config.momentum, config.newton_schulz_steps)
+                Muon(muon, config.lr, config.weight_decay, config.momentum, config.newton_schulz_steps)
             )
-        else:
-            groups.append(decayed)
-        groups = [group for group in groups if group["params"]]
-        if groups:
-            self.optimisers.append(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True))
+        if adamw:
+            self.optimisers.append(torch.optim.AdamW(adamw, betas=config.betas, eps=config.eps, fused=True))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["peak_lr"] = group["lr"]
@@ -109,6 +106,27 @@ class Optimiser:
             owners[parameter].state[parameter][entry] = value.clone()
 
 
+def layer_number(name: str) -> int:
+    """Which of the decoder's layers a parameter is of; -1 for the rest."""
+    _, inside, rest = name.partition(".layers.")
+    return int(rest.partition(".")[0]) if inside else -1
+
+
+def _kind(name: str, parameter: Tensor) -> str:
+    if parameter.ndim < 2:
+        return "scalar"
+    return "embedding" if any(part in name for part in ("embed", "lm_head", "score")) else "matrix"
+
+
+def _share(name: str, layers: int, config: OptimiserConfig) -> float:
+    """A parameter's learning rate relative to others of its kind."""
+    share = config.b_lr_ratio if name.endswith("lora_B") else 1.0
+    layer = layer_number(name)
+    if layer >= 0:
+        return share * config.layer_decay ** (layers - 1 - layer)
+    return share * config.layer_decay**layers if "embed" in name else share
+
+
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised: for each matrix the step nearest to its momentum with all singular values 1.
 
@@ -119,7 +137,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         weight_decay: float = 0.0,
         momentum: float = 0.95,

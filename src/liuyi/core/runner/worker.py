@@ -42,10 +42,13 @@ from liuyi.core.runner.process import (
     lease_name,
     preloads,
 )
+from liuyi.core.step import START_AGAIN
 
 GRACE_S = 10.0
 """How long a step that is told to stop may take before it is killed."""
 POLL_S = 0.25
+MAX_STARTS = 3
+"""How often in a row a step is started again without having kept anything new."""
 
 
 class Worker:
@@ -62,6 +65,8 @@ class Worker:
         self._server: ForkServer | None = None
         self._resources = ExitStack()
         self._cancelled = False
+        self._died = False
+        """Whether the last step process ended without having been able to say why."""
         signal.signal(signal.SIGTERM, self._cancel)
 
     def _cancel(self, number: int, frame: object) -> None:
@@ -169,7 +174,7 @@ class Worker:
                 device=device,
                 log=self._folder / f"{step.name}.log",
             )
-            if self._run_process(order, step, position, ahead):
+            if self._run_processes(order, step, position, ahead):
                 outputs = finished_outputs(self._home, step.step, key)
                 if outputs is None:
                     raise StepError("the step's outputs vanished as soon as they were made")
@@ -178,6 +183,23 @@ class Worker:
         shutil.rmtree(self._home.work_root / key, ignore_errors=True)
         did_it = earlier is not None and earlier.status == "done" and earlier.key == key
         self._settle(step, position, "done" if did_it else "cached", key, outputs, again=did_it)
+
+    def _run_processes(self, order: StepOrder, step: RecipeStep, position: int, ahead: tuple[RecipeStep, ...]) -> bool:
+        """As `_run_process`, and once more whenever the process of a step that can go on from there has died."""
+        starts, kept = 0, self._kept(order)
+        while True:
+            try:
+                return self._run_process(order, step, position, ahead)
+            except StepError as error:
+                known, kept = kept, self._kept(order)
+                starts = 1 if kept != known else starts + 1
+                if self._cancelled or not (step.step.starts_again and self._died) or starts > MAX_STARTS:
+                    raise
+                self._events.emit("log", step=step.name, text=f"{error.message}: starting it again")
+
+    def _kept(self, order: StepOrder) -> set[Path]:
+        """What the step has in its working folder, by name."""
+        return set(self._home.work_dir(order.key).rglob("*"))
 
     def _run_process(self, order: StepOrder, step: RecipeStep, position: int, ahead: tuple[RecipeStep, ...]) -> bool:
         """Have a process do the step; False if it turned out that another one does it or has done it."""
@@ -199,9 +221,12 @@ class Worker:
                     os.killpg(pid, signal.SIGKILL)
         if ended.status == CANCELLED or self._cancelled:
             raise Cancelled("the run was cancelled")
+        self._died = ended.status < 0 or ended.status == START_AGAIN
         if ended.status < 0:
             out_of_memory = ended.status == -signal.SIGKILL and oom_kills() > kills
             raise killed_error(-ended.status, out_of_memory=out_of_memory, log=order.log)
+        if ended.status == START_AGAIN:
+            raise StepError("the step's process stood still and was ended", hint=f"the stacks are in {order.log}")
         if ended.status not in (DONE, BUSY):
             raise unpack(ended.error) if ended.error else StepError("the process failed", hint=f"see {order.log}")
         return ended.status == DONE

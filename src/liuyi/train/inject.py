@@ -1,0 +1,103 @@
+"""Faults on purpose: `nan@120,kill@300,hang@500,flip@900` makes a run meet each of them at that step.
+
+| fault | what happens | who must notice |
+|---|---|---|
+| `nan@N` | the loss of batch N is not a number, whenever it is read | the guard: it skips the step |
+| `spike@N` | the loss of batch N is a hundred times what it is | the guard |
+| `kill@N` | the process is killed before step N (SIGKILL) | the runner: it starts the step again |
+| `hang@N` | nothing moves any more before step N | the watchdog |
+| `flip@N` | one bit of one weight changes after step N | the check of weights at rest |
+
+Bad batches belong to the data and come back when the batch does; the other faults belong to the machine and happen
+once, however often the step is taken again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from liuyi.core.errors import DataError
+
+Kind = Literal["nan", "spike", "kill", "hang", "flip"]
+KINDS: tuple[Kind, ...] = ("nan", "spike", "kill", "hang", "flip")
+HAPPENED = "injected.txt"
+
+_FAULT = re.compile(rf"({'|'.join(KINDS)})@(\d+)")
+_FACTORS = {"nan": float("nan"), "spike": 100.0}
+_FLIPPED_BIT = 22
+"""Of a float32: the highest of the mantissa, half of the weight's size."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: Kind
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.step}"
+
+
+def parse_faults(text: str) -> tuple[Fault, ...]:
+    """The faults that a text such as `nan@120,kill@300` names. Raises DataError for anything else."""
+    faults = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        found = _FAULT.fullmatch(part)
+        if not found:
+            raise DataError(
+                f"'{part}' is no fault", hint=f"write KIND@STEP, such as kill@300; the kinds are {', '.join(KINDS)}"
+            )
+        faults.append(Fault(found[1], int(found[2])))  # type: ignore[arg-type]
+    return tuple(faults)
+
+
+@dataclass
+class Injector:
+    """Brings faults about. What happened once is remembered in `workdir`, on disk before it happens."""
+
+    faults: tuple[Fault, ...] = ()
+    workdir: Path = field(default_factory=Path)
+
+    def loss_factor(self, batch_index: int) -> float:
+        """What the loss of a global batch is multiplied by."""
+        factor = 1.0
+        for fault in self.faults:
+            if fault.step == batch_index:
+                factor *= _FACTORS.get(fault.kind, 1.0)
+        return factor
+
+    def before_step(self, step: int) -> None:
+        """Die or hang, if that is what this step is to meet."""
+        if self._comes("kill", step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._comes("hang", step):
+            while True:
+                time.sleep(60)
+
+    def after_step(self, step: int, weights: dict[str, Tensor]) -> None:
+        """Flip a bit in the middle of the first weight, if that is what this step is to meet."""
+        if self._comes("flip", step):
+            weight = next(iter(weights.values())).detach().view(-1)
+            words = weight.view(torch.int32)
+            words[len(words) // 2] ^= 1 << _FLIPPED_BIT
+
+    def _comes(self, kind: Kind, step: int) -> bool:
+        fault = Fault(kind, step)
+        if fault not in self.faults:
+            return False
+        path = self.workdir / HAPPENED
+        if path.exists() and str(fault) in path.read_text(encoding="utf-8").split():
+            return False
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{fault}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return True
