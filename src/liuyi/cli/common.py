@@ -19,11 +19,15 @@ import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+FC = TypeVar("FC", bound="Callable[..., Any] | click.Command")
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
     from rich.table import Table
 
@@ -78,6 +82,22 @@ def error_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def engine_option(function: FC) -> FC:
+    """The option `--engine`: the worker inherits it through its environment, and it is no part of what steps are."""
+
+    def choose(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value:
+            os.environ["LIUYI_DATA_ENGINE"] = value
+
+    return click.option(
+        "--engine",
+        type=click.Choice(["native", "ray"]),
+        expose_value=False,
+        callback=choose,
+        help="What measures data: this machine, or Ray (here, or at $RAY_ADDRESS). Results are the same.",
+    )(function)
 
 
 def print_error(error: LiuyiError) -> None:

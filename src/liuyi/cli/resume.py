@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from liuyi.cli.common import console, home
+from liuyi.cli.common import console, engine_option, home
 
 
 @click.command()
 @click.argument("run", default="last")
 @click.option("--detach", is_flag=True, help="Go on with the run and do not watch it.")
+@engine_option
 @click.pass_context
 def command(ctx: click.Context, run: str, detach: bool) -> None:
     """Go on with RUN (its id, the beginning of it, or 'last') after it failed, was cancelled or lost its worker.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from liuyi.cli.common import console, home
+from liuyi.cli.common import console, engine_option, home
 
 
 @click.command()
@@ -13,6 +13,7 @@ from liuyi.cli.common import console, home
 @click.option("--seed", type=click.IntRange(min=0), help="The seed, in place of the recipe's.")
 @click.option("--until", metavar="STEP", help="Run only this step and what it needs.")
 @click.option("--detach", is_flag=True, help="Start the run and do not watch it.")
+@engine_option
 @click.option("--check", is_flag=True, help="Check the recipe and run nothing.")
 @click.pass_context
 def command(
