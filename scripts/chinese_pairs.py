@@ -20,8 +20,8 @@ from opencc import OpenCC
 PAIRS = 40_000
 TARGET = Path(__file__).parents[1] / "src/liuyi/data/clean/chinese_pairs.txt"
 HEAD = """\
-# Pairs of characters within common Chinese words: a character, then all that follow it. Made by scripts/chinese_pairs.py
-# from the dictionary of jieba 0.42.1, https://github.com/fxsjy/jieba, MIT licence, Copyright (c) 2013 Sun Junyi.
+# Pairs of characters within common Chinese words: a character, then all that follow it. scripts/chinese_pairs.py makes
+# them from the dictionary of jieba 0.42.1, https://github.com/fxsjy/jieba, MIT licence, Copyright (c) 2013 Sun Junyi.
 """
 
 

@@ -2,11 +2,11 @@
 
     apt-get download manpages-zh debian-reference-zh-cn libreoffice-help-zh-cn
     for package in *.deb; do dpkg -x $package unpacked; done
-    python benchmarks/data/chinese.py --texts unpacked [--rows alpaca_zh.json] [--part test] [--sample 20] [--show footer]
+    python benchmarks/data/chinese.py --texts unpacked [--rows alpaca_zh.json] [--part test] [--sample 20]
 
 Every paragraph is judged as if it were a document. A paragraph counts as good if it stands between empty lines outside
-of code, is no heading, row of a table or list item, has 40 Han characters or more, at least as many as other letters, and
-holds a sentence that ends with a full stop. `--sample` prints some of them, so that a reader can check the definition.
+of code, is no heading, row of a table or list item, has 40 Han characters or more, at least as many as other letters,
+and holds a sentence that ends with a full stop. `--sample` prints some of them, to check this by eye.
 Rubbish is made from `chinese/rubbish.yaml` and from good paragraphs that are garbled; each piece is as long as a good
 paragraph must be, so that none is dropped for being short. Intervals are Wilson's, at 95 %.
 """

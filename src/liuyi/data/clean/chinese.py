@@ -1,8 +1,8 @@
-"""Rules that only make sense for Chinese: punctuation, grammar, words, and the phrases of advertising and of web pages.
+"""Rules that only make sense for Chinese: punctuation, grammar, words, the phrases of advertising and of web pages.
 
-There are no spaces to tell words by, so a text is known by its characters: running text needs grammatical ones (的了是在…),
+There are no spaces to tell words by, so a text is known by its characters: running text needs grammatical ones (的了是)
 and about half of its neighbouring characters belong to one word. A list of keywords lacks the former, garbled text the
-latter. What follows from the phrases of `chinese.yaml` is how much of a text they cover, not that one of them occurs.
+latter. What is made of the phrases of `chinese.yaml` is how much of a text they cover, not that one of them occurs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import yaml
 from numpy.typing import NDArray
 
 from liuyi.data.clean.batch import Batch, Class, Floats, Ints, ratio
+from liuyi.data.clean.matching import Words
 
+LEAST_HAN_RATIO = 0.1
 ATTRIBUTES = ("zh_punctuation", "zh_function_chars", "zh_word_pairs", "zh_advertising", "zh_boilerplate")
 
 _FUNCTION = (
@@ -30,10 +32,10 @@ _PAIRS = Path(__file__).with_name("chinese_pairs.txt")
 
 
 def chinese(batch: Batch) -> dict[str, Floats]:
-    """Figures of the documents that hold Han characters, 0 for the others:
+    """Figures of the documents that are Chinese for a tenth of their letters or more, 0 for the others:
 
-    - zh_punctuation: marks that divide sentences, full-width or not, for each Han character; running text has about 0.1,
-      keywords have none.
+    - zh_punctuation: marks that divide sentences, full-width or not, for each Han character; running text has about
+      0.1, keywords have none.
     - zh_function_chars: the share of Han characters that grammar needs; running text has about 0.25.
     - zh_word_pairs: the share of neighbouring Han characters that follow each other in a common word; running text has
       about 0.45, shuffled or wrongly decoded text less than 0.15. 1 where no two are neighbours.
@@ -41,12 +43,17 @@ def chinese(batch: Batch) -> dict[str, Floats]:
       what web pages put around a text (navigation, footers, notices, comments).
     """
     found = {name: np.zeros(batch.size, np.float32) for name in ATTRIBUTES}
-    rows = np.flatnonzero(batch.counts[:, Class.HAN])
+    rows, part = han_documents(batch)
     if len(rows):
-        part = Batch(batch.texts.take(pa.array(rows))) if len(rows) < batch.size else batch
         for name, values in _measured(part).items():
             found[name][rows] = values
     return found
+
+
+def han_documents(batch: Batch) -> tuple[Ints, Batch]:
+    """The documents that are Chinese for a tenth of their letters or more: their rows, and a batch of them alone."""
+    rows = np.flatnonzero(batch.han_ratio >= LEAST_HAN_RATIO)
+    return rows, batch if len(rows) == batch.size else Batch(batch.texts.take(pa.array(rows)))
 
 
 def _measured(batch: Batch) -> dict[str, Floats]:
@@ -68,8 +75,12 @@ def _count(batch: Batch, letters: str) -> Ints:
 
 def _covered(batch: Batch, *kinds: str) -> Floats:
     """The share of visible characters in phrases of these kinds."""
-    without = pc.utf8_length(pc.replace_substring_regex(batch.texts, _pattern(kinds), ""))
-    return ratio(batch.chars - without.to_numpy(zero_copy_only=False), batch.visible)
+    words, pattern = _phrases(kinds)
+    found = words.find(batch)
+    covered = np.bincount(found.owner, found.chars, minlength=batch.size).astype(np.int64)
+    without = pc.utf8_length(pc.replace_substring_regex(batch.texts, pattern, ""))
+    covered += batch.chars - without.to_numpy(zero_copy_only=False)
+    return ratio(np.minimum(covered, batch.visible), batch.visible)
 
 
 def _word_pairs(batch: Batch) -> Floats:
@@ -86,9 +97,11 @@ def _word_pairs(batch: Batch) -> Floats:
 
 
 @cache
-def _pattern(kinds: tuple[str, ...]) -> str:
-    phrases = yaml.safe_load(_PHRASES.read_text(encoding="utf-8"))
-    return "|".join(line for kind in kinds for line in phrases[kind])
+def _phrases(kinds: tuple[str, ...]) -> tuple[Words, str]:
+    """The words of these kinds, and a pattern for those that hold a number."""
+    known = yaml.safe_load(_PHRASES.read_text(encoding="utf-8"))
+    words = {word for kind in kinds for line in known[kind]["words"] for word in line.split("|")}
+    return Words(sorted(words)), "|".join(pattern for kind in kinds for pattern in known[kind]["patterns"])
 
 
 @cache

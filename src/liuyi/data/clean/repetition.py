@@ -1,21 +1,26 @@
 """Repetition inside a document, after Gopher (Rae et al. 2021, table A1): lines, paragraphs and n-grams of words.
 
-A Han character counts as a word, so the same figures hold for Chinese. All documents of a batch are measured together,
-by hashes of n-grams.
+A Han character counts as a word, so the same figures hold for Chinese. All documents of a batch are measured together:
+equal n-grams are brought together by sorting hashes of them, and a longer one is looked for only where a shorter one
+occurs twice.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from liuyi.data.clean.batch import Batch, Class, Floats, Ints, Pieces, ratio
 
 TOP_NGRAMS = (2, 3, 4)
-DUPLICATE_NGRAMS = (5, 8, 10)
+DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
 ATTRIBUTES = (
     "repeated_lines",
     "repeated_paragraphs",
+    "duplicate_line_fraction",
+    "duplicate_paragraph_fraction",
     *(f"top_{size}gram" for size in TOP_NGRAMS),
     *(f"repeated_{size}grams" for size in DUPLICATE_NGRAMS),
     "run_ratio",
@@ -26,69 +31,108 @@ _SHORTEST_RUN = 8
 def repetition(batch: Batch) -> dict[str, Floats]:
     """The share of characters that stand
 
-    - in lines or paragraphs that occur before in the document (`repeated_lines`, `repeated_paragraphs`),
-    - in the most frequent n-gram of words (`top_2gram` …), and in n-grams that occur before (`repeated_5grams` …),
+    - in lines or paragraphs that occur before in the document: `repeated_lines` and `repeated_paragraphs` (Gopher drops
+      above 0.20), by number instead `duplicate_line_fraction` and `duplicate_paragraph_fraction` (0.30);
+    - in the most frequent n-gram of words: `top_2gram` (0.20), `top_3gram` (0.18), `top_4gram` (0.16);
+    - in n-grams that occur before: `repeated_5grams` (0.15), and 0.01 less for each further size to `repeated_10grams`;
     - in runs of eight or more of the same letter, Han character or full-width mark (`run_ratio`).
     """
-    result = {
-        "repeated_lines": _repeated(batch, batch.lines),
-        "repeated_paragraphs": _repeated(batch, batch.paragraphs),
-        "run_ratio": _runs(batch),
-    }
+    result = {"run_ratio": _runs(batch)}
+    for name, number, pieces in (
+        ("repeated_lines", "duplicate_line_fraction", batch.lines),
+        ("repeated_paragraphs", "duplicate_paragraph_fraction", batch.paragraphs),
+    ):
+        again = ~_grouped(pieces.owner * (len(pieces.distinct) + 1) + pieces.codes).is_first
+        result[name] = ratio(batch.per_document(pieces, pieces.chars * again), batch.per_document(pieces, pieces.chars))
+        result[number] = ratio(batch.per_document(pieces, again), batch.per_document(pieces))
     words = batch.words
     word_chars = batch.per_document(words, words.chars)
-    starts = np.arange(len(words.owner))
-    for size in (1, *sorted({*TOP_NGRAMS, *DUPLICATE_NGRAMS})):
-        grams = _Grams(words, starts, size)
+    grams = _Grams.of(words)
+    for size in (*TOP_NGRAMS, *DUPLICATE_NGRAMS):
+        grams = grams.longer()
         if size in TOP_NGRAMS:
             result[f"top_{size}gram"] = ratio(grams.top_chars(batch.size), word_chars)
-        if size in DUPLICATE_NGRAMS:
+        else:
             result[f"repeated_{size}grams"] = ratio(grams.repeated_chars(batch.size), word_chars)
-        starts = grams.starts[grams.times > 1]  # a longer n-gram can only repeat where this one does
     return result
 
 
-def _repeated(batch: Batch, pieces: Pieces) -> Floats:
-    keys = pieces.owner * (len(pieces.distinct) + 1) + pieces.codes
-    first = np.zeros(len(keys), bool)
-    first[np.unique(keys, return_index=True)[1]] = True
-    return ratio(batch.per_document(pieces, pieces.chars * ~first), batch.per_document(pieces, pieces.chars))
+@dataclass(frozen=True)
+class _Groups:
+    """Equal keys brought together."""
+
+    times: Ints
+    """[keys] how often each occurs."""
+    is_first: NDArray[np.bool_]
+    """[keys] whether it has not occurred before."""
 
 
+def _grouped(keys: NDArray[np.generic]) -> _Groups:
+    order = np.argsort(keys)
+    ordered = keys[order]
+    begins = np.ones(len(keys), bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(begins)
+    counts = np.diff(np.append(starts, len(keys)))
+    times = np.empty(len(keys), np.int64)
+    times[order] = np.repeat(counts, counts)
+    is_first = np.zeros(len(keys), bool)
+    if len(keys):
+        is_first[np.minimum.reduceat(order, starts)] = True
+    return _Groups(times, is_first)
+
+
+@dataclass(frozen=True)
 class _Grams:
-    """The n-grams of one size that begin at the words `starts`; equal ones of one document share a code."""
+    """The n-grams of one size that may occur twice in a document."""
 
-    def __init__(self, words: Pieces, starts: Ints, size: int) -> None:
-        starts = starts[starts + size <= len(words.owner)]
-        starts = starts[words.owner[starts] == words.owner[starts + size - 1]]
-        keys = words.owner[starts].astype(np.uint64)
-        for place in range(size):
-            keys *= np.uint64(0x9E3779B97F4A7C15)
-            keys += words.codes[starts + place].astype(np.uint64)
-            keys ^= keys >> np.uint64(29)
-        self.words, self.starts, self.size = words, starts, size
-        self.codes = pa.array(keys).dictionary_encode().indices.to_numpy().astype(np.int64)
-        self.counts = np.bincount(self.codes)
-        self.times = self.counts[self.codes]
-        self.is_first = np.ones(len(keys), bool)
-        self.is_first[1:] = self.codes[1:] > np.maximum.accumulate(self.codes)[:-1]  # codes count up as they appear
+    words: Pieces
+    ends: Ints
+    """[words + 1] characters before each word."""
+    size: int
+    starts: Ints
+    """[grams] the word at which each begins."""
+    keys: NDArray[np.uint64]
+    """[grams] a hash of its words and its document."""
+    groups: _Groups
+
+    @classmethod
+    def of(cls, words: Pieces) -> _Grams:
+        """Single words, each as if it occurred twice: nearly all n-grams of two words must be looked at anyway."""
+        ends = np.concatenate([[0], np.cumsum(words.chars)])
+        every = np.full(len(words.owner), 2)
+        keys = _mixed(words.owner.astype(np.uint64), words.codes)
+        return cls(words, ends, 1, np.arange(len(every)), keys, _Groups(every, every > 0))
+
+    def longer(self) -> _Grams:
+        """Those one word longer; they can only occur twice where these do."""
+        owner, size = self.words.owner, self.size + 1
+        kept = (self.groups.times > 1) & (self.starts + size <= len(owner))
+        kept[kept] = owner[self.starts[kept]] == owner[self.starts[kept] + size - 1]
+        starts = self.starts[kept]
+        keys = _mixed(self.keys[kept], self.words.codes[starts + size - 1])
+        return _Grams(self.words, self.ends, size, starts, keys, _grouped(keys))
 
     def repeated_chars(self, documents: int) -> Ints:
         """[documents] characters of words that lie in an n-gram which occurs before."""
-        again = self.starts[~self.is_first]
-        places = len(self.words.owner) + 1
-        steps = np.bincount(again, minlength=places) - np.bincount(again + self.size, minlength=places)
-        covered = np.cumsum(steps[:-1]) > 0
-        return np.bincount(self.words.owner, self.words.chars * covered, minlength=documents).astype(np.int64)
+        again = self.starts[~self.groups.is_first]
+        covered_to = np.concatenate([[0], again[:-1] + self.size]) if len(again) else again
+        chars = self.ends[again + self.size] - self.ends[np.maximum(again, covered_to)]
+        return np.bincount(self.words.owner[again], chars, minlength=documents).astype(np.int64)
 
     def top_chars(self, documents: int) -> Ints:
         """[documents] characters in all occurrences of the n-gram that takes most; 0 where none occurs twice."""
-        starts = self.starts[self.is_first]
-        ends = np.concatenate([[0], np.cumsum(self.words.chars)])
-        chars = (ends[starts + self.size] - ends[starts]) * self.counts * (self.counts > 1)
+        counted = self.groups.is_first & (self.groups.times > 1)
+        starts = self.starts[counted]
+        chars = (self.ends[starts + self.size] - self.ends[starts]) * self.groups.times[counted]
         top = np.zeros(documents, np.int64)
         np.maximum.at(top, self.words.owner[starts], chars)
         return top
+
+
+def _mixed(keys: NDArray[np.uint64], codes: Ints) -> NDArray[np.uint64]:
+    keys = keys * np.uint64(0x9E3779B97F4A7C15) + codes.astype(np.uint64)
+    return keys ^ (keys >> np.uint64(29))
 
 
 def _runs(batch: Batch) -> Floats:

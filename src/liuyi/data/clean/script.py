@@ -12,30 +12,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from liuyi.data.clean.batch import Batch, Class, ratio
+from liuyi.data.clean.batch import Batch, Class, Floats, ratio
+from liuyi.data.clean.chinese import han_documents
 
 ATTRIBUTES = {"traditional_ratio": pa.float32(), "mixed_script": pa.float32()}
 
 _UNIFIED = "".join(map(chr, range(0x4E00, 0xA000)))
 
 
-def script(batch: Batch) -> dict[str, object]:
-    """What characters say that only one of the two scripts has, 0 where there is none:
+def script(batch: Batch) -> dict[str, Floats]:
+    """What characters say that only one of the two scripts has; 0 where there is none, or little Chinese:
 
     - traditional_ratio: those of traditional Chinese among those of either.
     - mixed_script: those of the script that has fewer of them, among Han characters. A text is written in one script;
       advertisements mix them so that lists of words do not find them.
     """
-    han = batch.counts[:, Class.HAN]
-    if not han.any():
-        return {name: np.zeros(batch.size, np.float32) for name in ATTRIBUTES}
-    kinds = _only_in()[np.minimum(batch.points, 0xFFFF)]
-    counts = np.bincount(3 * batch.owner + kinds, minlength=3 * batch.size).reshape(batch.size, 3)
-    simplified, traditional = counts[:, 1], counts[:, 2]
-    return {
-        "traditional_ratio": ratio(traditional, traditional + simplified),
-        "mixed_script": ratio(np.minimum(traditional, simplified), han),
-    }
+    found = {name: np.zeros(batch.size, np.float32) for name in ATTRIBUTES}
+    rows, part = han_documents(batch)
+    if len(rows):
+        kinds = _only_in()[np.minimum(part.points, 0xFFFF)]
+        counts = np.bincount(3 * part.owner + kinds, minlength=3 * part.size).reshape(part.size, 3)
+        simplified, traditional = counts[:, 1], counts[:, 2]
+        found["traditional_ratio"][rows] = ratio(traditional, traditional + simplified)
+        found["mixed_script"][rows] = ratio(np.minimum(traditional, simplified), part.counts[:, Class.HAN])
+    return found
 
 
 def to_simplified(text: str) -> str:
