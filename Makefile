@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart install test quick lint format clean
+.PHONY: quickstart install test quick drill lint format clean
 
 quickstart: $(VENV)/.base  ## install, then run the whole path on real input
 	$(BIN)/liuyi run quickstart $(ARGS)
@@ -16,6 +16,9 @@ test: $(VENV)/.test  ## every test, slow ones and kill drills included
 
 quick: $(VENV)/.test  ## the tests one runs all the time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+drill: $(VENV)/.base  ## kill a small training run 466 times and compare its weights, some minutes
+	$(BIN)/python benchmarks/train/drill.py
 
 lint: $(VENV)/.lint  ## style, types and the import contract
 	$(BIN)/ruff check .
