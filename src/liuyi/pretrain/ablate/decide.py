@@ -79,12 +79,10 @@ def decide(results: Results, heldout: Sequence[HeldOut], baseline: str, pairs: P
     chosen = [(baseline, name) for name in names if name != baseline]
     if pairs == "all":
         chosen += [(a, b) for at, a in enumerate(names) for b in names[at + 1 :] if baseline not in (a, b)]
-    found = [
-        (before, after, text, difference(*(final_bits(results[arm], at, text) for arm in (before, after)), sizes))
-        for at, text in enumerate(heldout)
-        for sizes in [text.cluster_bytes]
-        for before, after in chosen
-    ]
+    found = []
+    for at, text in enumerate(heldout):
+        bits = {name: final_bits(results[name], at, text) for name in names}
+        found += [(a, b, text, difference(bits[a], bits[b], text.cluster_bytes)) for a, b in chosen]
     adjusted = holm([one.p_value for *_, one in found])
     undecided = sum(p >= 1 - level for p in adjusted)
     return [
@@ -114,7 +112,8 @@ def ruling(contests: Sequence[Contest], baseline: str) -> tuple[Decision, str]:
     on none, the change is reverted; else it is held.
     """
     saved: dict[str, float] = {}
-    better, worse = set(), set()
+    better: set[str] = set()
+    worse: set[str] = set()
     for one in contests:
         if one.before == baseline:
             saved[one.after] = saved.get(one.after, 0.0) - one.found.delta

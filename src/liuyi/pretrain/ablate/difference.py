@@ -126,7 +126,7 @@ def cluster_sums(values: Floats, clusters: NDArray[np.int64]) -> Floats:
     count = int(clusters.max()) + 1
     rows = values.reshape(-1, values.shape[-1])
     sums = np.stack([np.bincount(clusters, weights=row, minlength=count) for row in rows])
-    return sums.reshape(*values.shape[:-1], count)
+    return np.asarray(sums.reshape(*values.shape[:-1], count), dtype=np.float64)
 
 
 def _pseudo_values(bits: Floats, sizes: Floats) -> Floats:
@@ -141,4 +141,4 @@ def _interaction(values: Floats) -> float:
     """Mean square of what is left of `[seeds, clusters]` when seeds and clusters are taken out."""
     rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0, keepdims=True) + values.mean()
     seeds, clusters = values.shape
-    return float((rest**2).sum()) / ((seeds - 1) * (clusters - 1))
+    return float((rest**2).sum() / ((seeds - 1) * (clusters - 1)))

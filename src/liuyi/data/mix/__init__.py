@@ -1,0 +1,1 @@
+"""Mixing: one stream of tokens from several sources, by weights, phases, a budget and bounds on repetition."""
