@@ -171,7 +171,7 @@ def test_training_curves_of_checkpoints(publish, published) -> None:
     rows = [{"step": n, "loss": 5 - n / 250, "lr": 0.1, "kl": None} for n in range(1000)]
     log = "\n".join(json.dumps(row) for row in rows)
     bare = publish("checkpoint", step="pretrain.train", training__jsonl=log)
-    made = published(effect(stage="alignment"), kind="checkpoint", step="align.dpo", training__jsonl=log)
+    made = published(effect(stage="alignment"), kind="checkpoint", step="align.preference", training__jsonl=log)
     sections = build_report([bare, made]).sections
     assert sections[0].effect.stage == "pretraining"
     curve = sections[0].effect.blocks[0].series[0]

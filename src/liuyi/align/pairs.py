@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from liuyi.core.errors import DataError
-from liuyi.model.chat import encode_chat
+from liuyi.align.answers import Answers, encode_answer, pack_answers, reference_logprobs
+from liuyi.core.errors import DataError, ModelError
 from liuyi.model.decoder import Decoder
-from liuyi.model.loss import token_logprobs
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import IGNORE, Batch, Ints
-from liuyi.train.packing import Example, lay_out, pack
+from liuyi.train.batches import Ints
+from liuyi.train.packing import Example
+
+_COLUMNS = ("id", "prompt", "chosen", "rejected", "margin")
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,8 @@ class Pair:
     id: str
     chosen: Example
     rejected: Example
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Packed answers of `count` pairs.
-
-    `sequence` `[rows, seq]` says which answer each target belongs to: `2 p` is the chosen one of pair `p`, `2 p + 1`
-    the rejected one, and -1 none. `reference` and `lengths` `[2 count]` are the answers' log-probabilities under the
-    reference model and their numbers of tokens.
-    """
-
-    packed: Batch
-    sequence: Tensor
-    reference: Tensor
-    lengths: Tensor
-
-    @property
-    def count(self) -> int:
-        return len(self.reference) // 2
-
-    def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(
-            self.packed.to(device), self.sequence.to(device), self.reference.to(device), self.lengths.to(device)
-        )
+    margin: float = 0.0
+    """By how much the chosen answer's reward should lead; reward models use it."""
 
 
 @dataclass(frozen=True)
@@ -63,49 +41,56 @@ class Pairs:
 
 
 def read_preferences(path: Path) -> list[dict[str, Any]]:
-    """Rows of `preferences.parquet`: id, prompt (messages), chosen, rejected (one is None for a label)."""
+    """Rows of `preferences.parquet`: id, prompt (messages), chosen, rejected (one is None for a label), and margin
+    where there is one."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["id", "prompt", "chosen", "rejected"])
+    columns = [name for name in pq.read_schema(path).names if name in _COLUMNS]
+    table = pq.read_table(path, columns=columns)
     return [{**row, "prompt": json.loads(row["prompt"])} for row in table.to_pylist()]
 
 
 def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, seq_len: int) -> Pairs:
-    """Each row as a pair of examples. What is no pair, or one whose answers are equal or too long, is left out.
+    """Each row as a pair of examples.
 
-    Raises DataError when none is left.
+    What is no pair, one whose answers are equal or too long, and one that the template does not render as written are
+    left out and named. Raises DataError when none is left.
     """
     result = Pairs()
     for row in rows:
         if row["chosen"] is None or row["rejected"] is None:
             result.left_out[row["id"]] = "a labelled answer, not a pair"
             continue
-        answers = [_encode(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")]
-        longest = max(map(len, answers))
+        try:
+            chosen, rejected = (encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected"))
+        except ModelError as error:
+            if not tokenizer.chat_template:
+                raise
+            result.left_out[row["id"]] = error.message
+            continue
+        longest = max(len(chosen), len(rejected))
         if row["chosen"] == row["rejected"]:
             result.left_out[row["id"]] = "chosen and rejected are equal"
         elif longest > seq_len:
             result.left_out[row["id"]] = f"{longest} tokens, more than {seq_len}"
         else:
-            result.pairs.append(Pair(row["id"], *answers))
+            result.pairs.append(Pair(row["id"], chosen, rejected, float(row.get("margin") or 0.0)))
     if not result.pairs:
-        reasons = "; ".join(f"{id}: {reason}" for id, reason in list(result.left_out.items())[:3])
-        raise DataError("no preference can be trained on", hint=reasons or "the file has none")
+        raise nothing_left(result.left_out)
     return result
 
 
-def _encode(tokenizer: Tokenizer, prompt: Sequence[Mapping[str, Any]], answer: str) -> Example:
-    """The answer is learnt, what the assistant said earlier in the prompt is not."""
-    ids, said = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
-    learnt = np.array(said, dtype=np.bool_)
-    breaks = np.flatnonzero(~learnt[: int(np.flatnonzero(learnt)[-1])])
-    if len(breaks):
-        learnt[: breaks[-1] + 1] = False
-    return Example(np.array(ids, dtype=np.int64), learnt)
+def nothing_left(left_out: Mapping[str, str]) -> DataError:
+    """The error where every row was left out, with the first reasons."""
+    reasons = "; ".join(f"{id}: {reason}" for id, reason in list(left_out.items())[:3])
+    return DataError("no preference can be trained on", hint=reasons or "the file has none")
 
 
 class PairRows:
-    """Pairs by number, read as packed batches; `reference` `[pairs, 2]` holds the reference log-probabilities."""
+    """Pairs by number, read as packed answers: of a batch's pair `p`, `2 p` is the chosen, `2 p + 1` the rejected one.
+
+    `reference` `[pairs, 2]` holds the reference log-probabilities.
+    """
 
     def __init__(self, pairs: Sequence[Pair], seq_len: int, pad_id: int, reference: Tensor | None = None) -> None:
         self.pairs = pairs
@@ -116,35 +101,15 @@ class PairRows:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def read(self, rows: Ints) -> PairBatch:
-        """These pairs as a batch of as many rows as their answers fill."""
+    def read(self, rows: Ints) -> Answers:
+        """The answers of these pairs."""
         answers = [answer for row in rows for answer in (self.pairs[row].chosen, self.pairs[row].rejected)]
-        packed = pack([len(answer) for answer in answers], self.seq_len)
-        batch = lay_out([[answers[number] for number in row] for row in packed], self.seq_len, self.pad_id)
-        widest = max(map(len, packed)) + 1
-        numbers = torch.tensor([[*row, *[-1] * (widest - len(row))] for row in packed])
-        sequence = numbers.gather(1, batch.segments)
-        sequence[batch.targets == IGNORE] = -1
-        lengths = torch.tensor([int(answer.learnt[1:].sum()) for answer in answers], dtype=torch.float32)
-        return PairBatch(batch, sequence, self.reference[torch.from_numpy(rows)].flatten(), lengths)
+        return pack_answers(answers, self.reference[torch.from_numpy(rows)].flatten(), self.seq_len, self.pad_id)
 
 
-def answer_logprobs(model: Decoder, batch: PairBatch, compute_dtype: torch.dtype = torch.float32) -> Tensor:
-    """Summed log-probability of each answer's tokens, float32 `[2 count]`."""
-    packed = batch.packed
-    hidden = model(packed.tokens, positions=packed.positions, segments=packed.segments, compute_dtype=compute_dtype)
-    learnt = packed.targets != IGNORE
-    logprobs = token_logprobs(hidden[learnt], model.head_weight, packed.targets[learnt])
-    return torch.zeros_like(batch.reference).index_add(0, batch.sequence[learnt], logprobs)
-
-
-@torch.no_grad()
 def with_reference(
     rows: PairRows, model: Decoder, compute_dtype: torch.dtype = torch.float32, pairs_at_once: int = 64
 ) -> PairRows:
     """The same pairs with log-probabilities under `model` as their reference."""
-    parts = [
-        answer_logprobs(model, rows.read(np.arange(at, min(at + pairs_at_once, len(rows)))), compute_dtype).view(-1, 2)
-        for at in range(0, len(rows), pairs_at_once)
-    ]
-    return PairRows(rows.pairs, rows.seq_len, rows.pad_id, torch.cat(parts).cpu())
+    found = reference_logprobs(rows.read, len(rows), model, compute_dtype, pairs_at_once)
+    return PairRows(rows.pairs, rows.seq_len, rows.pad_id, found.view(-1, 2))

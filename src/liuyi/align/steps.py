@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from liuyi.core.step import Context, Input, Output, Params, step
+from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
+from liuyi.train.params import LoopParams
 
 PRELOAD = ("torch",)
 
@@ -61,19 +63,37 @@ def sample(ctx: Context, params: SampleParams) -> None:
         out.licences.update(prompt.license for prompt in prompts)
 
 
-class DpoParams(Params):
-    beta: float = Field(0.1, gt=0, description="how dearly a departure from the start model is paid")
-    nll_weight: float = Field(0.2, ge=0, description="weight of the chosen answers' own likelihood")
+_USED_BY = {
+    "label_smoothing": ("cdpo",),
+    "gamma": ("simpo",),
+    "nll_weight": ("dpo", "cdpo", "ipo", "simpo"),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
+"""The objectives that use a parameter; others take part in all."""
+
+
+class PreferenceParams(TuningParams, LoopParams):
+    objective: Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "kto"] = Field("dpo", description="what is minimised")
+    beta: float | None = Field(
+        None, gt=0, description="how dearly a departure from the start model is paid; 0.1, and 2 for simpo, if left out"
+    )
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="cdpo: share of labels that are held to be wrong")
+    gamma: float = Field(1.0, ge=0, description="simpo: the margin by which the chosen answer should lead")
+    nll_weight: float | None = Field(
+        None, ge=0, description="weight of the chosen answers' own likelihood; 0.2 for dpo and cdpo if left out, else 0"
+    )
+    desirable_weight: float = Field(1.0, ge=0, description="kto: weight of wanted answers")
+    undesirable_weight: float = Field(1.0, ge=0, description="kto: weight of unwanted answers")
     epochs: float = Field(1.0, gt=0, description="passes over the pairs, unless `max_steps` is given")
     max_steps: int | None = Field(None, ge=1)
-    batch_pairs: int = Field(32, ge=1, description="pairs in a step's global batch")
+    batch_pairs: int = Field(32, ge=1, description="pairs, or answers with kto, in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
     seq_len: int = Field(256, ge=8, description="tokens in a packed row; a pair with a longer answer is left out")
     optimiser: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0, lt=1, description="part of all steps")
-    clip_norm: float = Field(1.0, gt=0)
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     watch: bool = Field(True, description="stop and go back when the model collapses")
     watch_every: int = Field(20, ge=1, description="steps between two looks")
@@ -81,17 +101,69 @@ class DpoParams(Params):
     max_chosen_drop: float = Field(0.5, gt=0, description="fall of the chosen log-probability, nats a token")
     max_kl: float = Field(0.5, gt=0, description="KL to the start model, nats a token")
     max_repetition_rise: float = Field(0.2, gt=0, description="rise of the part of repeated 4-grams")
-    checkpoint_every_s: float = Field(20.0, gt=0)
+
+    @field_validator(*_USED_BY)
+    @classmethod
+    def _is_used_by(cls, value: Any, info: ValidationInfo) -> Any:
+        users, objective = _USED_BY[str(info.field_name)], info.data.get("objective")
+        if objective is not None and objective not in users:
+            raise ValueError(f"'{info.field_name}' means nothing to {objective}; {', '.join(users)} use it")
+        return value
+
+    @property
+    def strength(self) -> float:
+        """β, as given or as the objective's authors take it."""
+        return self.beta or (2.0 if self.objective == "simpo" else 0.1)
+
+    @property
+    def likelihood(self) -> float:
+        """Weight of the likelihood term."""
+        if self.nll_weight is not None:
+            return self.nll_weight
+        return 0.2 if self.objective in ("dpo", "cdpo") else 0.0
 
 
 @step(
-    "align.dpo",
+    "align.preference",
     version=1,
-    inputs={"model": Input("checkpoint", "start and reference"), "preferences": Input("preferences")},
-    outputs={"checkpoint": Output("checkpoint")},
+    inputs={
+        "model": Input("checkpoint", "start and reference"),
+        "preferences": Input("preferences", "pairs, or labelled answers for kto"),
+    },
+    outputs=TUNED_OUTPUTS,
+    starts_again=True,
 )
-def dpo(ctx: Context, params: DpoParams) -> None:
-    """Optimise preferences directly (DPO), under the collapse watch."""
-    from liuyi.align.dpo import align_dpo
+def preference(ctx: Context, params: PreferenceParams) -> None:
+    """Learn from preferences (DPO, cDPO, IPO, SimPO, ORPO or KTO), under the collapse watch."""
+    from liuyi.align.preference import align_preference
 
-    align_dpo(ctx, params)
+    align_preference(ctx, params)
+
+
+class RewardParams(TuningParams, LoopParams):
+    heldout: float = Field(0.1, gt=0, lt=1, description="share of the prompts whose pairs are kept to measure accuracy")
+    epochs: float = Field(1.0, gt=0, description="passes over the pairs, unless `max_steps` is given")
+    max_steps: int | None = Field(None, ge=1)
+    batch_pairs: int = Field(32, ge=1, description="pairs in a step's global batch")
+    micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
+    seq_len: int = Field(256, ge=8, description="tokens in a packed row; a pair with a longer answer is left out")
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
+    head_lr: float | None = Field(None, gt=0, description="peak learning rate of the value head; as `lr`")
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
+    warmup: float = Field(0.1, ge=0, lt=1, description="part of all steps")
+    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@step(
+    "align.reward",
+    version=1,
+    inputs={"model": Input("checkpoint", "what to start from"), "preferences": Input("preferences", "pairs")},
+    outputs={"checkpoint": Output("checkpoint", "a reward model, which scores answers and writes none")},
+    starts_again=True,
+)
+def reward(ctx: Context, params: RewardParams) -> None:
+    """Train a reward model on pairs (Bradley-Terry), and measure it on pairs of prompts that it did not see."""
+    from liuyi.align.reward_model import align_reward
+
+    align_reward(ctx, params)

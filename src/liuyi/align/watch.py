@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from liuyi.align.pairs import Pair
 from liuyi.core.effect import Table
+from liuyi.core.errors import DataError
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
 from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import IGNORE, Batch
-from liuyi.train.packing import lay_out, pack
+from liuyi.train.packing import Example, lay_out, pack
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,27 @@ class Probe:
     def choose(
         cls,
         table: Sequence[Mapping[str, Any]],
-        pairs: Sequence[Pair],
+        wanted: Sequence[tuple[str, Example]],
         tokenizer: Tokenizer,
         size: int,
         seed: int,
         seq_len: int,
     ) -> Probe:
-        """`size` of the pairs, drawn by seed; each prompt once."""
+        """`size` of the wanted answers, by the ids of their rows in `table`, drawn by seed; each prompt once.
+
+        Raises DataError where no answer is wanted.
+        """
+        if not wanted:
+            raise DataError("no answer is wanted, so there is none to watch", hint="set watch: false, or label some")
         messages = {row["id"]: row["prompt"] for row in table}
-        taken: dict[tuple[int, ...], Pair] = {}
-        for at in np.random.default_rng(seed).permutation(len(pairs)):
-            pair = pairs[at]
-            ids, _ = encode_chat(tokenizer, messages[pair.id], add_generation_prompt=True)
-            taken.setdefault(tuple(ids), pair)
+        taken: dict[tuple[int, ...], Example] = {}
+        for at in np.random.default_rng(seed).permutation(len(wanted)):
+            id, answer = wanted[at]
+            ids, _ = encode_chat(tokenizer, messages[id], add_generation_prompt=True)
+            taken.setdefault(tuple(ids), answer)
             if len(taken) == size:
                 break
-        answers = [pair.chosen for pair in taken.values()]
+        answers = list(taken.values())
         rows = pack([len(answer) for answer in answers], seq_len)
         laid = [[answers[number] for number in row] for row in rows]
         batches = [lay_out(laid[at : at + 8], seq_len, tokenizer.pad_id or 0) for at in range(0, len(laid), 8)]

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-import shutil
 from typing import TYPE_CHECKING
 
 from liuyi.core.step import Context
 from liuyi.finetune.chats import encode_chats, read_chats
-from liuyi.model.checkpoint import load_model, save_model
+from liuyi.finetune.tuning import save_tuned, trained_note, tuned_output
+from liuyi.model.checkpoint import load_model
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.lm import CausalLM, choose_compute_dtype
-from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.loop import LoopConfig, Trainer
+from liuyi.train.neftune import Neftune
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import PackedRows
 from liuyi.train.schedule import make_schedule
+from liuyi.train.tuning import prepare
 
 if TYPE_CHECKING:
     from liuyi.finetune.steps import SftParams
 
+FULL_LR, ADAPTER_LR = 0.005, 2e-4
+"""Peak learning rates where none is given: of Muon on all weights, of AdamW on an adapter."""
 NAMED = 20
 """How many left-out conversations the log names one by one; `liuyi.json` names all."""
 
 
 def finetune(ctx: Context, params: SftParams) -> None:
-    """Fine-tune as `params` say and publish the checkpoint."""
+    """Fine-tune as `params` say and publish the checkpoint, or the adapter."""
     folder = ctx.input("model").path
     tokenizer = Tokenizer.load(folder)
     table = read_chats(ctx.input("chats").file("chats.parquet"))
@@ -38,19 +42,19 @@ def finetune(ctx: Context, params: SftParams) -> None:
     if chats.left_out:
         ctx.log(f"left out {len(chats.left_out)} of {len(table)} conversations")
     model = load_model(folder)
+    prepare(model, params.tuning(), ctx.seed)
+    ctx.log(trained_note(model))
     rows = PackedRows(chats.examples, params.seq_len, pad_id=tokenizer.pad_id or 0)
     batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
+    batches = ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows)
     trainer = Trainer(
         model,
-        ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows),
+        Neftune(model, params.neftune_alpha, ctx.seed).seeded(batches) if params.neftune_alpha else batches,
         CausalLM(choose_compute_dtype(params.compute_dtype, ctx.workdir)),
-        Optimiser(
-            model,
-            OptimiserConfig(params.optimiser, lr=params.lr, embed_lr=params.embed_lr, weight_decay=params.weight_decay),
-        ),
+        Optimiser(model, _optimiser(params)),
         make_schedule(params.schedule, steps=steps, warmup_steps=round(params.warmup * steps)),
-        config=LoopConfig(steps, clip_norm=params.clip_norm, checkpoint_every_s=params.checkpoint_every_s),
+        config=LoopConfig.of(params, steps),
         workdir=ctx.workdir,
         observer=ctx,
     )
@@ -60,9 +64,10 @@ def finetune(ctx: Context, params: SftParams) -> None:
         f"{steps} steps of {batch_rows * params.seq_len} tokens"
     )
     result = trainer.run()
-    with ctx.output("checkpoint") as out:
+    with ctx.output(tuned_output(params)) as out:
         extra = {
             "stage": "fine-tuning",
+            "method": params.method,
             "steps": result.steps,
             "tokens": result.tokens,
             "loss": result.loss,
@@ -72,8 +77,7 @@ def finetune(ctx: Context, params: SftParams) -> None:
             "left_out": chats.left_out,
             "seed": ctx.seed,
         }
-        save_model(out.path, model, tokenizer, extra)
-        shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        save_tuned(out, ctx, params, model, tokenizer, extra)
         summary = (
             f"{len(chats.examples):,} conversations, {result.tokens:,} tokens learnt in {result.steps} steps: "
             f"loss {result.loss:.4f}. {len(chats.left_out)} conversations were left out."
@@ -86,3 +90,16 @@ def finetune(ctx: Context, params: SftParams) -> None:
             conversations=len(chats.examples),
             left_out=len(chats.left_out),
         )
+
+
+def _optimiser(params: SftParams) -> OptimiserConfig:
+    """As given; adapters are stepped by AdamW unless the owner says otherwise, and at another rate."""
+    adapter = params.method == "lora"
+    return OptimiserConfig(
+        params.optimiser or ("adamw" if adapter else "muon"),
+        lr=params.lr or (ADAPTER_LR if adapter else FULL_LR),
+        embed_lr=params.embed_lr,
+        weight_decay=params.weight_decay,
+        b_lr_ratio=params.b_lr_ratio,
+        layer_decay=params.layer_decay,
+    )

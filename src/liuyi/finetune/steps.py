@@ -7,35 +7,64 @@ from typing import Literal
 from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, step
+from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
+from liuyi.train.params import LoopParams
 
 PRELOAD = ("torch",)
 
 
-class SftParams(Params):
+class SftParams(TuningParams, LoopParams):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")
     max_steps: int | None = Field(None, ge=1)
     seq_len: int = Field(256, ge=8, description="tokens in a packed row; a longer conversation is left out and named")
     batch_tokens: int = Field(4096, ge=8, description="tokens in a step's global batch, padding included")
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
-    optimiser: Literal["muon", "adamw"] = "muon"
-    lr: float = Field(0.005, gt=0, description="peak learning rate of the matrices")
+    optimiser: Literal["muon", "adamw"] | None = Field(None, description="muon, and adamw for adapters, when left out")
+    lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the matrices; 0.005, and 0.0002 for adapters, when left out"
+    )
     embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings, head and norms; as `lr`")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.03, ge=0, lt=1, description="part of all steps")
-    clip_norm: float = Field(1.0, gt=0)
+    neftune_alpha: float = Field(0.0, ge=0, description="noise on the embeddings (NEFTune); 5 to 15 are usual")
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    checkpoint_every_s: float = Field(20.0, gt=0)
 
 
 @step(
     "finetune.sft",
-    version=1,
+    version=2,
     inputs={"model": Input("checkpoint", "what to start from"), "chats": Input("chats", "conversations to learn")},
-    outputs={"checkpoint": Output("checkpoint")},
+    outputs=TUNED_OUTPUTS,
+    starts_again=True,
 )
 def sft(ctx: Context, params: SftParams) -> None:
     """Fine-tune a model on conversations; only what the assistant says is learnt."""
     from liuyi.finetune.sft import finetune
 
     finetune(ctx, params)
+
+
+class MergeParams(Params):
+    format: Literal["stored", "fp32", "bf16", "int8", "int4"] = Field(
+        "stored", description="number format of the merged weights; stored: the model's own"
+    )
+    text_tokens: int = Field(2048, ge=2, description="tokens of the corpus or eval set that logits are compared on")
+
+
+@step(
+    "finetune.merge",
+    version=1,
+    inputs={
+        "model": Input("checkpoint", "the model that the adapter was trained on, or its quantised copy"),
+        "adapter": Input("adapter"),
+        "corpus": Input("corpus", "documents to compare logits on", optional=True),
+        "evalset": Input("evalset", "conversations to compare them on, where there is no corpus", optional=True),
+    },
+    outputs={"checkpoint": Output("checkpoint", "the model with the adapter in its weights")},
+)
+def merge(ctx: Context, params: MergeParams) -> None:
+    """Put an adapter into a model's weights, and measure what their number format makes of it."""
+    from liuyi.finetune.merge import merge_step
+
+    merge_step(ctx, params)

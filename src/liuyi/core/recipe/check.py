@@ -195,6 +195,12 @@ class _Checker:
             said = f"has no output '{output_name}'" if output_name else "is not an artifact: say which output"
             self.document.problem(path, f"the step '{step_name}' {said}", did_you_mean(output_name, outputs))
             return None
+        made = self.drafts[step_name]
+        if made.params is not None and not made.step.gives(output_name, made.params):
+            given = [str(StepOutput(step_name, each)) for each in outputs if made.step.gives(each, made.params)]
+            message = f"the step '{step_name}' gives no '{output_name}' with its parameters"
+            self.document.problem(path, message, f"it gives {', '.join(given)}")
+            return None
         return self.right_kind(port, path, outputs[output_name].kind, StepOutput(step_name, output_name))
 
     def stored_artifact(self, port: Input, path: Keys, ref: str) -> Source | None:
@@ -222,6 +228,7 @@ class _Checker:
             for other, draft in self.drafts.items()
             for output, made in draft.step.outputs.items()
             if other != name and made.kind in port.kinds
+            if draft.params is None or draft.step.gives(output, draft.params)
         ]
         return f"the recipe makes {', '.join(fitting[:5])}" if fitting else ""
 

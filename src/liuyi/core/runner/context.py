@@ -90,10 +90,12 @@ class StepContext:
         self._events.emit("log", step=self.name, text=message)
 
     def finished(self) -> dict[str, Staging]:
-        """The written outputs. Raises StepError unless every one that the step declares is there."""
-        for name in self._step.outputs:
+        """The written outputs. Raises StepError unless every one that the step always gives is there."""
+        for name in sorted(self._step.always):
             if name not in self._written:
                 raise StepError(f"output '{name}' was not written", where=self._step.name)
+        if not self._written:
+            raise StepError("no output was written", where=self._step.name)
         return self._stagings
 
     def discard(self) -> None:

@@ -1,78 +1,36 @@
-"""DPO against its published formula, and the collapse watch against planted collapses."""
+"""The step of preferences, and the collapse watch against planted collapses."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from align_support import alone, preferences, publish, small_model, small_tokenizer
 
 import in_process
-from liuyi.align.dpo import Dpo, dpo_loss
-from liuyi.align.pairs import PairRows, answer_logprobs, encode_pairs, with_reference
+from liuyi.align.answers import answer_logprobs
+from liuyi.align.pairs import Pair, PairRows, encode_pairs, with_reference
+from liuyi.align.preference import PairObjective
 from liuyi.align.watch import CollapseWatch, Figures, Probe, Thresholds, repetition
 from liuyi.core.artifact import Artifact
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.model.chat import encode_chat
-from liuyi.model.checkpoint import load_model, save_model
-from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder, init_weights
-from liuyi.model.tokenizer import Tokenizer, train_bpe
-
-PLACES = ("kitchen", "hall", "garden", "office")
+from liuyi.model.checkpoint import load_model
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.packing import Example
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_bpe(["turn on off the light in kitchen hall garden office yes no"], 300)
-
-
-def small_model(vocab_size: int, seed: int = 1) -> Decoder:
-    config = DecoderConfig(
-        family="qwen3",
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        qk_norm=True,
-        eos_token_id=0,
-    )
-    model = Decoder(config)
-    init_weights(model, seed, std=0.1)
-    return model
-
-
-def preferences(count: int = 24) -> list[dict[str, object]]:
-    return [
-        {
-            "id": f"p{n}",
-            "prompt": [{"role": "user", "content": f"light in the {PLACES[n % 4]} {'on' if n % 3 else 'off'} {n}"}],
-            "chosen": f"{PLACES[n % 4]} yes",
-            "rejected": f"no {PLACES[(n + 1) % 4]}",
-        }
-        for n in range(count)
-    ]
-
-
-def alone(model: Decoder, tokenizer: Tokenizer, row: dict[str, object], side: str) -> float:
-    """Log-probability of one answer, from one unpadded forward pass."""
-    messages = [*row["prompt"], {"role": "assistant", "content": row[side]}]  # type: ignore[misc]
-    ids, said = encode_chat(tokenizer, messages)
-    tokens = torch.tensor([ids])
-    with torch.no_grad():
-        logprobs = model.logits(model(tokens)).log_softmax(-1)[0]
-    return sum(float(logprobs[at - 1, ids[at]]) for at in range(1, len(ids)) if said[at])
+    return small_tokenizer()
 
 
 def test_packed_answers_have_their_own_logprobs(tokenizer: Tokenizer) -> None:
@@ -87,23 +45,12 @@ def test_packed_answers_have_their_own_logprobs(tokenizer: Tokenizer) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_loss_and_gradient_are_the_formulas(tokenizer: Tokenizer) -> None:
-    """Equation 7 of the paper with the likelihood term, and its gradient by finite differences."""
-    policy = torch.tensor([[-3.0, -5.0], [-4.0, -2.0]], dtype=torch.float64, requires_grad=True)
-    reference = torch.tensor([[-3.5, -4.0], [-4.5, -2.5]], dtype=torch.float64)
-    losses = dpo_loss(policy, reference, beta=0.3)
-    for n in range(2):
-        margin = (policy[n, 0] - reference[n, 0]) - (policy[n, 1] - reference[n, 1])
-        assert losses[n].item() == pytest.approx(-math.log(1 / (1 + math.exp(-0.3 * margin.item()))))
-    assert torch.autograd.gradcheck(lambda p: dpo_loss(p, reference, 0.3), (policy,))
-
-
 def test_objective_sums_over_pairs(tokenizer: Tokenizer) -> None:
     table = preferences(5)
     start, policy = small_model(tokenizer.vocab_size).eval(), small_model(tokenizer.vocab_size, seed=2).eval()
     pairs = encode_pairs(table, tokenizer, 96).pairs
     rows = with_reference(PairRows(pairs, 96, pad_id=1), start, pairs_at_once=2)
-    loss = Dpo(beta=0.2, nll_weight=0.5)(policy, rows.read(np.arange(5)))
+    loss = PairObjective("dpo", beta=0.2, nll_weight=0.5)(policy, rows.read(np.arange(5)))
     expected, nll_sum = 0.0, 0.0
     for row, pair in zip(table, pairs, strict=True):
         chosen, rejected = (alone(policy, tokenizer, row, side) for side in ("chosen", "rejected"))
@@ -119,12 +66,12 @@ def test_objective_sums_over_pairs(tokenizer: Tokenizer) -> None:
 def test_at_the_start_every_pair_costs_log_two(tokenizer: Tokenizer) -> None:
     model = small_model(tokenizer.vocab_size)
     rows = with_reference(PairRows(encode_pairs(preferences(), tokenizer, 96).pairs, 96, pad_id=1), model)
-    loss = Dpo(beta=0.7)(model, rows.read(np.arange(24)))
+    loss = PairObjective("dpo", beta=0.7)(model, rows.read(np.arange(24)))
     assert loss.total.item() / 24 == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_pairs_that_teach_nothing_are_left_out(tokenizer: Tokenizer) -> None:
-    table: list[dict[str, object]] = [*preferences(4)]
+    table: list[dict[str, Any]] = [*preferences(4)]
     table[3]["rejected"] = None
     table[1]["rejected"] = table[1]["chosen"]
     table[2]["chosen"] = "yes " * 200
@@ -149,21 +96,14 @@ def test_only_the_last_answer_counts(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(pair.chosen.tokens[pair.chosen.learnt].tolist()) == "yes<|im_end|>"
 
 
-def publish(home: Home, tokenizer: Tokenizer, table: list[dict[str, object]], model: Decoder) -> dict[str, Artifact]:
-    staging = home.store.stage("preferences")
-    columns = {name: [row[name] for row in table] for name in ("id", "chosen", "rejected")}
-    columns["prompt"] = [json.dumps(row["prompt"]) for row in table]
-    pq.write_table(pa.table(columns), staging.path / "preferences.parquet")
-    chosen = home.store.publish(staging)
-    staging = home.store.stage("checkpoint")
-    save_model(staging.path, model, tokenizer)
-    return {"model": home.store.publish(staging), "preferences": chosen}
+def chosen_of(pairs: Sequence[Pair]) -> list[tuple[str, Example]]:
+    return [(pair.id, pair.chosen) for pair in pairs]
 
 
 def run_dpo(home: Home, workdir: Path, inputs: dict[str, Artifact], **params: object) -> Artifact:
     workdir.mkdir()
     settings = {"seq_len": 96, "batch_pairs": 8, "probe_prompts": 6, "watch_every": 5, **params}
-    return in_process.run_step(home, workdir, "align.dpo", inputs, **settings)["checkpoint"]
+    return in_process.run_step(home, workdir, "align.preference", inputs, **settings)["checkpoint"]
 
 
 def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -234,11 +174,11 @@ def test_figures_of_planted_models(tokenizer: Tokenizer) -> None:
     has no KL; a policy that says one token for ever repeats itself."""
     table = preferences(6)
     reference, policy = small_model(tokenizer.vocab_size).eval(), small_model(tokenizer.vocab_size, seed=3).eval()
-    probe = Probe.choose(table, encode_pairs(table, tokenizer, 96).pairs, tokenizer, 6, seed=1, seq_len=96)
+    probe = Probe.choose(table, chosen_of(encode_pairs(table, tokenizer, 96).pairs), tokenizer, 6, seed=1, seq_len=96)
     assert probe.look(reference, reference).kl == pytest.approx(0, abs=1e-6)
     kl, entropy, chosen, count = 0.0, 0.0, 0.0, 0
     for row in table:
-        ids, said = encode_chat(tokenizer, [*row["prompt"], {"role": "assistant", "content": row["chosen"]}])  # type: ignore[misc]
+        ids, said = encode_chat(tokenizer, [*row["prompt"], {"role": "assistant", "content": row["chosen"]}])
         with torch.no_grad():
             ours, theirs = (m.logits(m(torch.tensor([ids]))).log_softmax(-1)[0] for m in (policy, reference))
         for at in range(1, len(ids)):
@@ -272,7 +212,7 @@ def test_repetition() -> None:
 def test_the_watch_is_part_of_a_checkpoint(tokenizer: Tokenizer) -> None:
     table = preferences(6)
     model, reference = small_model(tokenizer.vocab_size), small_model(tokenizer.vocab_size)
-    probe = Probe.choose(table, encode_pairs(table, tokenizer, 96).pairs, tokenizer, 4, seed=1, seq_len=96)
+    probe = Probe.choose(table, chosen_of(encode_pairs(table, tokenizer, 96).pairs), tokenizer, 4, seed=1, seq_len=96)
 
     class Deaf:
         def metric(self, name: str, value: float, index: int | None = None) -> None:

@@ -1,0 +1,93 @@
+"""Answers to prompts as batches: packed side by side, each with its own log-probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liuyi.model.chat import encode_chat
+from liuyi.model.decoder import Decoder
+from liuyi.model.loss import token_logprobs
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.batches import IGNORE, Batch, Ints
+from liuyi.train.packing import Example, lay_out, pack
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Packed answers, each with the whole conversation before it.
+
+    `sequence` `[rows, seq]` says which answer each target belongs to, -1 for none. Of every answer, `[answers]`:
+    `reference` is its log-probability under the reference model, `lengths` its number of tokens, and `ends` the place
+    of its last token in the flattened batch.
+    """
+
+    packed: Batch
+    sequence: Tensor
+    reference: Tensor
+    lengths: Tensor
+    ends: Tensor
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Mapping[str, Any]], answer: str) -> Example:
+    """The answer is learnt, what the assistant said earlier in the prompt is not.
+
+    Raises ModelError where the template does not render the conversation as written.
+    """
+    ids, said = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    learnt = np.array(said, dtype=np.bool_)
+    breaks = np.flatnonzero(~learnt[: int(np.flatnonzero(learnt)[-1])])
+    if len(breaks):
+        learnt[: breaks[-1] + 1] = False
+    return Example(np.array(ids, dtype=np.int64), learnt)
+
+
+def pack_answers(answers: Sequence[Example], reference: Tensor, seq_len: int, pad_id: int) -> Answers:
+    """A batch of as many rows as the answers fill."""
+    packed = pack([len(answer) for answer in answers], seq_len)
+    batch = lay_out([[answers[number] for number in row] for row in packed], seq_len, pad_id)
+    widest = max(map(len, packed)) + 1
+    numbers = torch.tensor([[*row, *[-1] * (widest - len(row))] for row in packed])
+    sequence = numbers.gather(1, batch.segments)
+    sequence[batch.targets == IGNORE] = -1
+    ends = torch.zeros(len(answers), dtype=torch.int64)
+    for at, row in enumerate(packed):
+        ends[row] = at * seq_len - 1 + torch.tensor([len(answers[number]) for number in row]).cumsum(0)
+    lengths = torch.tensor([int(answer.learnt[1:].sum()) for answer in answers], dtype=torch.float32)
+    return Answers(batch, sequence, reference, lengths, ends)
+
+
+def answer_logprobs(model: Decoder, answers: Answers, compute_dtype: torch.dtype = torch.float32) -> Tensor:
+    """Summed log-probability of each answer's tokens, float32 `[answers]`."""
+    packed = answers.packed
+    hidden = model(packed.tokens, positions=packed.positions, segments=packed.segments, compute_dtype=compute_dtype)
+    learnt = packed.targets != IGNORE
+    logprobs = token_logprobs(hidden[learnt], model.head_weight, packed.targets[learnt])
+    return torch.zeros_like(answers.reference).index_add(0, answers.sequence[learnt], logprobs)
+
+
+@torch.no_grad()
+def reference_logprobs(
+    read: Callable[[Ints], Answers],
+    count: int,
+    model: Decoder,
+    compute_dtype: torch.dtype = torch.float32,
+    at_once: int = 64,
+) -> Tensor:
+    """Log-probabilities of what `read` gives for the rows `0 … count - 1`, on the CPU."""
+    parts = [
+        answer_logprobs(model, read(np.arange(at, min(at + at_once, count))).to(model.device), compute_dtype).cpu()
+        for at in range(0, count, at_once)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,161 @@
+"""Single answers that are wanted or not, for KTO, and the reference point that their gains are measured from.
+
+The reference point is an estimate of KL(policy ‖ reference): the mean gain of answers that belong to other prompts,
+floored at zero and without a gradient. It is taken over the whole global batch before any of its micro-batches is
+learnt from, so that cutting a batch differently changes nothing. A prompt keeps its mismatched answer all the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liuyi.align.answers import Answers, answer_logprobs, encode_answer, pack_answers, reference_logprobs
+from liuyi.align.pairs import nothing_left
+from liuyi.core.errors import DataError, ModelError
+from liuyi.model.decoder import Decoder
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.batches import Ints
+from liuyi.train.packing import Example
+
+
+@dataclass(frozen=True)
+class Label:
+    """An answer, whether it is wanted, and an answer to another prompt in its place."""
+
+    id: str
+    answer: Example
+    desirable: bool
+    mismatched: Example
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled answers that can be trained on, and those that cannot, with the reason."""
+
+    labels: list[Label] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelBatch:
+    """Labelled answers; `desirable` `[answers]` bool, `kl` the global batch's reference point, a scalar."""
+
+    answers: Answers
+    mismatched: Answers
+    desirable: Tensor
+    kl: Tensor
+
+    def to(self, device: torch.device) -> LabelBatch:
+        parts = (self.answers, self.mismatched, self.desirable, self.kl)
+        return LabelBatch(*(part.to(device) for part in parts))  # type: ignore[arg-type]
+
+
+def encode_labels(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, seq_len: int) -> Labels:
+    """Every answer of every row, a pair giving one that is wanted and one that is not.
+
+    Answers that are too long or that the template does not render as written are left out and named. Raises DataError
+    when none is left, or when all are to one prompt, which leaves nothing to mismatch.
+    """
+    result = Labels()
+    kept: list[tuple[Mapping[str, Any], str, Example, bool]] = []
+    for row, side in _sides(rows):
+        try:
+            example = encode_answer(tokenizer, row["prompt"], row[side])
+        except ModelError as error:
+            if not tokenizer.chat_template:
+                raise
+            result.left_out[row["id"]] = error.message
+            continue
+        if len(example) > seq_len:
+            result.left_out[row["id"]] = f"{len(example)} tokens, more than {seq_len}"
+        else:
+            kept.append((row, row[side], example, side == "chosen"))
+    if not kept:
+        raise nothing_left(result.left_out)
+    texts = [(row["prompt"], text) for row, text, _, _ in kept]
+    for at, (row, _, example, desirable) in enumerate(kept):
+        mismatched = _mismatched(at, texts, tokenizer, seq_len)
+        if mismatched is None:
+            result.left_out[row["id"]] = "no answer to another prompt fits behind its prompt"
+        else:
+            result.labels.append(Label(row["id"], example, desirable, mismatched))
+    if not result.labels:
+        raise DataError("all answers are to one prompt", hint="kto compares answers with those to other prompts")
+    return result
+
+
+def _sides(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    return ((row, side) for row in rows for side in ("chosen", "rejected") if row[side] is not None)
+
+
+def _mismatched(at: int, texts: Sequence[tuple[Any, str]], tokenizer: Tokenizer, seq_len: int) -> Example | None:
+    """The next answer to another prompt, behind this one's, that fits; None if none of the next hundred does."""
+    prompt = texts[at][0]
+    others = (texts[(at + step) % len(texts)] for step in range(1, len(texts)))
+    for tried, (_, text) in enumerate(other for other in others if other[0] != prompt):
+        example = encode_answer(tokenizer, prompt, text)
+        if len(example) <= seq_len:
+            return example
+        if tried == 99:
+            break
+    return None
+
+
+class LabelRows:
+    """Labels by number; `reference` `[labels, 2]` has the log-probabilities of each answer and its mismatched one."""
+
+    def __init__(self, labels: Sequence[Label], seq_len: int, pad_id: int, reference: Tensor | None = None) -> None:
+        self.labels = labels
+        self.seq_len = seq_len
+        self.pad_id = pad_id
+        self.reference = torch.zeros(len(labels), 2) if reference is None else reference
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: Ints) -> LabelBatch:
+        """These labels; their reference point is not known yet, and zero."""
+        desirable = torch.tensor([self.labels[row].desirable for row in rows])
+        return LabelBatch(self._answers(rows), self._mismatched(rows), desirable, torch.zeros(()))
+
+    def with_reference(self, model: Decoder, compute_dtype: torch.dtype = torch.float32) -> LabelRows:
+        """The same labels with log-probabilities under `model` as their reference."""
+        columns = [
+            reference_logprobs(read, len(self), model, compute_dtype) for read in (self._answers, self._mismatched)
+        ]
+        return LabelRows(self.labels, self.seq_len, self.pad_id, torch.stack(columns, dim=1))
+
+    def _answers(self, rows: Ints) -> Answers:
+        return self._pack([self.labels[row].answer for row in rows], rows, 0)
+
+    def _mismatched(self, rows: Ints) -> Answers:
+        return self._pack([self.labels[row].mismatched for row in rows], rows, 1)
+
+    def _pack(self, examples: Sequence[Example], rows: Ints, column: int) -> Answers:
+        return pack_answers(examples, self.reference[torch.from_numpy(rows), column], self.seq_len, self.pad_id)
+
+
+def with_reference_point(
+    batches: Callable[[int], Sequence[LabelBatch]], model: Decoder, compute_dtype: torch.dtype = torch.float32
+) -> Callable[[int], Sequence[LabelBatch]]:
+    """The same batches, each with the global batch's reference point under the model as it is when asked for them."""
+
+    @torch.no_grad()
+    def batch(index: int) -> Sequence[LabelBatch]:
+        parts = batches(index)
+        gain = torch.zeros(())
+        mode = model.training
+        model.eval()
+        for part in parts:
+            mismatched = part.mismatched.to(model.device)
+            gain += (answer_logprobs(model, mismatched, compute_dtype) - mismatched.reference).sum().cpu()
+        model.train(mode)
+        kl = (gain / sum(len(part.mismatched) for part in parts)).clamp(min=0)
+        return [replace(part, kl=kl) for part in parts]
+
+    return batch

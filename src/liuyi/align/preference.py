@@ -1,0 +1,248 @@
+"""Learning from preferences: one driver for every objective, under the collapse watch.
+
+Losses are summed over pairs (over answers with `kto`) and divided by the number of the whole global batch. To the
+objectives of `objectives.py` that have none, a term of the chosen answers' own likelihood may be added (Pang et al.
+2024, arXiv 2404.19733): they are content when both answers fall, as long as the rejected one falls faster.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from liuyi.align import objectives
+from liuyi.align.answers import Answers, answer_logprobs
+from liuyi.align.labels import LabelBatch, LabelRows, encode_labels, with_reference_point
+from liuyi.align.objectives import Objective
+from liuyi.align.pairs import PairRows, encode_pairs, read_preferences, with_reference
+from liuyi.align.watch import CollapseWatch, Probe, Thresholds
+from liuyi.core.step import Context
+from liuyi.finetune.tuning import save_tuned, trained_note, tuned_output
+from liuyi.model.checkpoint import load_model
+from liuyi.model.decoder import Decoder
+from liuyi.model.lora import without_lora
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.batches import ShuffledBatches
+from liuyi.train.effect import training_effect
+from liuyi.train.lm import choose_compute_dtype
+from liuyi.train.loop import LoopConfig, Loss, Trainer
+from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.packing import Example
+from liuyi.train.schedule import make_schedule
+from liuyi.train.tuning import prepare
+
+if TYPE_CHECKING:
+    from liuyi.align.steps import PreferenceParams
+
+REFERENCE_FREE = ("simpo", "orpo")
+"""Objectives that need no reference log-probabilities."""
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """Any objective of pairs, summed over them."""
+
+    name: Objective = "dpo"
+    beta: float = 0.1
+    gamma: float = 1.0
+    label_smoothing: float = 0.1
+    nll_weight: float = 0.0
+    compute_dtype: torch.dtype = torch.float32
+
+    def __call__(self, model: Decoder, batch: Answers) -> Loss:
+        policy = answer_logprobs(model, batch, self.compute_dtype).view(-1, 2)
+        reference, lengths = batch.reference.view(-1, 2), batch.lengths.view(-1, 2)
+        nll = -policy[:, 0] / lengths[:, 0]
+        losses = self.losses(policy, reference, lengths) + self.nll_weight * nll
+        with torch.no_grad():
+            rewards = self.rewards(policy, reference, lengths)
+            margin = rewards[:, 0] - rewards[:, 1]
+            metrics = {
+                "margin": margin.sum(),
+                "accuracy": (margin > 0).float().sum(),
+                "chosen_reward": rewards[:, 0].sum(),
+                "rejected_reward": rewards[:, 1].sum(),
+                "chosen_nll": nll.sum(),
+            }
+        return Loss(losses.sum(), len(policy), metrics)
+
+    def losses(self, policy: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
+        """Loss of each pair, `[pairs]`, without the likelihood term."""
+        match self.name:
+            case "cdpo":
+                return objectives.cdpo(policy, reference, self.beta, self.label_smoothing)
+            case "ipo":
+                return objectives.ipo(policy, reference, lengths, self.beta)
+            case "simpo":
+                return objectives.simpo(policy, lengths, self.beta, self.gamma)
+            case "orpo":
+                return objectives.orpo(policy, lengths, self.beta)
+        return objectives.dpo(policy, reference, self.beta)
+
+    def rewards(self, policy: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
+        """What the objective takes for the reward of each answer, `[pairs, 2]`."""
+        if self.name in REFERENCE_FREE:
+            return self.beta * policy / lengths
+        gain = policy - reference
+        return self.beta * (gain / lengths if self.name == "ipo" else gain)
+
+
+@dataclass(frozen=True)
+class Kto:
+    """The objective of labelled answers, summed over them."""
+
+    beta: float = 0.1
+    weights: tuple[float, float] = (1.0, 1.0)
+    """Of wanted and of unwanted answers."""
+    compute_dtype: torch.dtype = torch.float32
+
+    def __call__(self, model: Decoder, batch: LabelBatch) -> Loss:
+        gain = answer_logprobs(model, batch.answers, self.compute_dtype) - batch.answers.reference
+        losses = objectives.kto(gain, batch.desirable, batch.kl, self.beta, self.weights)
+        rewards, wanted = self.beta * gain.detach(), batch.desirable
+        metrics = {
+            "accuracy": ((rewards > self.beta * batch.kl) == wanted).float().sum(),
+            "chosen_reward": rewards[wanted].sum(),
+            "rejected_reward": rewards[~wanted].sum(),
+            "kl": batch.kl * len(gain),
+        }
+        return Loss(losses.sum(), len(gain), metrics)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What is learnt from, whichever objective it is for."""
+
+    batches: Any
+    objective: Any
+    count: int
+    wanted: list[tuple[str, Example]]
+    """Answers to look at in the collapse watch, by the ids of their rows."""
+    left_out: dict[str, str]
+
+
+def align_preference(ctx: Context, params: PreferenceParams) -> None:
+    """Train as `params` say, under the collapse watch, and publish the checkpoint or the adapter."""
+    folder = ctx.input("model").path
+    tokenizer = Tokenizer.load(folder)
+    table = read_preferences(ctx.input("preferences").file("preferences.parquet"))
+    model = load_model(folder)
+    prepare(model, params.tuning(), ctx.seed)
+    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir)
+    material = (_labels if params.objective == "kto" else _pairs)(ctx, params, table, model, tokenizer, dtype)
+    for id, reason in list(material.left_out.items())[:20]:
+        ctx.log(f"left out {id}: {reason}")
+    unit = "answers" if params.objective == "kto" else "pairs"
+    ctx.log(f"{material.count} {unit}, {len(material.left_out)} left out; {trained_note(model)}")
+    steps = params.max_steps or max(1, math.ceil(params.epochs * material.count / _batch(params, material.count)))
+    watch = None
+    if params.watch:
+        probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len)
+        shared = params.method == "lora" and not params.pissa
+        watch = CollapseWatch(
+            probe,
+            model,
+            without_lora(model) if shared else load_model(folder),
+            every=params.watch_every,
+            steps=steps,
+            thresholds=Thresholds(
+                chosen_drop=params.max_chosen_drop, kl=params.max_kl, repetition_rise=params.max_repetition_rise
+            ),
+            observer=ctx,
+        )
+    trainer: Trainer[Decoder, Any] = Trainer(
+        model,
+        material.batches,
+        material.objective,
+        Optimiser(
+            model,
+            OptimiserConfig(
+                params.optimiser,
+                lr=params.lr,
+                betas=(0.9, 0.99),
+                b_lr_ratio=params.b_lr_ratio,
+                layer_decay=params.layer_decay,
+            ),
+        ),
+        make_schedule(params.schedule, steps=steps, warmup_steps=round(params.warmup * steps)),
+        config=LoopConfig.of(params, steps),
+        workdir=ctx.workdir,
+        observer=ctx,
+        monitor=watch,
+    )
+    result = trainer.run()
+    with ctx.output(tuned_output(params)) as out:
+        about = {
+            "stage": "alignment",
+            "objective": params.objective,
+            "method": params.method,
+            "beta": params.strength,
+            "steps": result.steps,
+            unit: material.count,
+            "loss": result.loss,
+            "left_out": material.left_out,
+            "stopped": result.stopped,
+            "skipped": result.skipped,
+            "jumps": [jump.step for jump in result.jumps],
+            "watch": watch.report() if watch else None,
+            "seed": ctx.seed,
+        }
+        save_tuned(out, ctx, params, model, tokenizer, about)
+        ended = f"The collapse watch ended it: {result.stopped}." if result.stopped else "No bound was broken."
+        name = params.objective.upper().replace("CDPO", "cDPO").replace("SIMPO", "SimPO")
+        summary = f"{name} on {material.count:,} {unit} in {result.steps} steps. {ended if watch else ''}".strip()
+        more = [watch.table()] if watch else []
+        training_effect(out.path, "alignment", "The training", summary, ("loss", "accuracy"), more).save(out.path)
+        out.metrics.update({"loss": result.loss, "steps": result.steps, unit: material.count})
+        out.metrics["stopped"] = float(bool(result.stopped))
+
+
+def _batch(params: PreferenceParams, count: int) -> int:
+    return min(params.batch_pairs, count)
+
+
+def _pairs(
+    ctx: Context,
+    params: PreferenceParams,
+    table: list[dict[str, Any]],
+    model: Decoder,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+) -> _Material:
+    encoded = encode_pairs(table, tokenizer, params.seq_len)
+    rows = PairRows(encoded.pairs, params.seq_len, pad_id=tokenizer.pad_id or 0)
+    if params.objective not in REFERENCE_FREE:
+        rows = with_reference(rows, model.eval(), dtype)
+    objective = PairObjective(
+        params.objective,
+        beta=params.strength,
+        gamma=params.gamma,
+        label_smoothing=params.label_smoothing,
+        nll_weight=params.likelihood,
+        compute_dtype=dtype,
+    )
+    size = _batch(params, len(rows))
+    batches = ShuffledBatches(rows, batch_rows=size, seed=ctx.seed, micro_rows=params.micro_pairs)
+    wanted = [(pair.id, pair.chosen) for pair in encoded.pairs]
+    return _Material(batches, objective, len(rows), wanted, encoded.left_out)
+
+
+def _labels(
+    ctx: Context,
+    params: PreferenceParams,
+    table: list[dict[str, Any]],
+    model: Decoder,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+) -> _Material:
+    encoded = encode_labels(table, tokenizer, params.seq_len)
+    rows = LabelRows(encoded.labels, params.seq_len, pad_id=tokenizer.pad_id or 0).with_reference(model.eval(), dtype)
+    size = _batch(params, len(rows))
+    batches = ShuffledBatches(rows, batch_rows=size, seed=ctx.seed, micro_rows=params.micro_pairs)
+    objective = Kto(params.strength, (params.desirable_weight, params.undesirable_weight), dtype)
+    wanted = [(label.id, label.answer) for label in encoded.labels if label.desirable]
+    return _Material(with_reference_point(batches, model, dtype), objective, len(rows), wanted, encoded.left_out)

@@ -1,0 +1,78 @@
+"""A tokenizer, a model of a few thousand values, and preferences that can be learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from liuyi.core.artifact import Artifact
+from liuyi.core.home import Home
+from liuyi.model.chat import encode_chat
+from liuyi.model.checkpoint import save_model
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.tokenizer import Tokenizer, train_bpe
+
+PLACES = ("kitchen", "hall", "garden", "office")
+
+
+def small_tokenizer() -> Tokenizer:
+    return train_bpe(["turn on off the light in kitchen hall garden office yes no"], 300)
+
+
+def small_model(vocab_size: int, seed: int = 1) -> Decoder:
+    config = DecoderConfig(
+        family="qwen3",
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+        qk_norm=True,
+        eos_token_id=0,
+    )
+    model = Decoder(config)
+    init_weights(model, seed, std=0.1)
+    return model
+
+
+def preferences(count: int = 24) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"p{n}",
+            "prompt": [{"role": "user", "content": f"light in the {PLACES[n % 4]} {'on' if n % 3 else 'off'} {n}"}],
+            "chosen": f"{PLACES[n % 4]} yes",
+            "rejected": f"no {PLACES[(n + 1) % 4]}",
+        }
+        for n in range(count)
+    ]
+
+
+def alone(model: Decoder, tokenizer: Tokenizer, row: dict[str, Any], side: str) -> float:
+    """Log-probability of one answer, from one unpadded forward pass."""
+    ids, said = encode_chat(tokenizer, [*row["prompt"], {"role": "assistant", "content": row[side]}])
+    with torch.no_grad():
+        logprobs = model.logits(model(torch.tensor([ids]))).log_softmax(-1)[0]
+    return sum(float(logprobs[at - 1, ids[at]]) for at in range(1, len(ids)) if said[at])
+
+
+def publish(home: Home, tokenizer: Tokenizer, table: Sequence[dict[str, Any]], model: Decoder) -> dict[str, Artifact]:
+    """The inputs of a step: a model, and preferences."""
+    staging = home.store.stage("preferences")
+    columns = {name: [row.get(name) for row in table] for name in ("id", "chosen", "rejected")}
+    columns["prompt"] = [json.dumps(row["prompt"]) for row in table]
+    if any("margin" in row for row in table):
+        columns["margin"] = [row["margin"] for row in table]
+    pq.write_table(pa.table(columns), staging.path / "preferences.parquet")
+    chosen = home.store.publish(staging)
+    staging = home.store.stage("checkpoint")
+    save_model(staging.path, model, tokenizer)
+    return {"model": home.store.publish(staging), "preferences": chosen}
