@@ -159,10 +159,18 @@ def test_sigterm_cancels_the_run(folder: Path, toy_home: Home) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "exit_code", "status"), [("d", 0, "running"), ("c", 130, "cancelled")])
 def test_ctrl_c_asks(answer: str, exit_code: int, status: str, folder: Path, toy_home: Home) -> None:
+    """Also where the tests run as a background job of a shell, whose children ignore SIGINT."""
     diary = folder / "diary"
     args = ["run", ".", "--set", "fit.links=100", "--set", "fit.pause_s=0.1", "--set", f"fit.diary={diary}"]
     terminal, end = pty.openpty()
-    watching = subprocess.Popen([*PROGRAM, *args], stdin=end, stdout=end, stderr=end, start_new_session=True)
+    watching = subprocess.Popen(
+        [*PROGRAM, *args],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(end)
     seen = _read_until(terminal, "links · loss")
     assert "fit" in seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import in_process
 from liuyi.core.artifact import Artifact
 from liuyi.core.errors import DataError, ModelError
 from liuyi.core.home import Home
+from liuyi.core.recipe import RecipeSource
+from liuyi.core.runner.launch import start_run
 from liuyi.model.checkpoint import load_config, load_model
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.pretrain.bits import Documents, bits_per_byte, model_bits
@@ -255,3 +258,37 @@ def test_size_sets_the_model(shelf: Shelf, tmp_path: Path) -> None:
     config = load_config(made["checkpoint"].path)
     assert 0.5 < config.num_parameters / 500_000 < 1.5
     assert config.vocab_size == shelf.built.vocab_size
+
+
+@pytest.mark.slow
+def test_a_run_meets_every_fault_and_gives_the_same_model(shelf: Shelf, tmp_path: Path) -> None:
+    """Killed, hanging and with a flipped bit, the run goes on by itself, and its artifact has the same digest."""
+    made = []
+    for number, faults in enumerate(["nan@5", "nan@5,kill@9,hang@14,flip@20,kill@27"]):
+        path = tmp_path / f"recipe{number}.yaml"
+        params = {**TINY, "token_budget": 256 * 40, "compute_dtype": "fp32", "checkpoint_every_s": 0}
+        fit = {
+            "step": "pretrain.train",
+            "tokens": f"artifact:{shelf.tokens.digest}",
+            "tokenizer": f"artifact:{shelf.tokenizer.digest}",
+        }
+        step = {**fit, **params, "hang_timeout_s": 15, "inject": faults}
+        path.write_text(json.dumps({"recipe": "faults", "steps": {"fit": step}}))
+        attached = start_run(shelf.home, RecipeSource(path.name, path, tmp_path))
+        deadline = time.monotonic() + 240
+        while attached.is_active():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.1)
+        ended = attached.run()
+        assert ended.status == "done", ended.error
+        (fitted,) = shelf.home.ledger.steps(ended.id)
+        execution = shelf.home.ledger.execution(fitted.key)
+        assert execution is not None
+        made.append(execution.outputs["checkpoint"])
+        events = (shelf.home.run_dir(ended.id) / "events.jsonl").read_text()
+        assert events.count("starting it again") == sum(faults.count(kind) for kind in ("kill", "hang"))
+        assert events.count("silent corruption") == faults.count("flip")
+    whole, broken = (shelf.home.store.open(digest) for digest in made)
+    names = sorted(path.name for path in whole.path.iterdir())
+    assert [name for name in names if whole.file(name).read_bytes() != broken.file(name).read_bytes()] == []
+    assert made[0] == made[1]
