@@ -56,7 +56,7 @@ def contaminated(prompts: Sequence[str], texts: Iterable[tuple[str, str]], *, ng
     """
     index = Overlaps(prompts, ngram)
     hits: dict[int, Hit] = {}
-    for batch in _batches(texts):
+    for batch in batches(texts):
         for match in index.find([text for _, text in batch]):
             if match.item not in hits:
                 hits[match.item] = Hit(match.item, " ".join(match.words.split()[:ngram]), batch[match.text][0])
@@ -65,7 +65,8 @@ def contaminated(prompts: Sequence[str], texts: Iterable[tuple[str, str]], *, ng
     return hits
 
 
-def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """The texts in order, some at a time, as many as are quick to search together."""
     batch: list[tuple[str, str]] = []
     chars = 0
     for one in texts:
