@@ -41,7 +41,7 @@ def session(server: ModelServer, folder: Path, concurrency: int = 8, **options: 
     folder.mkdir(exist_ok=True)
     named = {name: options.pop(name) for name in ("key", "timeout_s") if name in options}
     options = {"patience": HASTY} | options
-    connect = lambda: HttpEndpoint(server.url, "", concurrency=concurrency, **({"timeout_s": 5.0} | named))  # noqa: E731
+    connect = lambda: HttpEndpoint(server.url, "", **({"timeout_s": 5.0} | named))  # noqa: E731
     with Session(connect, folder, concurrency=concurrency, **options) as opened:
         yield opened
 
@@ -301,7 +301,8 @@ def test_a_torn_file_loses_the_torn_answer_only(texts: list[str], data: st.DataO
 
         async def write(store: AnswerStore, keys: list[str]) -> None:
             for key in keys:
-                await store.add(key, answers[key], tries=1, tokens_out=2)
+                store.add(key, answers[key], tries=1, tokens_out=2)
+                await store.flush()
 
         store = AnswerStore(path)
         asyncio.run(write(store, list(answers)))

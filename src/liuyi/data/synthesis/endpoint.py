@@ -6,6 +6,8 @@ import asyncio
 import email.utils
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import httpx
@@ -48,7 +50,6 @@ class HttpEndpoint:
         model: str,
         *,
         key: str = "",
-        concurrency: int = 32,
         timeout_s: float = 120.0,
         structured: bool = False,
     ) -> None:
@@ -58,12 +59,9 @@ class HttpEndpoint:
         self._key = key
         self._timeout_s = timeout_s
         self._structured = structured
-        self._http = httpx.AsyncClient(
-            base_url=f"{url.rstrip('/')}/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(None, connect=_CONNECT_S),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-        )
+        self._base = f"{url.rstrip('/')}/"
+        self._certificates = httpx.create_ssl_context()
+        self._idle: list[httpx.AsyncClient] = []
 
     async def start(self) -> None:
         """Take the server's first model, if none was named. Raises DataError if it cannot be told."""
@@ -99,13 +97,37 @@ class HttpEndpoint:
         return _answer(said, self.model, chat)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        for client in self._idle:
+            await client.aclose()
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx.AsyncClient]:
+        """A client of its own for each request at once, used again afterwards.
+
+        One client for all would keep their connections in one pool, which it goes through several times for every
+        request: with 64 connections that took 8 ms of CPU time a request in place of 2.
+        """
+        client = self._idle.pop() if self._idle else self._connect()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
+    def _connect(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self._base,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(None, connect=_CONNECT_S),
+            limits=httpx.Limits(max_connections=1),
+            verify=self._certificates,
+        )
 
     async def _exchange(self, method: str, path: str, body: Any) -> bytes:
         """The body of a good response. Raises Failed."""
         try:
-            async with asyncio.timeout(self._timeout_s), self._http.stream(method, path, json=body) as response:
-                content = await _bounded(response)
+            with self._client() as client:
+                async with asyncio.timeout(self._timeout_s), client.stream(method, path, json=body) as response:
+                    content = await _bounded(response)
         except TimeoutError:
             raise Failed("timed out", f"no whole answer within {self._timeout_s:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

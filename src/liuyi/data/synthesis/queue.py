@@ -77,6 +77,8 @@ class Queue:
                     group.create_task(self._work(waiting))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        finally:
+            await self._store.flush()
 
     def _unanswered(self, asks: Iterable[Ask]) -> Iterator[Ask]:
         seen: set[str] = set()
@@ -94,7 +96,7 @@ class Queue:
             try:
                 answer, tries = await self._patiently(ask)
                 used = most if answer.tokens_out is None else answer.tokens_out
-                await self._store.add(ask.key, answer, tries=tries, tokens_out=used)
+                self._store.add(ask.key, answer, tries=tries, tokens_out=used)
                 self._in_a_row = 0
                 self._on_answer()
             except BudgetSpent:

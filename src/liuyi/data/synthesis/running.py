@@ -68,7 +68,7 @@ def _endpoint(ctx: Context, params: AskParams) -> Callable[[], Endpoint]:
     def connect() -> Endpoint:
         from liuyi.data.synthesis.endpoint import HttpEndpoint
 
-        named = params.model_dump(include={"concurrency", "timeout_s", "structured"})
+        named = params.model_dump(include={"timeout_s", "structured"})
         return HttpEndpoint(params.endpoint, params.endpoint_model, key=key, **named)
 
     return connect

@@ -27,7 +27,7 @@ class AnswerStore:
         """Requests that the answers took, failed tries included."""
         self.tokens_out = 0
         self._end = self._recover()
-        self._waiting: list[tuple[str, bytes, Answer, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[str, bytes]] = []
         self._writer: asyncio.Task[None] | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -44,20 +44,25 @@ class AnswerStore:
         line = json.loads(os.pread(self._file, place[1], place[0]))
         return Answer(**{name: line[name] for name in ("text", "finish", "model", "tokens_in", "tokens_out")})
 
-    async def add(self, key: str, answer: Answer, *, tries: int, tokens_out: int) -> None:
-        """Append an answer; it is on disk when this returns. All that wait together share one synchronisation.
+    def add(self, key: str, answer: Answer, *, tries: int, tokens_out: int) -> None:
+        """Append an answer; it is there once it is on disk. All that come during one synchronisation share the next.
 
         `tokens_out` is what it cost: an endpoint that counts no tokens is charged the most it could have written.
+        Raises OSError where what came before could not be written.
         """
         line = {"key": key, **asdict(answer), "tries": tries, "cost": tokens_out}
-        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, data, answer, tries, done))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
-        await done
+        self._waiting.append((key, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
         self.requests += tries
         self.tokens_out += tokens_out
+        if self._writer is None or self._writer.done():
+            self._raise()
+            self._writer = asyncio.create_task(self._write())
+
+    async def flush(self) -> None:
+        """Wait until everything is on disk. Raises OSError where it could not be written."""
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
+            self._raise()
 
     def close(self) -> None:
         os.close(self._file)
@@ -65,18 +70,16 @@ class AnswerStore:
     async def _write(self) -> None:
         while self._waiting:
             group, self._waiting = self._waiting, []
-            try:
-                await asyncio.to_thread(self._append, b"".join(data for _, data, *_ in group))
-            except OSError as error:
-                for *_, done in group:
-                    if not done.done():
-                        done.set_exception(error)
-                continue
-            for key, data, *_, done in group:
+            await asyncio.to_thread(self._append, b"".join(data for _, data in group))
+            for key, data in group:
                 self._lines[key] = (self._end, len(data))
                 self._end += len(data)
-                if not done.done():
-                    done.set_result(None)
+
+    def _raise(self) -> None:
+        """Raise what the writer has failed with, once."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.result()
 
     def _append(self, data: bytes) -> None:
         at = self._end
