@@ -5,10 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
+from liuyi.data.clean.steps import language, lists
 from liuyi.data.contamination.steps import decontaminate
 from liuyi.data.dedup.steps import dedup_lines, dedup_substrings
 from liuyi.data.instructions.steps import chats_file, preferences_file
 from liuyi.data.mix.steps import mix
+from liuyi.data.quality.steps import perplexity, score, train_classifier
 from liuyi.data.select.edit import Edits
 from liuyi.data.select.thresholds import Thresholds
 from liuyi.data.sources.steps import crawl, debian_docs, files, huggingface
@@ -33,12 +35,17 @@ __all__ = (
     "evol_instruct",
     "files",
     "huggingface",
+    "language",
+    "lists",
     "magpie",
     "mix",
+    "perplexity",
     "personas",
     "preferences_file",
     "rephrase",
+    "score",
     "self_instruct",
+    "train_classifier",
     "verified",
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from liuyi.data.clean import boilerplate, chinese, language, layout, pii, quality, repetition, script
+from liuyi.data.clean import boilerplate, c4, chinese, language, layout, pii, quality, repetition, script
 from liuyi.data.clean.batch import Batch
 from liuyi.data.dedup.exact import fingerprints
 
@@ -42,6 +42,7 @@ FILTERS: tuple[Filter, ...] = (
     Filter("language", {"lang": pa.string(), "lang_score": _RATIO}, language.languages),
     Filter("quality", dict(quality.ATTRIBUTES), quality.quality),
     Filter("layout", dict.fromkeys(layout.ATTRIBUTES, _RATIO), layout.layout),
+    Filter("c4", dict(c4.ATTRIBUTES), c4.c4),
     Filter("chinese", dict.fromkeys(chinese.ATTRIBUTES, _RATIO), chinese.chinese),
     Filter("script", dict(script.ATTRIBUTES), script.script),
     Filter("repetition", dict.fromkeys(repetition.ATTRIBUTES, _RATIO), repetition.repetition),

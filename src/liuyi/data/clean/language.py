@@ -29,7 +29,7 @@ def languages(batch: Batch) -> dict[str, list[Any]]:
     characters with hardly any kana or hangul is Chinese: short or technical Chinese is often taken for Japanese
     otherwise.
     """
-    rows = np.flatnonzero(~_is_chinese(batch))
+    rows = np.flatnonzero(~is_chinese(batch))
     langs, scores = ["zh"] * batch.size, [1.0] * batch.size
     for row, (lang, score) in zip(rows.tolist(), _detect(samples(batch.texts.take(pa.array(rows)))), strict=True):
         langs[row], scores[row] = lang, score
@@ -43,7 +43,8 @@ def samples(texts: pa.Array) -> pa.Array:
     return pc.utf8_slice_codeunits(line, 0, _SAMPLE_CHARS)
 
 
-def _is_chinese(batch: Batch) -> NDArray[np.bool_]:
+def is_chinese(batch: Batch) -> NDArray[np.bool_]:
+    """[docs] whether most letters are Han, and hardly any kana or hangul."""
     han = batch.counts[:, Class.HAN]
     mostly = han > batch.counts[:, Class.LETTER]
     if mostly.any():

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from liuyi.core.errors import DataError
+from liuyi.data.select.published import PUBLISHED, Limit, Published
 from liuyi.data.select.thresholds import Thresholds
 
 Mask = NDArray[np.bool_]
@@ -181,12 +182,40 @@ def _mixed_script(attributes: Attributes, thresholds: Thresholds) -> Mask:
     return _chinese(attributes, thresholds) & (attributes["mixed_script"] > thresholds.max_mixed_script)
 
 
+def _blocked(attributes: Attributes, thresholds: Thresholds) -> Mask:
+    if not (thresholds.drop_blocked_urls and "url_blocked" in attributes):
+        return np.zeros(len(attributes), bool)
+    return np.asarray(attributes["url_blocked"], bool)
+
+
+def _published(name: Published, limit: Limit) -> Rule:
+    def outside(attributes: Attributes, thresholds: Thresholds) -> Mask:
+        if name not in thresholds.published:
+            return np.zeros(len(attributes), bool)
+        values = attributes[limit.attribute].astype(np.float32)
+        wrong = np.zeros(len(values), bool)
+        if limit.low is not None:
+            wrong |= values < np.float32(limit.low)
+        if limit.high is not None:
+            wrong |= values > np.float32(limit.high)
+        if limit.spaced:
+            wrong &= ~_chinese(attributes, thresholds)
+        if limit.english:
+            wrong &= attributes.among("lang", ("en",))
+        return np.asarray(wrong, bool)
+
+    return optional(
+        f"{name}: {limit.attribute}", outside, needs=limit.attribute, measured_by="data.clean", threshold="published"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     Rule("exact duplicate", lambda a, t: t.drop_duplicates & a.among("duplicate_kind", ("exact",))),
     Rule("near duplicate", _near_duplicate),
     Rule("semantic duplicate", _semantic_duplicate),
     Rule("contaminated by an eval item", _contaminated),
     Rule("licence not allowed", _wrong_licence),
+    Rule("blocked address", _blocked),
     Rule("other language", _wrong_language),
     Rule("wrongly decoded", _above("broken_ratio", "max_broken_ratio")),
     Rule("licence text", _above("licence_ratio", "max_licence_ratio")),
@@ -197,6 +226,7 @@ RULES: tuple[Rule, ...] = (
     Rule("code", _above("code_lines", "max_code_lines")),
     Rule("tables", _above("table_lines", "max_table_lines")),
     Rule("lists", _above("bullet_lines", "max_bullet_lines")),
+    Rule("policies", _above("policy_lines", "max_policy_lines")),
     Rule("links", _above("link_lines", "max_link_lines")),
     Rule("cut-off lines", _above("ellipsis_lines", "max_ellipsis_lines")),
     Rule("short lines", _above("short_lines", "max_short_lines")),
@@ -240,4 +270,19 @@ RULES: tuple[Rule, ...] = (
         measured_by="data.perplexity",
         threshold="max_perplexity",
     ),
+    optional(
+        "words of a list",
+        _above("bad_words", "max_bad_words"),
+        needs="bad_words",
+        measured_by="data.lists",
+        threshold="max_bad_words",
+    ),
+    optional(
+        "words of a list",
+        _above("bad_word_ratio", "max_bad_word_ratio"),
+        needs="bad_word_ratio",
+        measured_by="data.lists",
+        threshold="max_bad_word_ratio",
+    ),
+    *(_published(name, limit) for name, limits in PUBLISHED.items() for limit in limits),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from liuyi.core.step import Params
+from liuyi.data.select.published import Published
 
 
 class Thresholds(Params):
@@ -38,6 +39,9 @@ class Thresholds(Params):
     max_bullet_lines: float = Field(0.9, ge=0, le=1, description="share of text in list items")
     max_ellipsis_lines: float = Field(0.3, ge=0, le=1, description="share of text in lines cut off by an ellipsis")
     max_short_lines: float = Field(0.67, ge=0, le=1, description="share of lines shorter than 10 characters")
+    max_policy_lines: float = Field(
+        0.5, ge=0, le=1, description="share of text in lines about cookies, terms of use, privacy or JavaScript"
+    )
     max_link_lines: float = Field(0.3, ge=0, le=1, description="share of text in lines that are links")
     max_repeated_lines: float = Field(0.5, ge=0, le=1, description="share of text in lines seen before in it")
     max_repeated_paragraphs: float = Field(0.5, ge=0, le=1, description="share of text in paragraphs seen before in it")
@@ -73,4 +77,14 @@ class Thresholds(Params):
     )
     max_perplexity: float | None = Field(
         None, ge=1, description="of data.perplexity, a token; what is above is often no language"
+    )
+    published: tuple[Published, ...] = Field(
+        (), description="sets of rules to apply as they were published, beside the thresholds here"
+    )
+    drop_blocked_urls: bool = Field(
+        True, description="drop documents whose address is on the list of data.lists, where it was looked up"
+    )
+    max_bad_words: int | None = Field(None, ge=0, description="occurrences of words on the list of data.lists")
+    max_bad_word_ratio: float | None = Field(
+        None, ge=0, le=1, description="share of text in words on the list of data.lists"
     )
