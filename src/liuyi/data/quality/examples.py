@@ -102,9 +102,7 @@ def gather(
     return made
 
 
-def _all(
-    good: Sequence[Artifact], bad: Sequence[Artifact], labelled: Path | None
-) -> Iterator[tuple[bool, Example]]:
+def _all(good: Sequence[Artifact], bad: Sequence[Artifact], labelled: Path | None) -> Iterator[tuple[bool, Example]]:
     for is_good, artifacts in ((True, good), (False, bad)):
         for artifact in artifacts:
             yield from ((is_good, example) for example in _documents(artifact))
@@ -155,7 +153,7 @@ def _keep(kind: dict[bytes, Example], example: Example, made: Examples) -> None:
 
 
 def _key(words: Sequence[str]) -> bytes:
-    """A hash of the words: the order in which examples are taken, and the same for texts that differ in nothing else."""
+    """A hash of the words: the order in which examples are taken, the same for texts that differ in nothing else."""
     return hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from liuyi.data.quality.train import Bools, Floats, Ints
 
+Numbers = NDArray[np.floating] | Ints
+
 RESAMPLES = 1000
 LEVEL = 0.95
 THRESHOLD = 0.5
@@ -27,7 +29,7 @@ class Figure:
     high: float
 
 
-def auc(scores: NDArray[np.floating], good: Bools, weight: Floats | None = None) -> float:
+def auc(scores: Numbers, good: Bools, weight: Floats | None = None) -> float:
     """The probability that a good example scores higher than a bad one, ties counted half (Mann and Whitney 1947)."""
     weight = np.ones(len(good)) if weight is None else weight
     _, level = np.unique(scores, return_inverse=True)
@@ -37,7 +39,7 @@ def auc(scores: NDArray[np.floating], good: Bools, weight: Floats | None = None)
     return float(above @ (lower + below / 2) / (above.sum() * below.sum()))
 
 
-def rates(scores: NDArray[np.floating], good: Bools, threshold: float, weight: Floats | None = None) -> tuple[float, float]:
+def rates(scores: Numbers, good: Bools, threshold: float, weight: Floats | None = None) -> tuple[float, float]:
     """(precision, recall) of keeping what scores at least `threshold`; precision is 1 where nothing is kept."""
     weight = np.ones(len(good)) if weight is None else weight
     kept = weight * (scores >= threshold)
@@ -46,7 +48,7 @@ def rates(scores: NDArray[np.floating], good: Bools, threshold: float, weight: F
     return (recall / (recall + wrong) if recall + wrong else 1.0), recall
 
 
-def calibration_error(scores: NDArray[np.floating], good: Bools) -> float:
+def calibration_error(scores: Numbers, good: Bools) -> float:
     """The mean distance between score and share of good examples, over ten bins of scores (Naeini et al. 2015)."""
     weight = np.where(good, 0.5 / good.sum(), 0.5 / (~good).sum())
     at = np.minimum((scores * _BINS).astype(np.int64), _BINS - 1)
@@ -55,7 +57,7 @@ def calibration_error(scores: NDArray[np.floating], good: Bools) -> float:
     return float(np.abs(claimed - found).sum())
 
 
-def with_intervals(scores: NDArray[np.floating], good: Bools, groups: Ints) -> dict[str, Figure]:
+def with_intervals(scores: Numbers, good: Bools, groups: Ints) -> dict[str, Figure]:
     """AUC, and precision and recall at 0.5, with percentile intervals over groups drawn again with replacement."""
     _, group = np.unique(groups, return_inverse=True)
     count = int(group.max()) + 1

@@ -83,7 +83,9 @@ def _warnings(examples: Examples) -> list[str]:
     for name, kind in (("good", good), ("bad", ~good)):
         sources = len(np.unique(groups[kind]))
         if sources < _FEW_GROUPS:
-            found.append(f"all {name} examples come from {sources} source{'s' * (sources > 1)}, which may be what is learnt")
+            found.append(
+                f"all {name} examples come from {sources} source{'s' * (sources > 1)}, which may be what is learnt"
+            )
     if examples.contradictions:
         found.append(f"{examples.contradictions} texts were given as good and as bad, and left out")
     batch = Batch(pa.array([text[:MAX_CHARS] for text in examples.texts]))
@@ -124,7 +126,9 @@ def _thresholds(scores: NDArray[np.floating], good: NDArray[np.bool_]) -> Table:
         precision, recall = rates(scores, good, threshold)
         rows.append((threshold, precision, recall, float((scores[~good] >= threshold).mean())))
     return Table(
-        title="What a threshold keeps", columns=("min_quality_score", "precision", "good kept", "bad kept"), rows=tuple(rows)
+        title="What a threshold keeps",
+        columns=("min_quality_score", "precision", "good kept", "bad kept"),
+        rows=tuple(rows),
     )
 
 
@@ -179,5 +183,7 @@ def _mistakes(title: str, examples: Examples, keys: NDArray[np.floating], kind: 
     """The examples of one kind with the smallest keys."""
     every = (*examples.good, *examples.bad)
     rows = [row for row in np.argsort(keys, kind="stable").tolist() if kind[row]][:_SAMPLES]
-    shown = (Sample(title=f"{abs(keys[row]):.2f}: {every[row].group}", text=every[row].text[:_SAMPLE_CHARS]) for row in rows)
+    shown = (
+        Sample(title=f"{abs(keys[row]):.2f}: {every[row].group}", text=every[row].text[:_SAMPLE_CHARS]) for row in rows
+    )
     return Samples(title=title, samples=tuple(shown))

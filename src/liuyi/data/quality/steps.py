@@ -38,14 +38,10 @@ def train_classifier(ctx: Context, params: TrainClassifierParams) -> None:
     from liuyi.data.quality.train import held_out_scores, train
 
     given = {port: ctx.inputs(port) for port in ("good", "bad", "background")}
-    examples = gather(
-        given["good"], given["bad"], params.labelled, given["background"], most=params.max_examples
-    )
+    examples = gather(given["good"], given["bad"], params.labelled, given["background"], most=params.max_examples)
     rows = features(examples.texts)
     good, groups = examples.labels, examples.groups
-    scores = held_out_scores(
-        rows, good, groups, on_progress=lambda done, total: ctx.progress(done, total, "folds")
-    )
+    scores = held_out_scores(rows, good, groups, on_progress=lambda done, total: ctx.progress(done, total, "folds"))
     classifier, found = train(rows, good, groups), assess(examples, scores)
     with ctx.output("classifier") as out:
         classifier.save(out.path)
@@ -89,3 +85,40 @@ def score(ctx: Context, params: ScoreParams) -> None:
         out.metrics.update(documents=total, good_bytes_share=float(likely))
         out.licences.update(source.manifest.licences)
     ctx.log(f"{total:,} documents scored; {likely:.1%} of the bytes score 0.5 or more")
+
+
+class PerplexityParams(Params):
+    window: int = Field(512, ge=2, description="tokens that the model sees at once, no more than its context")
+    max_tokens: int = Field(1024, ge=1, description="tokens of a document that are read, from its beginning")
+    weights: Literal["reference", "fp32", "bf16", "int8"] = Field(
+        "fp32",
+        description="number format of the model, in native code where there is any, else in torch; `reference` is "
+        "torch in the format that the weights are stored in, and int8 needs native code",
+    )
+
+
+@step(
+    "data.perplexity",
+    version=1,
+    inputs={"corpus": Input("corpus", "measured or not"), "model": Input("checkpoint")},
+    outputs={"corpus": Output("corpus", "with the attributes perplexity, bits_per_byte and perplexity_tokens")},
+)
+def perplexity(ctx: Context, params: PerplexityParams) -> None:
+    """Measure how surprised a model is by every document. Nothing is dropped here; data.select decides."""
+    from liuyi.data.corpus import count_documents
+    from liuyi.data.quality.perplexity import Plan, perplexity
+
+    source, model = ctx.input("corpus"), ctx.input("model")
+    total = count_documents(source.path)
+    with ctx.output("corpus") as out:
+        tokens = perplexity(
+            source.path,
+            out.path,
+            model.path,
+            Plan(params.window, params.max_tokens, params.weights),
+            ctx.workdir,
+            on_progress=lambda done: ctx.progress(done, total, "documents"),
+        )
+        out.metrics.update(documents=total, tokens=tokens)
+        out.licences.update(source.manifest.licences)
+    ctx.log(f"{total:,} documents measured by {tokens:,} of their tokens")

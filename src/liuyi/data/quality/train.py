@@ -2,7 +2,8 @@
 
 Every split is over groups: what comes from one source is never on both sides, so what is measured is how well quality
 is told on sources that were not seen. All fits are made on one matrix of inner products, which is small where features
-are many and examples few.
+are many and examples few. They take one thread: sums do not depend on the machine then, and threads that wait for each
+other on busy cores took a hundred times as long.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, optimize, sparse
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from liuyi.data.quality.classifier import Classifier
 
@@ -47,7 +49,8 @@ def train(rows: sparse.csr_matrix, good: Bools, groups: Ints) -> Classifier:
     Both classes weigh the same, however many examples each has. The penalty is the one with the least loss on held-out
     folds, and the scores are calibrated on the margins of held-out folds.
     """
-    fit = _fit(products(rows), good, groups, FOLDS)
+    with threadpool_limits(1):
+        fit = _fit(products(rows), good, groups, FOLDS)
     weights = np.asarray(rows.T @ fit.alpha, np.float32)
     return Classifier(weights, fit.bias, fit.slope, fit.offset, fit.l2)
 
@@ -68,7 +71,8 @@ def held_out_scores(
     count = int(fold.max()) + 1
     for number in range(count):
         seen, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        fit = _fit(inner[np.ix_(seen, seen)], good[seen], groups[seen], _INNER_FOLDS)
+        with threadpool_limits(1):
+            fit = _fit(inner[np.ix_(seen, seen)], good[seen], groups[seen], _INNER_FOLDS)
         margins = inner[np.ix_(held, seen)] @ fit.alpha + fit.bias
         scores[held] = expit(fit.slope * margins + fit.offset)
         on_progress(number + 1, count)
@@ -138,7 +142,7 @@ def fit_logistic(inner: Floats, good: Bools, l2: float) -> tuple[Floats, float]:
 
 
 def calibrate(margins: Floats, good: Bools) -> tuple[float, float]:
-    """Slope and offset for which expit(slope · margin + offset) is the probability of good, both classes equally likely.
+    """Slope and offset for which expit(slope · margin + offset) is the probability of good at equal odds.
 
     After Platt (1999), with his targets: not quite 0 and 1, so that few examples do not make the scores certain.
     """
@@ -152,13 +156,15 @@ def calibrate(margins: Floats, good: Bools) -> tuple[float, float]:
         loss = float(weight @ (np.logaddexp(0, logits) - target * logits))
         return loss, np.array([pull @ margins, pull.sum()])
 
-    found = optimize.minimize(value, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
+    found = optimize.minimize(
+        value, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)]
+    )
     return float(found.x[0]), float(found.x[1])
 
 
 def balanced(good: Bools) -> Floats:
     """[examples] weights that add up to 1, half of it for each class."""
-    return np.where(good, 0.5 / good.sum(), 0.5 / (~good).sum())
+    return np.asarray(np.where(good, 0.5 / good.sum(), 0.5 / (~good).sum()), np.float64)
 
 
 def _fit(inner: Floats, good: Bools, groups: Ints, folds: int) -> Fit:
