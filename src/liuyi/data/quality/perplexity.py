@@ -111,7 +111,12 @@ class _Reader:
         decoder, tokenizer = load(model)
         window = min(plan.window, decoder.config.context_tokens)
         fitting = _LOGITS_BYTES // (4 * decoder.config.vocab_size)
-        runner = open_runner(decoder, weights=plan.weights, kv_tokens=max(window, min(fitting, _MOST_BATCH_TOKENS)))
+        runner = open_runner(
+            decoder,
+            weights=plan.weights,
+            kv="fp32" if plan.weights == "fp32" else "auto",
+            kv_tokens=max(window, min(fitting, _MOST_BATCH_TOKENS)),
+        )
         return _Reader(runner, tokenizer, plan)
 
     def measure(self, texts: Sequence[str]) -> pa.Table:
