@@ -76,3 +76,8 @@ def publish(home: Home, tokenizer: Tokenizer, table: Sequence[dict[str, Any]], m
     staging = home.store.stage("checkpoint")
     save_model(staging.path, model, tokenizer)
     return {"model": home.store.publish(staging), "preferences": chosen}
+
+
+def golden_head(hidden_size: int) -> torch.Tensor:
+    """The value head `[1, hidden]` of the golden reward model."""
+    return torch.randn(1, hidden_size, generator=torch.Generator().manual_seed(3))
