@@ -74,6 +74,8 @@ class Series(_Part):
     low: tuple[float, ...] = ()
     """With `high`, the edges of a band around `y`; empty where there is none."""
     high: tuple[float, ...] = ()
+    dots: bool = False
+    """Points by themselves in place of a line through them."""
 
 
 class Curves(_Part):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
-from liuyi.pretrain.ablate.steps import ablate
+from liuyi.pretrain.ablate.steps import ablate, regmix
 from liuyi.pretrain.params import DecoderParams
 
-__all__ = ("ablate",)
+__all__ = ("ablate", "regmix")
 
 PRELOAD = ("torch",)
 

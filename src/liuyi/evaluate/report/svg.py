@@ -94,6 +94,9 @@ def curves_chart(curves: Curves) -> Markup:
             path = " ".join(f"{across(x)},{down(y)}" for x, y in band)
             parts.append(element("polygon", css=f"band c{index % COLOURS}", points=path))
     for index, (name, line) in enumerate(series):
+        if curves.series[index].dots:
+            parts += [element("circle", css=f"dot c{index % COLOURS}", cx=across(x), cy=down(y), r=3) for x, y in line]
+            continue
         path = " ".join(f"{across(x)},{down(y)}" for x, y in line)
         parts.append(element("polyline", element("title", name), css=f"line c{index % COLOURS}", points=path))
     middle = (_LEFT + right) / 2

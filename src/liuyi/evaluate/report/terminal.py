@@ -138,7 +138,7 @@ def _sparks(curves: Curves) -> RenderableType:
     lines = [Text(curves.title)]
     for series in curves.series:
         values = [y for y in series.y if math.isfinite(y)]
-        if values:
+        if values and not series.dots:
             ends = f"{figures.number(values[0])} → {figures.number(values[-1])}"
             lines.append(Text.assemble(("  " + spark(values), "cyan"), f"  {series.name} {ends}"))
     return Text("\n").join(lines)

@@ -57,17 +57,23 @@ class Measured:
     """For each held-out set, bits of its documents at each point, `[points, documents]`."""
 
 
-def train_proxies(ctx: Context, proxies: Sequence[Proxy], plan: Plan) -> list[Measured]:
-    """Train and measure every proxy that is not done yet; all results, in the order of `proxies`."""
+def train_proxies(
+    ctx: Context, proxies: Sequence[Proxy], plan: Plan, *, before: int = 0, after: int = 0
+) -> list[Measured]:
+    """Train and measure every proxy that is not done yet; all results, in the order of `proxies`.
+
+    `before` and `after` count the proxies of the same step that were or will be trained besides, for its progress.
+    """
     results = []
-    for number, proxy in enumerate(proxies):
+    total = before + len(proxies) + after
+    for number, proxy in enumerate(proxies, start=before):
         folder = ctx.workdir / "proxies" / proxy.name
         if not (folder / _RESULT).exists():
             started = time.monotonic()
             with _one_thread():
-                _train(proxy, plan, folder, _Part(ctx, number, len(proxies)))
-            ctx.log(f"{number + 1} of {len(proxies)}: {proxy.name} done in {time.monotonic() - started:.1f} s")
-        ctx.progress(number + 1, len(proxies), "proxies")
+                _train(proxy, plan, folder, _Part(ctx, number, total))
+            ctx.log(f"{number + 1} of {total}: {proxy.name} done in {time.monotonic() - started:.1f} s")
+        ctx.progress(number + 1, total, "proxies")
         results.append(_read(folder, len(plan.heldout)))
     return results
 

@@ -29,6 +29,15 @@ class AblateParams(ProxyParams):
     points: int = Field(4, ge=1, description="how often a proxy is measured while it trains, for the curve")
 
 
+class RegmixParams(ProxyParams):
+    labels: tuple[str, ...] = Field((), description="what reports call the sources, in their order")
+    runs: int = Field(32, ge=8, description="sampled mixtures, a proxy each")
+    max_epochs: float = Field(4.0, gt=0, description="how often a source may be gone through")
+    target_tokens: int | None = Field(
+        None, ge=1, description="budget of the training that the mixture is for; empty: that of a proxy"
+    )
+
+
 @step(
     "pretrain.ablate",
     version=1,
@@ -45,3 +54,21 @@ def ablate(ctx: Context, params: AblateParams) -> None:
     from liuyi.pretrain.ablate.run import ablate
 
     ablate(ctx, params)
+
+
+@step(
+    "pretrain.regmix",
+    version=1,
+    starts_again=True,
+    inputs={
+        "sources": Input("tokens", "what to mix, all with one tokenizer", many=True),
+        "heldout": Input("tokens", "documents that are in no source; the loss is the mean over the sets", many=True),
+        "tokenizer": Input(("tokenizer", "checkpoint"), "the one that made all the tokens"),
+    },
+    outputs={"verdict": Output("verdict", "whether the proposed mixture is better; its weights.json, runs.parquet")},
+)
+def regmix(ctx: Context, params: RegmixParams) -> None:
+    """Which mixture? Learn from many small runs what a mixture's loss will be, propose the best, and check it."""
+    from liuyi.pretrain.ablate.regmix import regmix
+
+    regmix(ctx, params)
