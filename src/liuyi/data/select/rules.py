@@ -171,7 +171,7 @@ def _chinese_keywords(attributes: Attributes, thresholds: Thresholds) -> Mask:
 
 def _chinese_phrases(attributes: Attributes, thresholds: Thresholds) -> Mask:
     excess = attributes["zh_advertising"] + attributes["zh_boilerplate"] - attributes["zh_function_chars"]
-    return _chinese(attributes, thresholds) & (excess > thresholds.max_zh_phrases)
+    return np.asarray(_chinese(attributes, thresholds) & (excess > thresholds.max_zh_phrases))
 
 
 def _chinese_without_words(attributes: Attributes, thresholds: Thresholds) -> Mask:
