@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_support import corpus, document, prose, run_step
+from data_support import corpus, document, map_in_turn, prose, run_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,35 +70,29 @@ def substrings_by_search(texts: list[str], length: int) -> list[set[int]]:
 
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(TEXTS, st.integers(4, 12), st.sampled_from([3, 1 << 20]))
-def test_substrings_are_what_a_search_finds(tmp_path_factory, monkeypatch_parts, texts, length, at_once) -> None:
+def test_substrings_are_what_a_search_finds(tmp_path_factory, no_engine, texts, length, at_once) -> None:
     folder = tmp_path_factory.mktemp("substrings")
     found = spans(list(repeated_substrings(made(folder / "c", texts), folder, length, windows_at_once=at_once)))
     assert covered(found) == substrings_by_search(texts, length)
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_parts() -> None:
-    """Row groups are mapped here: starting an engine for every example would take minutes."""
+def no_engine() -> None:
     from liuyi.data.dedup import lines, substrings
 
-    def in_turn(function, source, columns, workdir, *, workers=None, on_progress=None):
-        with pq.ParquetFile(source / "documents.parquet") as file:
-            for number in range(file.num_row_groups):
-                yield function(file.read_row_group(number, columns=list(columns)))
-
     patch = pytest.MonkeyPatch()
-    patch.setattr(substrings, "map_groups", in_turn)
-    patch.setattr(lines, "map_groups", in_turn)
+    patch.setattr(substrings, "map_groups", map_in_turn)
+    patch.setattr(lines, "map_groups", map_in_turn)
     yield
     patch.undo()
 
 
-def test_a_run_of_one_letter_keeps_its_first_window(tmp_path: Path, monkeypatch_parts) -> None:
+def test_a_run_of_one_letter_keeps_its_first_window(tmp_path: Path, no_engine) -> None:
     (only,) = spans(list(repeated_substrings(made(tmp_path / "c", ["a" * 1000]), tmp_path, 200)))
     assert only == [(200, 1000)]
 
 
-def test_substrings_of_long_texts(tmp_path: Path, monkeypatch_parts) -> None:
+def test_substrings_of_long_texts(tmp_path: Path, no_engine) -> None:
     """Passages planted in texts of several blocks, at known places; 199 bytes in common are not enough."""
     base = [prose(number, 12_000) for number in range(3)]
     passage, short = prose(90, 60)[:200], prose(91, 60)[:199]
@@ -145,9 +139,7 @@ def pieces(text: str, unit: str) -> list[tuple[int, int]]:
     st.booleans(),
     st.sampled_from(["line", "paragraph"]),
 )
-def test_pieces_are_what_counting_finds(
-    tmp_path_factory, monkeypatch_parts, texts, documents, keep_first, unit
-) -> None:
+def test_pieces_are_what_counting_finds(tmp_path_factory, no_engine, texts, documents, keep_first, unit) -> None:
     folder = tmp_path_factory.mktemp("pieces")
     rule = Repeats(unit, documents, 2, keep_first)
     found = spans(list(repeated_pieces(made(folder / "c", texts), folder, rule)))
@@ -224,7 +216,7 @@ def test_the_steps_mark_and_selection_cuts(tmp_path: Path) -> None:
     assert [quote[20:-20] in text for text in kept] == [number == 4 for number in range(14)]
 
 
-def test_documents_that_go_keep_nothing(tmp_path: Path, monkeypatch_parts) -> None:
+def test_documents_that_go_keep_nothing(tmp_path: Path, no_engine) -> None:
     """A duplicate that stands first is no original: the passage must stay in the document that stays."""
     passage = prose(5, 60)
     source = made(tmp_path / "source", [passage + "x", passage + "y", passage + "z"])

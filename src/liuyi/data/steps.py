@@ -7,7 +7,7 @@ from pydantic import Field
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
 from liuyi.data.clean.steps import language, lists
 from liuyi.data.contamination.steps import decontaminate
-from liuyi.data.dedup.steps import dedup_lines, dedup_substrings
+from liuyi.data.dedup.steps import dedup_lines, dedup_semantic, dedup_substrings
 from liuyi.data.instructions.steps import chats_file, preferences_file
 from liuyi.data.mix.steps import mix
 from liuyi.data.quality.steps import perplexity, score, train_classifier
@@ -31,6 +31,7 @@ __all__ = (
     "debian_docs",
     "decontaminate",
     "dedup_lines",
+    "dedup_semantic",
     "dedup_substrings",
     "evol_instruct",
     "files",

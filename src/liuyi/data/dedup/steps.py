@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -65,6 +65,47 @@ def dedup_substrings(ctx: Context, params: DedupSubstringsParams) -> None:
         source, ctx.workdir, params.min_bytes, on_progress=lambda done: ctx.progress(done, total, "documents")
     )
     _write(ctx, spans)
+
+
+class DedupSemanticParams(Params):
+    cosine: float = Field(0.9, gt=0, le=1, description="documents whose vectors are so alike say the same")
+    keep: Literal["farthest", "nearest"] = Field(
+        "farthest",
+        description="which of those alike stays: the one farthest from the centroid of its cluster, or nearest",
+    )
+    per_cluster: int = Field(1000, ge=2, description="documents in a cluster, about; only within one are they compared")
+    max_tokens: int = Field(512, ge=1, description="tokens of a document that are read, from its beginning")
+
+
+@step(
+    "data.dedup_semantic",
+    version=1,
+    inputs={
+        "corpus": Input("corpus", "best with near duplicates found, as data.clean does"),
+        "model": Input("checkpoint", "gives the vectors; a table of English word pieces when left out", optional=True),
+    },
+    outputs={"corpus": Output("corpus", "with duplicates of the kind semantic added, which data.select drops")},
+)
+def dedup_semantic(ctx: Context, params: DedupSemanticParams) -> None:
+    """Find documents that say the same in other words: SemDeDup. Nothing is dropped here; data.select decides."""
+    from liuyi.data.corpus import count_documents
+    from liuyi.data.dedup.semantic import Alike, semantic_duplicates, with_duplicates
+
+    source = ctx.input("corpus")
+    total = count_documents(source.path)
+    found = semantic_duplicates(
+        source.path,
+        ctx.workdir,
+        Alike(params.cosine, params.keep, params.per_cluster, params.max_tokens),
+        model=ctx.input("model").path if ctx.has("model") else None,
+        on_progress=lambda done: ctx.progress(done, total, "documents"),
+    )
+    count = int((found.kind == "semantic").sum())
+    with ctx.output("corpus") as out:
+        with_duplicates(source.path, out.path, found)
+        out.metrics.update(documents=total, semantic=count)
+        out.licences.update(source.manifest.licences)
+    ctx.log(f"{count:,} of {total:,} documents say the same as another (cosine {params.cosine:g} and more)")
 
 
 def _write(ctx: Context, spans: Iterator[pa.Array]) -> None:

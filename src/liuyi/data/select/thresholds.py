@@ -16,7 +16,7 @@ class Thresholds(Params):
         0.8, ge=0, le=1, description="near duplicates less similar than this (Jaccard of 5-grams) are kept"
     )
     min_semantic_similarity: float = Field(
-        0.9, ge=0, le=1, description="semantic duplicates less similar than this (cosine) are kept"
+        0.95, ge=0, le=1, description="semantic duplicates less similar than this (cosine) are kept"
     )
     drop_contaminated: bool = Field(
         True, description="drop documents that hold items of eval sets, where data.decontaminate looked for them"
