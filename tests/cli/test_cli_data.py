@@ -251,3 +251,18 @@ def test_wrong_names_say_what_would_be_right(made: Made) -> None:
     assert "there is no row 24" in made.call("show", clean, "--row", "24", status=1)
     assert "holds no documents" in made.call("show", made.artifacts["model"].digest, status=1)
     assert "was not made by data.select" in made.call("show", clean, "--as", clean, status=1)
+
+
+def test_a_page_is_written_about_an_artifact_or_a_run(made: Made, tmp_path: Path) -> None:
+    clean = made.artifacts["clean"].digest
+    said = made.call("report", clean, "-o", str(tmp_path / "page.html"))
+    assert str(tmp_path / "page.html") in said
+    assert "too short" in (tmp_path / "page.html").read_text("utf-8")
+    run = made.home.ledger.create_run(recipe="look", text="recipe: look", source="l.yaml", overrides=[], seed=1)
+    made.home.ledger.put_step(run, "select", step="data.select", key="k", status="done", position=0)
+    made.call("report", run)
+    (written,) = (made.home.path / "reports").glob("data-*.html")
+    page = written.read_text("utf-8")
+    assert f"Data of look, run {run}" in page
+    assert made.artifacts["train"].digest[:12] in page
+    assert "holds no data to report on" in made.call("report", made.artifacts["model"].digest, status=1)

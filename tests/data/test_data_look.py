@@ -20,6 +20,7 @@ from liuyi.data.select.thresholds import Thresholds
 
 DOCUMENTS = 400
 LISTS = {"contaminated_by": pa.list_(pa.string())}
+SET = {"min_perplexity": 1.5, "max_perplexity": 14.0}
 LICENCES = pa.chunked_array([["MIT", "GPL-3.0-only"] * (DOCUMENTS // 2)])
 
 
@@ -46,14 +47,14 @@ def drawn(field: pa.Field, rng: np.random.Generator) -> pa.Array:
     if pa.types.is_integer(kind):
         return pa.array(rng.integers(0, 90, DOCUMENTS), kind)
     if pa.types.is_floating(kind):
-        high = 16 if field.name == "mean_word_chars" else 1
+        high = 16 if field.name in ("mean_word_chars", "perplexity") else 1
         return pa.array(rng.uniform(0, high, DOCUMENTS), kind)
     return pa.array([[] for _ in range(DOCUMENTS)] if pa.types.is_list(kind) else [""] * DOCUMENTS, kind)
 
 
 def thresholds(**changed: Any) -> Thresholds:
     """The defaults, with every threshold set that is left out by default."""
-    unset = {name: 0.5 for name, field in Thresholds.model_fields.items() if field.default is None}
+    unset = {name: SET.get(name, 0.5) for name, field in Thresholds.model_fields.items() if field.default is None}
     return Thresholds(**{**unset, **changed})
 
 
@@ -81,7 +82,7 @@ def test_what_moves_with_a_threshold_is_what_the_rules_would_drop(seed: int, dat
     measure = data.draw(st.sampled_from(judge.measures(table(seed), LICENCES)))
     values = measure.values(table(seed))
     limit = float(data.draw(st.sampled_from(values.tolist())))
-    moved = judge.dropped_at(measure, limit, table(seed), LICENCES, judgement)
+    moved = judge.dropped_at(measure, limit, judgement)
     expected = by_rules(seed, judge.thresholds.model_copy(update={measure.threshold: limit})) != KEPT
     assert moved.tolist() == expected.tolist()
 

@@ -116,12 +116,12 @@ def _step(place: Home, checkpoint: Artifact, step: int, wanted: int | None, as_j
 
 def _list_pieces(rows: list[Row]) -> None:
     listing = table("row", "tokens", "document", "address", right=("row", "tokens"))
-    shown: list[tuple[Row, Piece]] = [(row, piece) for row in rows for piece in row.pieces]
-    for row, piece in shown[:PIECES]:
+    shown: list[tuple[int, Piece]] = [(row.place, piece) for row in rows for piece in row.pieces]
+    for place, piece in shown[:PIECES]:
         end = piece.offset + piece.tokens
         document = piece.document
         address = document.get("url") or document["source"]
-        listing.add_row(f"{row.number:,}", f"{piece.offset:,}…{end:,}", short(document["id"]), _plain(address))
+        listing.add_row(f"{place:,}", f"{piece.offset:,}…{end:,}", short(document["id"]), _plain(address))
     console().print(listing)
     if len(shown) > PIECES:
         console().print(f"… and {len(shown) - PIECES:,} more; --row shows one row, --json all", style="dim")

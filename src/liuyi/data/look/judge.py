@@ -74,6 +74,7 @@ class Measure:
 class Judgement:
     """What the rules say of a batch of documents."""
 
+    given: Attributes
     rules: tuple[Rule, ...]
     """Those that apply, in order."""
     holds: NDArray[np.bool_]
@@ -104,18 +105,15 @@ class Judge:
         given = self._given(attributes, licences)
         rules = tuple(rule for rule in RULES if rule.applies(given, self.thresholds))
         holds = [np.asarray(rule.holds(given, self.thresholds), bool) for rule in rules]
-        return Judgement(rules, np.array(holds).reshape(len(rules), attributes.num_rows))
+        return Judgement(given, rules, np.array(holds).reshape(len(rules), attributes.num_rows))
 
-    def dropped_at(
-        self, measure: Measure, limit: float, attributes: pa.Table, licences: pa.ChunkedArray, judgement: Judgement
-    ) -> Mask:
+    def dropped_at(self, measure: Measure, limit: float, judgement: Judgement) -> Mask:
         """[documents] what would be dropped if the measure's threshold were `limit` and all others stayed."""
-        given = self._given(attributes, licences)
         moved = self.thresholds.model_copy(update={measure.threshold: limit})
         dropped = judgement.without(measure.reasons)
         for rule in judgement.rules:
             if rule.reason in measure.reasons:
-                dropped = dropped | rule.holds(given, moved)
+                dropped = dropped | rule.holds(judgement.given, moved)
         return np.asarray(dropped)
 
     def readings(self, attributes: pa.Table, licences: pa.ChunkedArray) -> tuple[Reading, ...]:

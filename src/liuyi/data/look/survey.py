@@ -35,6 +35,15 @@ class Tally:
         return Tally(self.documents + other.documents, self.bytes + other.bytes)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Documents of evenly spread row groups: their rows in the corpus, attributes and licences."""
+
+    rows: NDArray[np.int64]
+    attributes: pa.Table
+    licences: pa.ChunkedArray
+
+
 @dataclass
 class Survey:
     """What a corpus holds and what selection says of it."""
@@ -46,16 +55,12 @@ class Survey:
     """Grouping → value → (all, kept), the most bytes first."""
     duplicates: Counter[str] = field(default_factory=Counter)
     """Id of the document that stays → how many documents duplicate it."""
-    sample: list[Batch] = field(default_factory=list)
+    sample: Sample | None = None
+    """None where nothing was measured."""
 
     @property
     def kept(self) -> Tally:
         return self.by_reason.get(KEPT, Tally())
-
-    @property
-    def sampled(self) -> int:
-        """Documents in the sample."""
-        return sum(batch.attributes.num_rows for batch in self.sample)
 
 
 def survey(view: View) -> Survey:
@@ -68,6 +73,7 @@ def survey(view: View) -> Survey:
     has_bytes = view.judge is not None and "bytes" in pq.read_schema(view.corpus.file("attributes.parquet")).names
     stride = max(1, -(-pq.read_metadata(view.corpus.file(DOCUMENTS)).num_row_groups // SAMPLED_GROUPS))
     tables: list[pa.Table] = []
+    held: list[Batch] = []
     for number, batch in enumerate(view.batches(("source", "lang", *(() if has_bytes else ("text",))))):
         meant = view.is_meant(batch)
         tables.append(_counts(batch, meant))
@@ -77,9 +83,15 @@ def survey(view: View) -> Survey:
             duplicates = batch.attributes["duplicate_of"]
             found.duplicates.update(duplicates.filter(pc.not_equal(duplicates, "")).to_pylist())
         if batch.judgement is not None and number % stride == 0:
-            found.sample.append(batch)
+            held.append(batch)
     if tables:
         _fill(found, _merged(tables))
+    if held:
+        found.sample = Sample(
+            np.concatenate([np.arange(batch.start, batch.start + batch.documents.num_rows) for batch in held]),
+            pa.concat_tables([batch.attributes for batch in held]).combine_chunks(),
+            pa.chunked_array([chunk for batch in held for chunk in batch.documents["license"].chunks], pa.string()),
+        )
     return found
 
 

@@ -46,8 +46,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a batch: its number among all rows, and the documents that it holds."""
+    """A row of a batch: its place there, its number among all rows, and the documents that it holds."""
 
+    place: int
     number: int
     pieces: tuple[Piece, ...]
 
@@ -130,7 +131,8 @@ def rows_of_batch(tokens_folder: Path, checkpoint: Path, index: int) -> list[Row
     rows = TokenRows(TokenStream(tokens_folder), facts["seq_len"])
     batches = ShuffledBatches(rows, batch_rows=facts["batch_rows"], seed=facts["seed"], phase_starts=rows.phase_starts)
     tokens = Tokens(tokens_folder)
-    return [_row(tokens, number, facts["seq_len"]) for number in batches.row_numbers(index).tolist()]
+    numbers = batches.row_numbers(index).tolist()
+    return [_row(tokens, place, number, facts["seq_len"]) for place, number in enumerate(numbers)]
 
 
 def sources(rows: Sequence[Row]) -> list[tuple[str, str, int, int]]:
@@ -145,6 +147,6 @@ def sources(rows: Sequence[Row]) -> list[tuple[str, str, int, int]]:
     return [(*key, len(documents[key]), counts[key]) for key in ranked]
 
 
-def _row(tokens: Tokens, number: int, seq_len: int) -> Row:
+def _row(tokens: Tokens, place: int, number: int, seq_len: int) -> Row:
     start = number * seq_len
-    return Row(number, tuple(pieces(tokens, start, min(start + seq_len, len(tokens)))))
+    return Row(place, number, tuple(pieces(tokens, start, min(start + seq_len, len(tokens)))))
