@@ -21,7 +21,7 @@ REJECTED = "rejected.parquet"
 COLUMNS = ("id", "text", "source", "url", "license", "lang", "created", "cluster")
 
 ROWS_PER_GROUP = 1024
-_BYTES_PER_GROUP = 1 << 26
+_BYTES_PER_GROUP = 1 << 24
 _REASONS_SHOWN = 8
 
 

@@ -13,6 +13,7 @@ are missing. A worker that dies is replaced. Neither the engine nor the number o
 from __future__ import annotations
 
 import io
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 GroupFunction = Callable[["pa.Table"], "pa.Table"]
 """From some columns of a row group to columns of one's own: a function of a module, or a `partial` of one."""
 
-_ATTEMPTS_WITHOUT_PROGRESS = 2
+_WORKERS_LOST_IN_A_ROW = 3
 
 
 def map_groups(
@@ -43,7 +44,8 @@ def map_groups(
     """`function` of each row group of the documents of a corpus, in order.
 
     All parts are done before the first table is given; each is read when it is its turn. `on_progress` is told how many
-    documents are done. Raises StepError where a part fails again and again.
+    documents are done. Raises StepError where a part fails, once the others are done, or
+    where workers are lost without end.
     """
     import pyarrow.parquet as pq
 
@@ -51,6 +53,10 @@ def map_groups(
     parts.finish(function, columns, workers, on_progress)
     for number in range(len(parts)):
         yield pq.read_table(parts.path(number), use_threads=False)
+
+
+class _WorkerLost(StepError):
+    """A worker was killed, or ended without a word."""
 
 
 class Parts:
@@ -78,26 +84,26 @@ class Parts:
         """Do what is missing, again where a worker was lost, as long as that brings it forward."""
         missing = [number for number in range(len(self)) if not self._is_done(number)]
         done = sum(self._rows) - sum(self._rows[number] for number in missing)
-        failures = 0
+        lost = 0
         while missing:
-            before = len(missing)
+            errors: dict[int, str] = {}
             try:
-                for number, table in _run(function, self._documents, list(columns), missing, workers):
+                for number, table, error in _run(function, self._documents, list(columns), missing, workers):
+                    if error:
+                        errors[number] = error
+                        continue
                     self._keep(number, table)
                     done += self._rows[number]
+                    lost = 0
                     on_progress(done)
-            except LiuyiError:
-                raise
-            except Exception as error:  # whatever the engine makes of a lost worker: its kinds of errors are many
-                missing = [number for number in missing if not self.path(number).exists()]
-                failures = 0 if len(missing) < before else failures + 1
-                if failures == _ATTEMPTS_WITHOUT_PROGRESS:
-                    raise StepError(
-                        f"row group {missing[0]} of the documents fails again and again: {error}",
-                        where=str(self._documents),
-                    ) from error
-            else:
-                missing = [number for number in missing if not self.path(number).exists()]
+            except _WorkerLost:
+                lost += 1
+                if lost == _WORKERS_LOST_IN_A_ROW:
+                    raise
+            if errors:
+                first = min(errors)
+                raise StepError(f"row group {first} of the documents: {errors[first]}", where=str(self._documents))
+            missing = [number for number in missing if not self.path(number).exists()]
 
     def _keep(self, number: int, table: bytes) -> None:
         path = self.path(number)
@@ -120,21 +126,28 @@ class Parts:
 
 def _run(
     function: GroupFunction, documents: Path, columns: list[str], parts: Sequence[int], workers: int | None
-) -> Iterator[tuple[int, bytes]]:
-    """The tables of some parts as Parquet, as they come."""
+) -> Iterator[tuple[int, bytes, str]]:
+    """The tables of some parts as Parquet, as they come; in the place of a table, what went wrong."""
     daft = engine()
     work = _work_udf(daft, function, documents, columns, min(workers or cores(), len(parts)))
     frame = daft.from_pydict({"part": list(parts)})
     if chosen_engine() == "ray":  # which gives whole partitions to workers; the native runner gives rows
         frame = frame.into_partitions(len(parts))
-    for batch in frame.select(work(daft.col("part"))).to_arrow_iter():
-        yield from zip(batch["part"].to_pylist(), batch["table"].to_pylist(), strict=True)
+    batches = frame.select(work(daft.col("part"))).to_arrow_iter()
+    try:
+        for batch in batches:
+            yield from zip(*(batch[name].to_pylist() for name in ("part", "table", "error")), strict=True)
+    except Exception as error:  # the engine has many kinds for a worker that is gone
+        reason = str(error).partition(", stdout: ")[0]
+        raise _WorkerLost(f"workers of the data engine are lost: {reason}", where=str(documents)) from error
 
 
 def _work_udf(
     daft: ModuleType, function: GroupFunction, documents: Path, columns: list[str], workers: int
 ) -> Callable[[Any], Any]:
-    kind = daft.DataType.struct({"part": daft.DataType.int64(), "table": daft.DataType.binary()})
+    kind = daft.DataType.struct(
+        {"part": daft.DataType.int64(), "table": daft.DataType.binary(), "error": daft.DataType.string()}
+    )
 
     @daft.cls(use_process=True, max_concurrency=workers)
     class Work:
@@ -145,19 +158,24 @@ def _work_udf(
             from liuyi.data.parts import table_of
 
             numbers = part.to_pylist()
-            tables = [table_of(function, documents, columns, number) for number in numbers]
-            return pa.StructArray.from_arrays([pa.array(numbers), pa.array(tables, pa.binary())], ["part", "table"])
+            tables, errors = zip(*(table_of(function, documents, columns, number) for number in numbers), strict=True)
+            columns_made = [pa.array(numbers), pa.array(tables, pa.binary()), pa.array(errors, pa.string())]
+            return pa.StructArray.from_arrays(columns_made, ["part", "table", "error"])
 
     do: Callable[[Any], Any] = Work().do
     return do
 
 
-def table_of(function: GroupFunction, documents: Path, columns: list[str], number: int) -> bytes:
-    """What a worker does: read a row group, apply the function, and give the table as Parquet."""
+def table_of(function: GroupFunction, documents: Path, columns: list[str], number: int) -> tuple[bytes, str]:
+    """What a worker does: read a row group and apply the function; gives the table as Parquet, or what went wrong."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(documents) as file:
-        group = file.read_row_group(number, columns=columns, use_threads=False)
-    made = io.BytesIO()
-    pq.write_table(function(group), made, compression="zstd")
-    return made.getvalue()
+    try:
+        with pq.ParquetFile(documents) as file:
+            group = file.read_row_group(number, columns=columns, use_threads=False)
+        made = io.BytesIO()
+        pq.write_table(function(group), made, compression="zstd")
+    except Exception as error:
+        traceback.print_exc()
+        return b"", str(error) if isinstance(error, LiuyiError) else f"{type(error).__name__}: {error}"
+    return made.getvalue(), ""

@@ -70,14 +70,18 @@ class Batch:
         return _numbers(pc.utf8_length(self.texts))
 
     @cached_property
-    def points(self) -> NDArray[np.uint32]:
-        """[characters] Unicode code points of all documents, one after another."""
-        return np.frombuffer("".join(self.strings).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    def points(self) -> NDArray[np.uint8] | NDArray[np.uint32]:
+        """[characters] Unicode code points of all documents, one after another; a byte each where all are ASCII."""
+        joined = "".join(self.strings)
+        if joined.isascii():
+            return np.frombuffer(joined.encode(), np.uint8)
+        return np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
 
     @cached_property
     def classes(self) -> NDArray[np.uint8]:
         """[characters] the class of each character."""
-        return _class_table()[np.minimum(self.points, len(_class_table()) - 1)]
+        points = self.points
+        return _class_table()[points if points.itemsize == 1 else np.minimum(points, len(_class_table()) - 1)]
 
     @cached_property
     def owner(self) -> Ints:
@@ -87,9 +91,10 @@ class Batch:
     @cached_property
     def counts(self) -> Ints:
         """[docs, classes] how many characters of each class."""
-        width = len(Class)
-        flat = np.bincount(self.owner * width + self.classes, minlength=self.size * width)
-        return flat.reshape(self.size, width)
+        ends = np.cumsum(self.chars)
+        parts = zip((ends - self.chars).tolist(), ends.tolist(), strict=True)
+        rows = [np.bincount(self.classes[start:end], minlength=len(Class)) for start, end in parts]
+        return np.array(rows, np.int64).reshape(self.size, len(Class))
 
     @cached_property
     def visible(self) -> Ints:

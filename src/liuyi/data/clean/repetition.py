@@ -139,7 +139,8 @@ def _runs(batch: Batch) -> Floats:
     points, classes, owner = batch.points, batch.classes, batch.owner
     if not len(points):
         return np.zeros(batch.size, np.float32)
-    same = np.flatnonzero((points[1:] == points[:-1]) & (owner[1:] == owner[:-1]))
+    same = np.flatnonzero(points[1:] == points[:-1])
+    same = same[owner[same] == owner[same + 1]]
     begins = np.ones(len(same), bool)
     begins[1:] = np.diff(same) != 1
     starts = same[begins]
