@@ -95,6 +95,17 @@ def test_bank_cards(issuer: tuple[str, int], seed: int) -> None:
         ("key AKIAIOSFODNN7EXAMPLQ leaked", [("AKIAIOSFODNN7EXAMPLQ", "secret")]),
         ("ghp_16C7e42F292c6912E7710c838347Ae178B4a", [("ghp_16C7e42F292c6912E7710c838347Ae178B4a", "secret")]),
         ("sk-proj-4fKq82LmZx0PwTy7RbVn3cDe", [("sk-proj-4fKq82LmZx0PwTy7RbVn3cDe", "secret")]),
+        ("k=sk_live_4fKq82LmZx0PwTy7RbVn3cDe", [("sk_live_4fKq82LmZx0PwTy7RbVn3cDe", "secret")]),
+        (
+            "bot 123456789:AAH4fKq82LmZx0PwTy7RbVn3cDe_hJ8gFdS",
+            [("123456789:AAH4fKq82LmZx0PwTy7RbVn3cDe_hJ8gFdS", "secret")],
+        ),
+        ("邮箱是li.wei@163.com请回复", [("li.wei@163.com", "email")]),
+        ("手机１３８１２３４５６７８，谢谢", [("１３８１２３４５６７８", "phone")]),
+        ("(13812345678)", [("13812345678", "phone")]),
+        ("（021）62771234", [("（021）62771234", "phone")]),
+        ("(400-813-4567)", [("400-813-4567", "phone")]),
+        ("卡号(4111111111111111)", [("4111111111111111", "bank_card")]),
     ],
 )
 def test_found(text: str, found: list[tuple[str, str]]) -> None:
@@ -110,6 +121,7 @@ def test_found(text: str, found: list[tuple[str, str]]) -> None:
         "array([4111111111111112, 12345678901, 20200101123000])",
         "2020-01-01 12:00:00, ISBN 978-3-16-148410-0, 10000000000 bytes",
         "127.0.0.1, 10.0.0.8, 192.168.1.1, 172.16.0.1, 192.0.2.1, 255.255.255.0, 0.0.0.0",
+        "12.6.2.2 of the manual, multicast to 224.0.0.251",
         "section 3.1.4.2, version 12.0.14.1, v10.11.12.13, numpy==21.22.23.24",
         "::1, fe80::1, 2001:db8::1, 00:1B:44:11:3A:B7, 12:30:45",
         "sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxx, hf_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa, risk-free-rate-of-return-model",
@@ -160,6 +172,7 @@ def test_the_column_agrees_with_single_texts() -> None:
         "",
         "call (415) 555-2671",
         "93.184.216.34 ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        "电话１３８１２３４５６７８：a@lemburg.com",
     ]
     column = spans_column(Batch(pa.array(texts)))["pii"]
     assert column == [[span._asdict() for span in find(text)] for text in texts]
