@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -135,8 +136,10 @@ def test_cleaning_goes_on_after_a_kill_at_any_moment(grouped: Artifact, cleaned:
     deadline = time.monotonic() + 60
     while len(list(workdir.glob("parts/*.parquet"))) < wanted and time.monotonic() < deadline:
         time.sleep(0.005)
+    workers = psutil.Process(step.pid).children(recursive=True)
     step.kill()
     step.wait()
+    assert not psutil.wait_procs(workers, timeout=20)[1]
     kept = {path: path.stat().st_mtime_ns for path in workdir.glob("parts/*.parquet")}
     assert wanted <= len(kept)
     (out / DOCUMENTS).unlink(missing_ok=True)
