@@ -14,7 +14,7 @@ _PHRASES_WITHIN = 3000
 
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"apache(?: software)?(?: license)?,?(?: version)?[ -]*v?(?:2(?:\.0)?)?(?: license)?", "Apache-2.0"),
-    (r"(?:the )?(?:expat|mit)(?: license)?(?: \(mit\))?", "MIT"),
+    (r"(?:the )?(?:expat|mit|mit/x11|x11/mit)(?: license)?(?: \(mit\))?", "MIT"),
     (r"mit[- ]0|mit no attribution license(?: \(mit-0\))?", "MIT-0"),
     (
         r"(?:the )?(?:new|modified|revised|3-clause|bsd-?3)[ -]*(?:bsd|clause)?(?: license)?|bsd[ -]3[ -]clause.*",
@@ -29,8 +29,12 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"zlib(?:/libpng)?(?: license)?", "Zlib"),
     (r"boost software license 1\.0(?: \(bsl-1\.0\))?|bsl-1\.0", "BSL-1.0"),
     (r"cc0.*|creative commons zero.*", "CC0-1.0"),
-    (r"cc[ -]by[ -]4\.0|creative commons attribution 4\.0.*", "CC-BY-4.0"),
-    (r"public domain", "LicenseRef-Public-Domain"),
+    (r"(?:https?://)?(?:www\.)?apache\.org/licenses/license-2\.0(?:\.(?:html|txt))?", "Apache-2.0"),
+    (r"(?:https?://)?(?:www\.)?opensource\.org/licenses?/mit/?", "MIT"),
+    (r"odc[ -]by(?:[ -]1\.0)?", "ODC-By-1.0"),
+    (r"odbl(?:[ -]1\.0)?", "ODbL-1.0"),
+    (r"eupl[ -]1\.2", "EUPL-1.2"),
+    (r"public[ -]domain", "LicenseRef-Public-Domain"),
     (r"gnu lesser general public license v3 (?:\(lgplv3\))?", "LGPL-3.0-only"),
     (r"gnu lesser general public license v3 or later \(lgplv3\+\)", "LGPL-3.0-or-later"),
     (r"gnu lesser general public license v2 or later \(lgplv2\+\)", "LGPL-2.0-or-later"),
@@ -42,6 +46,25 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"gnu affero general public license v3(?: \(agplv3\))?", "AGPL-3.0-only"),
     (r"gnu affero general public license v3 or later.*", "AGPL-3.0-or-later"),
 )
+_CREATIVE_COMMONS = re.compile(
+    r"(?:https?://)?(?:www\.)?creativecommons\.org/licenses/(?P<terms>by(?:-(?:nc|sa|nd))*)/(?P<version>\d\.\d).*"
+    r"|(?:creative commons |cc)[ -]?(?P<words>(?:by|attribution)(?:[ -](?:nc|sa|nd|non-?commercial|share-?alike"
+    r"|no ?deriv(?:ative)?s?))*)[ -]?v?(?P<number>\d\.\d)(?: (?:international|unported|generic|deed))*",
+    re.IGNORECASE,
+)
+_GNU = re.compile(
+    r"(?:gnu )?(?P<kind>agpl|lgpl|gpl|gfdl|fdl)[ -]?v?(?P<version>\d(?:\.\d)?)"
+    r"(?P<later>\+| or later|-or-later)?(?:-only)?",
+    re.IGNORECASE,
+)
+_SPELT_RIGHT = {
+    name.casefold(): name
+    for name in (
+        "0BSD", "AFL-3.0", "AGPL-3.0-only", "AGPL-3.0-or-later", "Apache-2.0", "Artistic-2.0", "BSD-2-Clause",
+        "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CDLA-Permissive-2.0", "EPL-2.0", "EUPL-1.2", "ISC", "MIT", "MIT-0",
+        "MPL-2.0", "MS-PL", "ODbL-1.0", "ODC-By-1.0", "OFL-1.1", "PSF-2.0", "Python-2.0", "Unlicense", "WTFPL", "Zlib",
+    )
+}  # fmt: skip
 _IDENTIFIER = re.compile(
     r"(?:[A-Za-z]+-)*[A-Za-z]+-\d[\w.]*(?:-(?:only|or-later|Clause))?|MIT(?:-0)?|ISC|Zlib|Unlicense|0BSD|LicenseRef-[\w.-]+|LLVM-exception"
 )
@@ -80,12 +103,35 @@ def from_name(name: str) -> str:
     name = " ".join(name.split())
     if not name or len(name) > _LONGEST_NAME:
         return UNKNOWN
+    known = _SPELT_RIGHT.get(name.casefold()) or _creative_commons(name) or _gnu(name)
+    if known:
+        return known
     if all(_IDENTIFIER.fullmatch(part.strip()) for part in _OPERATOR.split(name) if part.strip()):
         return name
     for pattern, spdx in _NAMES:
         if re.fullmatch(pattern, name, re.IGNORECASE):
             return spdx
     return UNKNOWN
+
+
+def _creative_commons(name: str) -> str:
+    match = _CREATIVE_COMMONS.fullmatch(name)
+    if not match:
+        return ""
+    said = re.sub(r"[ -]", "", (match["terms"] or match["words"]).lower())
+    terms = {"BY": "", "NC": "nc", "SA": "sa|sharealike", "ND": "nd|noderiv"}
+    named = "-".join(term for term, forms in terms.items() if re.search(forms, said))
+    return f"CC-{named}-{match['version'] or match['number']}"
+
+
+def _gnu(name: str) -> str:
+    """Names as Debian and people write them: `GPL-2+`, `LGPL v2.1`, `GFDL-1.3+`; empty where it is none."""
+    match = _GNU.fullmatch(name)
+    if not match:
+        return ""
+    kind = {"FDL": "GFDL"}.get(match["kind"].upper(), match["kind"].upper())
+    version = match["version"] if "." in match["version"] else f"{match['version']}.0"
+    return f"{kind}-{version}-{'or-later' if match['later'] else 'only'}"
 
 
 def from_text(text: str) -> str:

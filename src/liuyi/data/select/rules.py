@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from liuyi.core.errors import DataError
 from liuyi.data.select.published import PUBLISHED, Limit, Published
 from liuyi.data.select.thresholds import Thresholds
+from liuyi.data.spdx import allows
 
 Mask = NDArray[np.bool_]
 KEPT = ""
@@ -127,7 +128,9 @@ def _wrong_language(attributes: Attributes, thresholds: Thresholds) -> Mask:
 def _wrong_licence(attributes: Attributes, thresholds: Thresholds) -> Mask:
     if not thresholds.licenses:
         return np.zeros(len(attributes["words"]), bool)
-    return ~_among(attributes.licences, thresholds.licenses)
+    stated = [name for name in attributes.licences.unique().to_pylist() if name is not None]
+    allowed = tuple(name for name in stated if allows(thresholds.licenses, name))
+    return ~_among(attributes.licences, allowed)
 
 
 def _near_duplicate(attributes: Attributes, thresholds: Thresholds) -> Mask:

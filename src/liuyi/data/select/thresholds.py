@@ -25,7 +25,9 @@ class Thresholds(Params):
     min_language_score: float = Field(
         0.5, ge=0, le=1, description="a document is dropped for its language only if detected with this probability"
     )
-    licenses: tuple[str, ...] = Field((), description="licences to keep, as SPDX identifiers; empty keeps all")
+    licenses: tuple[str, ...] = Field(
+        (), description="licences to keep, as SPDX identifiers or families such as BSD-*; empty keeps all"
+    )
     min_words: int = Field(40, ge=0, description="shorter documents are dropped; a Han character is a word")
     min_mean_word_chars: float = Field(3.0, ge=0, description="of words that are not Chinese")
     max_mean_word_chars: float = Field(14.0, gt=0, description="of words that are not Chinese")
