@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Unit = Literal["line", "paragraph"]
 
-_PIECES: dict[Unit, re.Pattern[str]] = {
-    "line": re.compile(r"[^\n]+\n?"),
-    "paragraph": re.compile(r"[^\n]*\S.*?(?:\n\s*\n|\Z)", re.DOTALL),
-}
-"""A line with its end; a paragraph with the empty lines after it."""
+_ENDS: dict[Unit, re.Pattern[str]] = {"line": re.compile(r"\n"), "paragraph": re.compile(r"\n\s*\n")}
+"""What a line or a paragraph ends with, and what is cut out with it."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +82,17 @@ def pieces_in_group(unit: Unit, min_words: int, group: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     texts = [text or "" for text in group["text"].to_pylist()]
-    found = [list(_PIECES[unit].finditer(text)) for text in texts]
-    owners = np.repeat(np.arange(len(texts)), [len(pieces) for pieces in found])
-    flat = [piece for pieces in found for piece in pieces]
-    hashes, counts = _hashes([piece.group() for piece in flat])
+    borders = [[0, *(end.end() for end in _ENDS[unit].finditer(text)), len(text)] for text in texts]
+    owners = np.repeat(np.arange(len(texts)), [len(places) - 1 for places in borders])
+    pieces = [text[start:end] for text, places in zip(texts, borders, strict=True) for start, end in pairwise(places)]
+    hashes, counts = _hashes(pieces)
+    columns = {
+        "hash": hashes,
+        "start": np.array([start for places in borders for start in places[:-1]], np.int64),
+        "end": np.array([end for places in borders for end in places[1:]], np.int64),
+    }
     long = counts >= min_words
-    starts = np.array([piece.start() for piece in flat], np.int64)[long]
-    ends = np.array([piece.end() for piece in flat], np.int64)[long]
-    columns = {"hash": hashes[long], "start": starts, "end": ends}
-    return pa.table({name: as_lists(owners[long], values, len(texts)) for name, values in columns.items()})
+    return pa.table({name: as_lists(owners[long], values[long], len(texts)) for name, values in columns.items()})
 
 
 def _hashes(pieces: Sequence[str]) -> tuple[NDArray[np.uint64], Ints]:
