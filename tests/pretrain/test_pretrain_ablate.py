@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.evaluate.report import build_report, page
 from liuyi.pretrain.ablate import proxies
+from liuyi.pretrain.ablate.heldout import sample_evenly
 from liuyi.pretrain.ablate.proxies import points_of
+from liuyi.pretrain.bits import Documents
 
 
 class Desk:
@@ -149,6 +152,22 @@ def test_wrong_inputs_are_named(desk: Desk, tmp_path: Path) -> None:
         desk.ablate(tmp_path / "d", arms, [desk.tokens("one", sentences(9, seed=7), clusters=1)])
     with pytest.raises(DataError, match="one arm cannot be compared"):
         desk.ablate(tmp_path / "e", [desk.good], [desk.same])
+
+
+def test_held_out_documents_come_from_clusters_in_turn() -> None:
+    """One cluster is most of the text and has the longest document; it gives no more than its turns."""
+    sizes = np.array([9000] + [100] * 50 + [100, 120, 5000] * 6)
+    clusters = ["large"] * 51 + [f"small{at // 3}" for at in range(18)]
+    ids = [str(at) for at in range(len(sizes))]
+    documents = Documents(ids, clusters, np.cumsum(sizes) - sizes, sizes, sizes * 4)
+    some = sample_evenly(documents, 2000, seed=1)
+    assert some.tokens.sum() <= 2000
+    counts = Counter(some.clusters)
+    assert set(counts) == set(clusters)
+    assert all(counts[f"small{at}"] == 2 for at in range(6))
+    assert some.ids == sorted(some.ids, key=int)
+    assert sample_evenly(documents, 2000, seed=2).ids != some.ids
+    assert sample_evenly(documents, 10**6, seed=1).ids == ids
 
 
 def test_points_are_even_and_end_at_the_end() -> None:

@@ -56,6 +56,10 @@ class Documents:
         taken = np.sort(order[np.cumsum(self.tokens[order]) <= max_tokens])
         if not len(taken):
             raise DataError(f"no held-out document has as few as {max_tokens} tokens")
+        return self.take(taken)
+
+    def take(self, taken: NDArray[np.int64]) -> Documents:
+        """The documents of these numbers."""
         return Documents(
             [self.ids[at] for at in taken],
             [self.clusters[at] for at in taken],

@@ -47,13 +47,13 @@ class HeldOut:
 
 
 def load_heldout(artifacts: Sequence[Artifact], labels: Sequence[str], max_tokens: int, seed: int) -> list[HeldOut]:
-    """A sample of documents of at most `max_tokens` from each artifact.
+    """A sample of documents of at most `max_tokens` from each artifact, of as many clusters as can be.
 
     Raises DataError where a sample has documents of one cluster only: nothing could then be said of other text.
     """
     found = []
     for artifact, label in zip(artifacts, labels, strict=True):
-        documents = Documents.load(artifact.path).sample(max_tokens, seed)
+        documents = sample_evenly(Documents.load(artifact.path), max_tokens, seed)
         if len(set(documents.clusters)) < 2:
             raise DataError(
                 f"the held-out documents of '{label}' are of one cluster",
@@ -61,6 +61,29 @@ def load_heldout(artifacts: Sequence[Artifact], labels: Sequence[str], max_token
             )
         found.append(HeldOut(label, TokenStream(artifact.path), documents))
     return found
+
+
+def sample_evenly(documents: Documents, max_tokens: int, seed: int) -> Documents:
+    """Documents of at most `max_tokens` in all, drawn from the clusters in turn: clusters are what intervals count.
+
+    Documents that alone would take twice a cluster's share are drawn last, if there is room.
+    """
+    if documents.tokens.sum() <= max_tokens:
+        return documents
+    names, cluster = np.unique(np.array(documents.clusters), return_inverse=True)
+    shuffled = np.random.default_rng(seed).permutation(len(documents.ids))
+    long = documents.tokens > 2 * max_tokens / len(names)
+    turns = np.zeros(len(shuffled), dtype=np.int64)
+    seen = np.zeros(len(names), dtype=np.int64)
+    for at in shuffled[np.argsort(long[shuffled], kind="stable")]:
+        turns[at] = seen[cluster[at]]
+        seen[cluster[at]] += 1
+    taken, left = [], max_tokens
+    for at in shuffled[np.lexsort((turns[shuffled], long[shuffled]))]:
+        if documents.tokens[at] <= left:
+            taken.append(at)
+            left -= int(documents.tokens[at])
+    return documents.take(np.sort(np.array(taken, dtype=np.int64)))
 
 
 def demand_apart(arms: Iterable[tuple[str, Sequence[str]]], heldout: Iterable[HeldOut]) -> None:
