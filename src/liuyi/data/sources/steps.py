@@ -75,7 +75,7 @@ class DebianDocsParams(Params):
 
 @step(
     "data.debian_docs",
-    version=1,
+    version=2,
     inputs={},
     outputs={"corpus": Output("corpus", "one document a file, each with its package's licence")},
 )
@@ -116,7 +116,7 @@ class HuggingFaceParams(Params):
 
 @step(
     "data.huggingface",
-    version=1,
+    version=2,
     inputs={},
     outputs={"corpus": Output("corpus", "one document a row; rejected.parquet beside it names rows without text")},
 )
