@@ -48,6 +48,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         )
     )
     init_weights(model, seed=1, std=0.1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name and weight.shape[0] == 384:
+                weight[list(tokenizer.stop_ids)] *= 6  # logits of the ends of turns vary more, so that some are high
     folder = tmp_path_factory.mktemp("checkpoint")
     save_model(folder, model.eval(), tokenizer)
     return artifact(folder, "checkpoint")
@@ -100,16 +104,16 @@ def test_a_schema_is_held_to_and_a_prompt_that_is_too_long_is_refused(checkpoint
 
 def test_magpie_takes_the_prompt_from_the_chat_template(checkpoint: Artifact, tmp_path: Path) -> None:
     assert pre_query(Tokenizer.load(checkpoint.path)) == "<|im_start|>user\n"
-    params: dict[str, Any] = {"samples": 12, "instruction_tokens": 150, "max_tokens": 150, "temperature": 1.0}
+    params: dict[str, Any] = {"samples": 8, "instruction_tokens": 60, "max_tokens": 60, "temperature": 1.0}
     bench = run_step("data.magpie", tmp_path / "run", {"model": checkpoint}, **params)
     rows = pq.read_table(bench.made["chats"].file("chats.parquet")).to_pylist()
     answers = pq.read_table(bench.made["chats"].file("answers.parquet")).to_pylist()
     assert rows
-    assert [row["prompt"] for row in answers[:12]] == ["<|im_start|>user\n"] * 12
+    assert [row["prompt"] for row in answers[:8]] == ["<|im_start|>user\n"] * 8
     assert {row["model"] for row in rows} == {checkpoint.digest}
     dropped = json.loads(bench.made["chats"].file("synthesis.json").read_text())["dropped_by_reason"]
-    assert len(rows) + sum(dropped.values()) == 12
-    again = run_step("data.magpie", tmp_path / "again", {"model": checkpoint}, **params, concurrency=1)
+    assert len(rows) + sum(dropped.values()) == 8
+    again = run_step("data.magpie", tmp_path / "again", {"model": checkpoint}, **params, concurrency=3)
     assert again.made["chats"].digest == bench.made["chats"].digest
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from liuyi.data.corpus import Rows
 from liuyi.data.instructions.convert import preference_entry
@@ -12,42 +13,52 @@ from liuyi.data.synthesis.generators.verified import Solved
 from liuyi.data.synthesis.problems import plain
 from liuyi.data.synthesis.rows import Made, lineage_fields
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 PROBLEMS = "problems.parquet"
 
 
-def write_preferences(folder: Path, solved: Sequence[Solved], pairs: int) -> int:
-    """Write at most `pairs` pairs of each problem, with the lineage of the chosen answer and the request of the
-    rejected one; gives their number.
-    """
-    import pyarrow as pa
+def write_pairs(folder: Path, solved: Iterable[Solved], pairs: int) -> Iterator[Solved]:
+    """Write what passes: at most `pairs` preferences of each problem to `preferences.parquet`, and to
+    `problems.parquet` each problem with its reference, its samples, and the share that was right.
 
-    lineage = [*lineage_fields(), ("rejected_request", pa.string())]
-    schema = pa.schema([*preferences_schema(), *(pa.field(name, kind) for name, kind in lineage)])
-    with Rows(folder / PREFERENCES, schema) as rows:
+    A preference has the lineage of its chosen answer, and the request of the rejected one.
+    """
+    with (
+        Rows(folder / PREFERENCES, _pairs_schema()) as preferences,
+        Rows(folder / PROBLEMS, _problems_schema()) as rows,
+    ):
         for one in solved:
             for chosen, rejected in _pairs(one, pairs):
-                entry = preference_entry(
-                    {"prompt": chosen.instruction, "chosen": chosen.text, "rejected": rejected.text}
-                )
-                source = f"synthesis/{chosen.origin.generator}"
-                columns = {**entry.columns, "source": source, "license": chosen.license, "chosen_by": "verifier"}
-                columns |= {"cluster": chosen.cluster} if chosen.cluster else {}
-                rows.add({**columns, **vars(chosen.origin), "rejected_request": rejected.origin.request})
-    return rows.count
-
-
-def write_problems(folder: Path, solved: Sequence[Solved]) -> None:
-    """Write `problems.parquet`: each problem with its reference, its samples, and the share that was right."""
-    import pyarrow as pa
-
-    texts = [(name, pa.string()) for name in ("id", "task", "problem", "reference", "entry", "license")]
-    schema = pa.schema([*texts, ("samples", pa.int64()), ("pass_rate", pa.float64())])
-    with Rows(folder / PROBLEMS, schema) as rows:
-        for one in solved:
+                preferences.add(_preference(chosen, rejected))
             problem = one.problem
             said = {"id": problem.id, "task": problem.task, "problem": problem.text, "reference": problem.reference}
             said |= {"entry": plain(problem.entry), "license": problem.license}
             rows.add({**said, "samples": len(one.solutions), "pass_rate": one.pass_rate})
+            yield one
+
+
+def _pairs_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    lineage = [*lineage_fields(), ("rejected_request", pa.string())]
+    return pa.schema([*preferences_schema(), *(pa.field(name, kind) for name, kind in lineage)])
+
+
+def _problems_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("id", "task", "problem", "reference", "entry", "license")]
+    return pa.schema([*texts, ("samples", pa.int64()), ("pass_rate", pa.float64())])
+
+
+def _preference(chosen: Made, rejected: Made) -> dict[str, Any]:
+    entry = preference_entry({"prompt": chosen.instruction, "chosen": chosen.text, "rejected": rejected.text})
+    source = f"synthesis/{chosen.origin.generator}"
+    columns = {**entry.columns, "source": source, "license": chosen.license, "chosen_by": "verifier"}
+    columns |= {"cluster": chosen.cluster} if chosen.cluster else {}
+    return {**columns, **vars(chosen.origin), "rejected_request": rejected.origin.request}
 
 
 def _pairs(solved: Solved, most: int) -> Iterator[tuple[Made, Made]]:

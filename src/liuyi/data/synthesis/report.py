@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from liuyi.core.effect import Bars, Effect, Sample, Samples, Table
-from liuyi.data.synthesis.ask import Answer, Ask
+from liuyi.data.synthesis.ask import Answer
 from liuyi.data.synthesis.queue import Faults
 
 REPORT = "synthesis.json"
@@ -42,20 +42,15 @@ class Tally:
     new_tokens_out: int = 0
     """Tokens of answers that came in these seconds."""
     spent: bool = False
-    _seen: set[str] = field(default_factory=set)
 
-    def count(self, answers: Iterable[tuple[Ask, Answer | None]]) -> None:
-        """Count requests, each once."""
-        for ask, answer in answers:
-            if ask.key in self._seen:
-                continue
-            self._seen.add(ask.key)
-            self.asked += 1
-            if answer is not None:
-                self.answered += 1
-                self.tokens_in += answer.tokens_in or 0
-                self.tokens_out += answer.tokens_out or 0
-                self.uncounted += answer.tokens_in is None or answer.tokens_out is None
+    def count(self, answer: Answer | None) -> None:
+        """Count a request and what came of it."""
+        self.asked += 1
+        if answer is not None:
+            self.answered += 1
+            self.tokens_in += answer.tokens_in or 0
+            self.tokens_out += answer.tokens_out or 0
+            self.uncounted += answer.tokens_in is None or answer.tokens_out is None
 
     def price(self, prices: Prices) -> float:
         """What the counted tokens cost."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from liuyi.core.digest import canonical_json
+from liuyi.data.corpus import Rows
 from liuyi.data.synthesis.ask import Answer, Ask
 from liuyi.data.synthesis.budget import Budget
 from liuyi.data.synthesis.queue import Patience, Queue
@@ -16,6 +18,8 @@ from liuyi.data.synthesis.report import Tally
 from liuyi.data.synthesis.store import AnswerStore
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from liuyi.data.synthesis.endpoint import Endpoint
 
 ANSWERS = "answers.parquet"
@@ -65,8 +69,10 @@ class Session:
         )
         self.tally.faults = self._queue.faults
         self._on_progress = on_progress
-        self._asked: dict[str, Ask] = {}
-        self._expected = 0
+        self._asked: set[str] = set()
+        self._rows = Rows(folder / ANSWERS, _answers_schema())
+        self._folder = folder
+        self._expected = self._under_way = 0
         self._began = time.monotonic()
         self._tokens_before = self._store.tokens_out
 
@@ -89,11 +95,14 @@ class Session:
 
         Raises StepError when the endpoint answers nothing any more; what it answered is kept.
         """
-        for ask in asks:
-            self._asked.setdefault(ask.key, ask)
+        self._under_way = len({ask.key for ask in asks} - self._asked)
         self._loop.run(self._queue.answer(asks))
         answers = [self._store.get(ask.key) for ask in asks]
-        self.tally.count(zip(asks, answers, strict=True))
+        for ask, answer in zip(asks, answers, strict=True):
+            if ask.key not in self._asked:
+                self._asked.add(ask.key)
+                self._rows.add(_row(ask, answer))
+                self.tally.count(answer)
         return answers
 
     def finish(self) -> None:
@@ -103,28 +112,17 @@ class Session:
         self.tally.spent = self.is_spent
 
     def save_answers(self, folder: Path) -> None:
-        """Write every request of this step with its raw answer to `answers.parquet`, in the order they were made."""
-        import pyarrow as pa
+        """Put `answers.parquet` into a folder: every request with its answer as it came, in the order they were made.
 
-        from liuyi.core.digest import canonical_json
-        from liuyi.data.corpus import Rows
-
-        texts = [(name, pa.string()) for name in ("request", "template", "prompt", "answer", "finish", "model")]
-        numbers = [(name, pa.int64()) for name in ("seed", "tokens_in", "tokens_out")]
-        with Rows(folder / ANSWERS, pa.schema(texts + numbers)) as rows:
-            for key, ask in self._asked.items():
-                answer = self._store.get(key)
-                said: dict[str, Any] = {"request": key, "template": ask.template, "seed": ask.seed}
-                said["prompt"] = ask.prompt if isinstance(ask.prompt, str) else canonical_json(ask.prompt)
-                if answer is not None:
-                    said |= {"answer": answer.text, "finish": answer.finish, "model": answer.model}
-                    said |= {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out}
-                rows.add({name: None for name, _ in texts + numbers} | said)
+        Nothing is asked after that.
+        """
+        self._rows.__exit__(None)
+        shutil.move(self._folder / ANSWERS, folder / ANSWERS)
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.run(self._endpoint.close())
         self._loop.close()
         self._store.close()
@@ -133,8 +131,30 @@ class Session:
         done = len(self._store)
         seconds = max(time.monotonic() - self._began, 1e-3)
         tokens_per_s = (self._store.tokens_out - self._tokens_before) / seconds
-        total = max(self._expected, len(self._asked), done)
+        total = max(self._expected, len(self._asked) + self._under_way, done)
         self._on_progress(done, total, "answers", tokens_per_s=tokens_per_s)
+
+
+def _answers_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("request", "template", "prompt", "answer", "finish", "model")]
+    return pa.schema([*texts, *((name, pa.int64()) for name in ("seed", "tokens_in", "tokens_out"))])
+
+
+def _row(ask: Ask, answer: Answer | None) -> dict[str, Any]:
+    prompt = ask.prompt if isinstance(ask.prompt, str) else canonical_json(ask.prompt)
+    return {
+        "request": ask.key,
+        "template": ask.template,
+        "prompt": prompt,
+        "answer": answer.text if answer else None,
+        "finish": answer.finish if answer else None,
+        "model": answer.model if answer else None,
+        "seed": ask.seed,
+        "tokens_in": answer.tokens_in if answer else None,
+        "tokens_out": answer.tokens_out if answer else None,
+    }
 
 
 async def _made(open_endpoint: Callable[[], Endpoint]) -> Endpoint:

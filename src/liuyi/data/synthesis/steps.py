@@ -24,7 +24,7 @@ class SelfInstructParams(TemplateParams, NewParams):
     temperature: float = Field(1.0, ge=0, le=2)
 
 
-@step("data.self_instruct", version=1, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS)
+@step("data.self_instruct", version=1, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
 def self_instruct(ctx: Context, params: SelfInstructParams) -> None:
     """New tasks after the example of a few, with answers (self-instruct)."""
     from liuyi.data.synthesis.generators.self_instruct import self_instruct
@@ -47,7 +47,7 @@ class EvolInstructParams(TemplateParams, NewParams):
     temperature: float = Field(1.0, ge=0, le=2)
 
 
-@step("data.evol_instruct", version=1, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS)
+@step("data.evol_instruct", version=1, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
 def evol_instruct(ctx: Context, params: EvolInstructParams) -> None:
     """Tasks made harder, or rarer, round by round, with answers (evol-instruct)."""
     from liuyi.data.synthesis.generators.evol_instruct import evol_instruct
@@ -72,7 +72,7 @@ class MagpieParams(AskParams, NewParams):
     license: str = Field("unknown", description="the licence of the rows")
 
 
-@step("data.magpie", version=1, inputs=ASKED, outputs=_CHATS)
+@step("data.magpie", version=1, inputs=ASKED, outputs=_CHATS, starts_again=True)
 def magpie(ctx: Context, params: MagpieParams) -> None:
     """Instructions that the model writes from nothing but the beginning of a user's turn, with answers (Magpie)."""
     from liuyi.data.synthesis.ask import Sampling
@@ -110,6 +110,7 @@ class RephraseParams(TemplateParams):
     version=1,
     inputs={**ASKED, "corpus": _DOCUMENTS},
     outputs={"corpus": Output("corpus", f"attributes.parquet has each document's lineage, {EVIDENCE}")},
+    starts_again=True,
 )
 def rephrase(ctx: Context, params: RephraseParams) -> None:
     """What documents say once more in other styles (WRAP)."""
@@ -131,7 +132,7 @@ class BackTranslateParams(TemplateParams, NewParams):
     min_support: float = Field(0.5, ge=0, le=1, description="least share of an answer's words that the passage has")
 
 
-@step("data.back_translate", version=1, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS)
+@step("data.back_translate", version=1, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS, starts_again=True)
 def back_translate(ctx: Context, params: BackTranslateParams) -> None:
     """Questions that passages of documents answer, with answers that rest on them (back-translation)."""
     from liuyi.data.synthesis.generators.back_translate import back_translate
@@ -151,7 +152,7 @@ class PersonasParams(TemplateParams, NewParams):
     temperature: float = Field(1.0, ge=0, le=2)
 
 
-@step("data.personas", version=1, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS)
+@step("data.personas", version=1, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS, starts_again=True)
 def personas(ctx: Context, params: PersonasParams) -> None:
     """Tasks of people who would read the documents, with answers (personas)."""
     from liuyi.data.synthesis.generators.personas import personas
@@ -190,13 +191,18 @@ class VerifiedParams(TemplateParams):
         **_CHATS,
         "preferences": Output("preferences", "right before wrong solutions; problems.parquet has each pass rate"),
     },
+    starts_again=True,
 )
 def verified(ctx: Context, params: VerifiedParams) -> None:
     """Solutions whose results were checked: right ones to learn from, wrong ones to prefer them to."""
+    import shutil
     from itertools import chain
 
+    import pyarrow.parquet as pq
+
+    from liuyi.data.instructions.tables import PREFERENCES
     from liuyi.data.synthesis.generators.verified import verified
-    from liuyi.data.synthesis.preferences import write_preferences, write_problems
+    from liuyi.data.synthesis.preferences import PROBLEMS, write_pairs
     from liuyi.data.synthesis.problems import gym_problems, own_problems
     from liuyi.data.synthesis.rows import read_seeds
     from liuyi.data.synthesis.running import give_chats, novelty, running
@@ -210,10 +216,11 @@ def verified(ctx: Context, params: VerifiedParams) -> None:
     )
     with running(ctx, params, "verified") as task:
         named = params.model_dump(include={"samples", "keep", "min_pass_rate", "max_pass_rate"})
-        solved = list(verified(task, problems, novelty(ctx, params, 1.0), **named))
-        made = (solution for one in solved for solution in one.solutions)
+        solved = verified(task, problems, novelty(ctx, params, 1.0), **named)
+        made = (solution for one in write_pairs(ctx.workdir, solved, params.pairs) for solution in one.solutions)
         written = give_chats(ctx, params, task, made, figures=("pass_rate",))
     with ctx.output("preferences") as out:
-        out.metrics["rows"] = write_preferences(out.path, solved, params.pairs)
-        write_problems(out.path, solved)
+        for name in (PREFERENCES, PROBLEMS):
+            shutil.move(ctx.workdir / name, out.path / name)
+        out.metrics["rows"] = pq.read_metadata(out.path / PREFERENCES).num_rows
         out.licences.update(written.licences)
