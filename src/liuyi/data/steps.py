@@ -66,7 +66,7 @@ def _installed(params: PythonDocsParams) -> str:
 
 @step(
     "data.python_docs",
-    version=1,
+    version=2,
     inputs={},
     outputs={"corpus": Output("corpus", "one document a module, readme or text file; rejected.parquet beside them")},
     fingerprint=_installed,
