@@ -1,4 +1,4 @@
-"""Adapters, frozen layers and noise in training: exact after kills and in parts, keeping nothing that is not trained."""
+"""Adapters, frozen layers and noise in training: exact after kills and in parts, and nothing else is kept."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from liuyi.infer.server.backend import ChatBackend
 
 SERVED = ("app", "checkpoint")
+"""What is looked for where nobody says what to serve."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Chosen:
     name: str
     path: Path
     artifact: Artifact | None = None
+    base: Artifact | None = None
+    """The model that an adapter was trained on."""
 
     @property
     def description(self) -> str:
@@ -35,7 +38,7 @@ class Chosen:
 def choose(home: Home, ref: str | None) -> Chosen:
     """The model or application that `ref` names; without it the newest application, else checkpoint, of the last run.
 
-    `ref` is the beginning of a digest, run/step.output, a folder with a config.json, or a GGUF file.
+    An adapter stands for the model that it was trained on with the adapter in its weights. `ref` is the beginning of a digest, run/step.output, a folder with a config.json, or a GGUF file.
     Raises LiuyiError, saying what would be right, if it names none.
     """
     from liuyi.core.refs import resolve_artifact
@@ -44,10 +47,11 @@ def choose(home: Home, ref: str | None) -> Chosen:
         return found
     digest = resolve_artifact(home, ref) if ref is not None else newest(home)
     kind = home.store.manifest(digest).kind
-    if kind not in SERVED:
+    if kind not in (*SERVED, "adapter"):
         raise ArtifactError(f"{digest[:12]} is a {kind}, which cannot answer", hint="name a checkpoint or an app")
     artifact = home.store.open(digest)
-    return Chosen(_name(home, artifact), artifact.path, artifact)
+    base = _base(home, artifact) if kind == "adapter" else None
+    return Chosen(_name(home, artifact), artifact.path, artifact, base)
 
 
 def model_at(path: Path) -> Chosen | None:
@@ -125,12 +129,27 @@ def open_backend(chosen: Chosen, home: Home, opening: Opening | None = None, *, 
     if "slots" in given:
         given["max_slots"] = given.pop("slots")
     digest = chosen.artifact.digest if chosen.artifact is not None else ""
+    if chosen.base is not None:
+        spec = EngineSpec(model=str(chosen.base.path), merged=str(chosen.path), **given)
+    else:
+        spec = EngineSpec(model=str(chosen.path), **given)
     return ModelBackend.load(
-        EngineSpec(model=str(chosen.path), **given),
+        spec,
         digest=digest,
         max_queue=max_queue,
         max_queue_tokens=queued,
         tool_format=tools,
+    )
+
+
+def _base(home: Home, adapter: Artifact) -> Artifact:
+    """The model that an adapter was trained on. Raises ArtifactError where the adapter does not know it."""
+    for made_from in adapter.manifest.inputs:
+        if made_from.name == "model":
+            return home.store.open(made_from.digest)
+    raise ArtifactError(
+        f"adapter {adapter.digest[:12]} does not say which model it was trained on",
+        hint=f"serve that model, and the adapter with it: --adapter NAME={adapter.path}",
     )
 
 

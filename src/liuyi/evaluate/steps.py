@@ -32,8 +32,12 @@ class GenerateParams(Params):
 
 @step(
     "evaluate.generate",
-    version=2,
-    inputs={"model": Input("checkpoint", "who answers"), "evalset": Input("evalset", "what is asked")},
+    version=3,
+    inputs={
+        "model": Input("checkpoint", "who answers"),
+        "evalset": Input("evalset", "what is asked"),
+        "adapter": Input("adapter", "what is put into the model's weights first", optional=True),
+    },
     outputs={"evaluation": Output("evaluation", "an answer, its log-probability and its scores for every item")},
 )
 def generate_step(ctx: Context, params: GenerateParams) -> None:
@@ -43,14 +47,20 @@ def generate_step(ctx: Context, params: GenerateParams) -> None:
     from liuyi.evaluate.generate import Evalset, generate, score_completions
     from liuyi.infer.engine import Engine
     from liuyi.infer.open import open_evaluated
+    from liuyi.model.adapter import Adapter
     from liuyi.model.checkpoint import load_model
+    from liuyi.model.merge import merge_adapter
     from liuyi.model.tokenizer import Tokenizer
 
     model, given = ctx.input("model"), ctx.input("evalset")
     evalset = Evalset.load(given.path, given.digest).first(params.items)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[params.dtype]
     slots = min(params.slots, len(evalset.items))
-    runner = open_evaluated(load_model(model.path, dtype=dtype), slots=slots)
+    decoder, subject = load_model(model.path, dtype=dtype), model.digest
+    if ctx.has("adapter"):
+        subject = ctx.input("adapter").digest
+        decoder, _ = merge_adapter(decoder, Adapter.load(ctx.input("adapter").path))
+    runner = open_evaluated(decoder, slots=slots)
     engine = Engine(runner, Tokenizer.load(model.path), max_slots=slots, seed=ctx.seed)
     completions = generate(
         engine,
@@ -59,7 +69,7 @@ def generate_step(ctx: Context, params: GenerateParams) -> None:
         constrained=params.constrained,
         on_progress=lambda done, total: ctx.progress(done, total, "items"),
     )
-    evaluation = score_completions(evalset, completions, subject=model.digest, label=params.label, runner=runner.name)
+    evaluation = score_completions(evalset, completions, subject=subject, label=params.label, runner=runner.name)
     with ctx.output("evaluation") as out:
         figures = evaluation.save(out.path, seed=ctx.seed)
         out.metrics.update({name: figure.mean for name, figure in figures.items()})

@@ -25,6 +25,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     """A model folder or a GGUF file."""
+    merged: str | None = None
+    """The folder of an adapter that is merged into its weights when they are loaded."""
     weights: Literal["auto", "reference", "fp32", "bf16", "int8", "int4"] = "auto"
     kv: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """Number formats, as `open_runner` has them."""

@@ -16,6 +16,7 @@ from liuyi.infer.speculate.speculator import Drafter
 from liuyi.model.adapter import Adapter
 from liuyi.model.decoder import Decoder
 from liuyi.model.load import load
+from liuyi.model.merge import merge_adapter
 
 
 def open_engine(spec: EngineSpec) -> Engine:
@@ -25,6 +26,8 @@ def open_engine(spec: EngineSpec) -> Engine:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load(Path(spec.model), device=device)
+    if spec.merged is not None:
+        model, _ = merge_adapter(model, Adapter.load(Path(spec.merged)))
     context = min(spec.max_tokens or model.config.context_tokens, model.config.context_tokens)
     runner = open_runner(
         model,
