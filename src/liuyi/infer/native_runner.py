@@ -148,6 +148,8 @@ def _positions(batch: Batch) -> NDArray[np.int32]:
 
 def _packed(model: Decoder, blocks: int, weights: str, kv: str, threads: int | None) -> NativeModel:
     config = model.config
+    if config.num_experts:
+        raise KernelsError("the native kernels have no mixture of experts", hint="weights: fp32 or bf16")
     shape = NativeShape(
         vocab=config.vocab_size,
         hidden=config.hidden_size,

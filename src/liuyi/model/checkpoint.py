@@ -64,7 +64,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
     expected = model.state_dict()
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        for name, tensor in read_tensors(path).items():
+        for stored, tensor in read_tensors(path).items():
+            name = name_here(stored, config)
             if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
                 continue
             if name not in expected:
@@ -113,7 +114,7 @@ def save_model(
         "pad_token_id": config.pad_token_id,
     }
     write_json(folder / "generation_config.json", {name: ids for name, ids in generation.items() if ids is not None})
-    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_tensors(folder / WEIGHTS, {name_there(name, config): value for name, value in model.state_dict().items()})
     quantized = quantization_of(model)
     if quantized is not None:
         write_json(folder / QUANTIZATION, FORMATS[quantized])
@@ -121,6 +122,27 @@ def save_model(
         tokenizer.save(folder)
     if extra:
         write_json(folder / "liuyi.json", extra)
+
+
+_MIXTRAL = (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
+
+
+def name_here(stored: str, config: DecoderConfig) -> str:
+    """A tensor's name in the decoder, for its name in a file: Mixtral has names of its own for experts."""
+    if config.family == "mixtral":
+        stored = stored.replace(".block_sparse_moe.", ".mlp.")
+        for theirs, ours in _MIXTRAL:
+            stored = stored.replace(f".{theirs}.", f".{ours}.")
+    return stored
+
+
+def name_there(name: str, config: DecoderConfig) -> str:
+    """A tensor's name in a file, for its name in the decoder."""
+    if config.family == "mixtral":
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+        for theirs, ours in _MIXTRAL:
+            name = name.replace(f".{ours}.", f".{theirs}.")
+    return name
 
 
 def _quantization(path: Path) -> Format | None:

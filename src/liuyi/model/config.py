@@ -11,8 +11,10 @@ from liuyi.core.errors import ModelError, did_you_mean
 FAMILIES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 """Family (`model_type` of a Hugging Face config) → its architecture's name."""
 
@@ -26,6 +28,8 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
 """RoPE scaling → the fields it must have."""
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+QK_NORM = ("qwen3", "qwen3_moe")
+EXPERTS = ("mixtral", "qwen3_moe")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class DecoderConfig:
     `attention_bias` puts a bias on the query, key and value projections (and, in every family but Qwen2, on the
     output projection), `qk_norm` an RMS norm on each query and key head. `sliding_window` is the number of tokens
     a query sees, itself included; `layer_types` names the layers that use it, all of them when empty.
+    With `num_experts`, each token goes through `num_experts_per_tok` of them in every layer but the `dense_layers`;
+    an expert's inner size is `moe_intermediate_size`, and `norm_topk_prob` has the weights of those chosen sum to one.
     """
 
     family: str
@@ -54,6 +60,12 @@ class DecoderConfig:
     qk_norm: bool = False
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()
+    num_experts: int = 0
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = True
+    router_aux_loss_coef: float = 0.001
+    dense_layers: tuple[int, ...] = ()
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -79,6 +91,17 @@ class DecoderConfig:
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key-value heads",
                 where="num_key_value_heads",
                 hint="num_attention_heads must be a multiple of num_key_value_heads",
+            )
+        if (self.family in EXPERTS) != bool(self.num_experts):
+            has = "has" if self.family in EXPERTS else "has no"
+            raise ModelError(f"a {self.family} model {has} experts, not {self.num_experts}", where="num_experts")
+        if self.num_experts and not (
+            0 < self.num_experts_per_tok <= self.num_experts and self.moe_intermediate_size > 0
+        ):
+            raise ModelError(
+                f"{self.num_experts_per_tok} of {self.num_experts} experts of size {self.moe_intermediate_size} "
+                "cannot be chosen for a token",
+                where="num_experts_per_tok",
             )
         if self.head_dim % 2:
             raise ModelError(f"must be even for rotary embeddings, not {self.head_dim}", where="head_dim")
@@ -131,22 +154,39 @@ class DecoderConfig:
             return None
         return self.sliding_window
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether that layer has experts in place of an MLP."""
+        return self.num_experts > 0 and layer not in self.dense_layers
+
     @property
     def num_parameters(self) -> int:
         """Number of trained values; tied embeddings count once."""
+        return self._parameters(self.num_experts)
+
+    @property
+    def num_parameters_active(self) -> int:
+        """Those that a token goes through: of the experts, only as many as it has."""
+        return self._parameters(min(self.num_experts, self.num_experts_per_tok))
+
+    def _parameters(self, experts: int) -> int:
         query, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        block = 2 * self.hidden_size * (query + key) + 3 * self.hidden_size * self.intermediate_size
+        block = 2 * self.hidden_size * (query + key)
         block += 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         if self.attention_bias:
             block += query + 2 * key + (self.hidden_size if self.output_bias else 0)
+        sparse = sum(map(self.has_experts, range(self.num_hidden_layers)))
+        inner = (self.num_hidden_layers - sparse) * self.intermediate_size
+        inner += sparse * experts * self.moe_intermediate_size
+        routers = sparse * self.num_experts * self.hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * block + self.hidden_size
+        layers = self.num_hidden_layers * block + 3 * self.hidden_size * inner + routers
+        return embeddings + layers + self.hidden_size
 
     @property
     def num_parameters_read(self) -> int:
         """Those that each token reads: all but an embedding that is not the head as well, for it is only looked up."""
         looked_up_only = 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
-        return self.num_parameters - looked_up_only
+        return self.num_parameters_active - looked_up_only
 
     @property
     def output_bias(self) -> bool:
@@ -189,9 +229,10 @@ class DecoderConfig:
                 rms_norm_eps=config.get("rms_norm_eps", 1e-6),
                 tie_word_embeddings=config.get("tie_word_embeddings", False),
                 attention_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
-                qk_norm=family == "qwen3",
+                qk_norm=family in QK_NORM,
                 sliding_window=_window(family, config),
                 layer_types=_layer_types(family, config),
+                **_experts(family, config),
                 bos_token_id=config.get("bos_token_id"),
                 eos_token_id=_ids(config.get("eos_token_id")),
                 pad_token_id=config.get("pad_token_id"),
@@ -203,8 +244,8 @@ class DecoderConfig:
         """The `config.json` that Hugging Face's libraries read, without the dtype of the weights."""
         values = asdict(self)
         family, qk_norm = values.pop("family"), values.pop("qk_norm")
-        if qk_norm != (family == "qwen3") or (
-            family in ("qwen2", "mistral") and self.attention_bias != (family == "qwen2")
+        if qk_norm != (family in QK_NORM) or (
+            family in ("qwen2", "mistral", "mixtral") and self.attention_bias != (family == "qwen2")
         ):
             raise ModelError(f"no {family} model of Hugging Face has this mix of biases and norms")
         scaling, theta = values.pop("rope_scaling"), values.pop("rope_theta")
@@ -214,16 +255,63 @@ class DecoderConfig:
             values["sliding_window"] = window
         elif window is not None:
             raise ModelError("Hugging Face's Llama has no sliding window", where="sliding_window", hint="use 'mistral'")
-        if family in ("qwen2", "qwen3"):
+        if family.startswith("qwen"):
             values["use_sliding_window"] = window is not None
             values["layer_types"] = list(layer_types) or [FULL if window is None else SLIDING] * self.num_hidden_layers
         elif FULL in layer_types and window is not None:
             raise ModelError(f"every layer of a {family} model has the same window", where="layer_types")
-        if family in ("qwen2", "mistral"):
+        if family in ("qwen2", "mistral", "mixtral"):
             del values["attention_bias"]
+        experts = {name: values.pop(name) for name in _EXPERT_FIELDS}
+        if family == "qwen3_moe":
+            del values["layer_types"]
+            values |= {**experts, "mlp_only_layers": list(experts["dense_layers"]), "decoder_sparse_step": 1}
+            del values["dense_layers"]
+        elif family == "mixtral":
+            if experts["dense_layers"] or not experts["norm_topk_prob"]:
+                raise ModelError("every layer of a Mixtral has experts, whose weights sum to one", where="dense_layers")
+            values |= {
+                "intermediate_size": experts["moe_intermediate_size"],
+                "num_local_experts": experts["num_experts"],
+                "num_experts_per_tok": experts["num_experts_per_tok"],
+                "router_aux_loss_coef": experts["router_aux_loss_coef"],
+            }
         eos = self.eos_token_id
         values["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
         return {"architectures": [FAMILIES[family]], "model_type": family, "hidden_act": "silu", **values}
+
+
+_EXPERT_FIELDS = (
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "router_aux_loss_coef",
+    "dense_layers",
+)
+
+
+def _experts(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a mixture of experts; none for a dense family."""
+    if family == "mixtral":
+        return {
+            "num_experts": config.get("num_local_experts", 8),
+            "num_experts_per_tok": config.get("num_experts_per_tok", 2),
+            "moe_intermediate_size": config["intermediate_size"],
+            "router_aux_loss_coef": config.get("router_aux_loss_coef", 0.001),
+        }
+    if family != "qwen3_moe":
+        return {}
+    every, dense = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
+    dense |= {layer for layer in range(config["num_hidden_layers"]) if (layer + 1) % every}
+    return {
+        "num_experts": config.get("num_experts", config.get("num_local_experts", 128)),
+        "num_experts_per_tok": config.get("num_experts_per_tok", 8),
+        "moe_intermediate_size": config.get("moe_intermediate_size", 768),
+        "norm_topk_prob": config.get("norm_topk_prob", False),
+        "router_aux_loss_coef": config.get("router_aux_loss_coef", 0.001),
+        "dense_layers": tuple(sorted(dense)),
+    }
 
 
 def _ids(value: int | list[int] | None) -> int | tuple[int, ...] | None:
@@ -239,7 +327,7 @@ def _window(family: str, config: Mapping[str, Any]) -> int | None:
 
 
 def _layer_types(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    if not family.startswith("qwen") or _window(family, config) is None:
+    if family not in ("qwen2", "qwen3") or _window(family, config) is None:
         return ()
     layers = config["num_hidden_layers"]
     first = config.get("max_window_layers", 28)

@@ -5,7 +5,8 @@
     logits = model.logits(model(tokens))                    # tokens [batch, seq] → [batch, seq, vocab]
 
 A pre-norm transformer with rotary positions, grouped-query attention and SwiGLU: Llama, Mistral, Qwen2 and Qwen3
-differ in biases, in norms on queries and keys, and in the attention window. Parameter names are Hugging Face's.
+differ in biases, in norms on queries and keys, and in the attention window; Mixtral and Qwen3-MoE have experts in place
+of the MLP. Parameter names are Hugging Face's, and those of Qwen3-MoE for Mixtral too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional
 from liuyi.model.attention import CausalMask, KVCache, attention, segment_starts
 from liuyi.model.config import DecoderConfig
 from liuyi.model.fused import rms_norm, rotate
+from liuyi.model.moe import SparseMLP, balance_loss
 from liuyi.model.rope import Rope
 
 
@@ -106,11 +108,11 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) · up(x))."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x)))
@@ -122,7 +124,11 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.mlp: MLP | SparseMLP = (
+            SparseMLP(config, MLP, Linear)
+            if config.has_experts(layer)
+            else MLP(config.hidden_size, config.intermediate_size)
+        )
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -180,6 +186,12 @@ class Decoder(nn.Module):
         for block in self.model.layers:
             x = block(x, dtype, rope, mask, cache)
         return torch.as_tensor(self.model.norm(x, dtype))
+
+    def balance_loss(self) -> Tensor | None:
+        """The loss that keeps experts evenly loaded, of the last forward pass, times its coefficient; None without."""
+        layers = [block.mlp for block in self.model.layers]
+        routings = [mlp.routing for mlp in layers if isinstance(mlp, SparseMLP) and mlp.routing is not None]
+        return self.config.router_aux_loss_coef * balance_loss(routings) if routings else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, [..., vocab], in the dtype of hidden [..., hidden]."""

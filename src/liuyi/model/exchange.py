@@ -21,7 +21,7 @@ from liuyi.core.home import Home
 from liuyi.core.refs import resolve_artifact
 from liuyi.model.adapter import CONFIG as ADAPTER_CONFIG
 from liuyi.model.adapter import Adapter
-from liuyi.model.checkpoint import INDEX, load_config, save_model, weight_files
+from liuyi.model.checkpoint import INDEX, load_config, name_here, save_model, weight_files
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 from liuyi.model.export import Source
@@ -119,7 +119,8 @@ def _check_weights(config: DecoderConfig, paths: list[Path]) -> None:
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                found |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118
+                    found[name_here(name, config)] = file.get_slice(name).get_shape()
         except (SafetensorError, OSError) as error:
             raise ModelError(f"cannot be read: {error}", where=str(path)) from error
     for name, shape in expected.items():

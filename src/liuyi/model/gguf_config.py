@@ -138,6 +138,8 @@ def config_metadata(config: DecoderConfig) -> tuple[dict[str, Any], dict[str, Te
 
     Raises ModelError for what llama.cpp has not.
     """
+    if config.family not in ARCHITECTURES:
+        raise ModelError(f"{config.family} models are not written as GGUF", hint="export them as a folder: --to hf")
     arch = ARCHITECTURES[config.family]
     if config.family == "qwen3" and config.attention_bias:
         raise ModelError("llama.cpp's Qwen3 has no biases", where="attention_bias")

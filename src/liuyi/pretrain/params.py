@@ -15,6 +15,8 @@ class DecoderParams(LoopParams):
     size: str | None = Field(None, description="parameters of a new model, such as 5m; sets all that is left out below")
     hidden_size: int | None = Field(None, ge=2)
     num_hidden_layers: int | None = Field(None, ge=1)
+    experts: int | None = Field(None, ge=2, description="experts in each layer of a new model, in place of one MLP")
+    experts_per_token: int = Field(2, ge=1, description="how many of the experts a token goes through")
     seq_len: int = Field(256, ge=8, description="tokens in a packed row")
     batch_tokens: int | None = Field(None, ge=8, description="tokens in a step's global batch")
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")

@@ -137,7 +137,7 @@ def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, token
     if not ctx.has("model"):
         return fresh_model(params, stream, tokenizer)
     _demand_same_vocabulary(stream, tokenizer)
-    if params.size or params.hidden_size or params.num_hidden_layers:
+    if params.size or params.hidden_size or params.num_hidden_layers or params.experts:
         raise ModelError("the size of a model that goes on training is what it is", hint="leave the size out")
     model = load_model(ctx.input("model").path)
     if model.config.vocab_size < stream.vocab_size:
@@ -170,6 +170,14 @@ def fresh_model(params: DecoderParams, stream: Stream, tokenizer: Tokenizer) -> 
         )
     if params.num_hidden_layers:
         config = replace(config, num_hidden_layers=params.num_hidden_layers)
+    if params.experts:
+        config = replace(
+            config,
+            family="qwen3_moe",
+            num_experts=params.experts,
+            num_experts_per_tok=params.experts_per_token,
+            moe_intermediate_size=max(1, config.intermediate_size // params.experts_per_token),
+        )
     return Decoder(config)
 
 

@@ -18,6 +18,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -82,7 +83,7 @@ class Injector:
             while True:
                 time.sleep(60)
 
-    def after_step(self, step: int, weights: dict[str, Tensor]) -> None:
+    def after_step(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Flip a bit in the middle of the first weight, if that is what this step is to meet."""
         if self._comes("flip", step):
             weight = next(iter(weights.values())).detach().view(-1)

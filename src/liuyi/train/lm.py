@@ -21,7 +21,11 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class CausalLM:
-    """Cross-entropy of every target in a packed batch; `compute_dtype` is that of the matrix products."""
+    """Cross-entropy of every target in a packed batch; `compute_dtype` is that of the matrix products.
+
+    A mixture of experts adds to each target's loss what keeps experts evenly loaded, taken over the micro-batch: how a
+    batch is cut up changes that term a little, and no other.
+    """
 
     compute_dtype: torch.dtype = torch.float32
 
@@ -30,7 +34,11 @@ class CausalLM:
             batch.tokens, positions=batch.positions, segments=batch.segments, compute_dtype=self.compute_dtype
         )
         total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.targets.flatten())
-        return Loss(total, int((batch.targets != IGNORE).sum()), {})
+        count = int((batch.targets != IGNORE).sum())
+        balance = model.balance_loss()
+        if balance is None:
+            return Loss(total, count, {})
+        return Loss(total + count * balance, count, {"balance": count * balance.detach()})
 
 
 def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, device: torch.device | None = None) -> torch.dtype:
