@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from liuyi.core.words import BLOCK_CHARS, blocks, fold, split, words_of
+from liuyi.core.words import BLOCK_CHARS, blocks, fold, split, unfolded, words_of
 
 LETTERS = st.text(st.sampled_from("ab_1 \n,.ＡＢß½ﾊﾟ́가각가灯豈𠀀𝐀😀İǅ"), max_size=12)
 TEXTS = st.lists(st.one_of(LETTERS, st.text(max_size=20)), max_size=6)
@@ -42,6 +42,15 @@ def test_places_are_those_of_the_folded_text(texts: list[str]) -> None:
         folded = fold(text)
         spans = zip(found.starts[start:end], found.ends[start:end], strict=True)
         assert [folded[first:last] for first, last in spans] == split(text)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.one_of(LETTERS, st.text(max_size=20)))
+def test_places_in_a_text_and_in_its_folded_form(text: str) -> None:
+    places, folded = unfolded(text)
+    assert (places[0], places[-1], folded[-1]) == (0, len(text), len(fold(text)))
+    for place, at in zip(places, folded, strict=True):
+        assert fold(text[:place]) == fold(text)[:at]
 
 
 def test_every_character_by_itself() -> None:

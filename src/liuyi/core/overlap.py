@@ -13,7 +13,6 @@ tens of megabytes of text a second, and then compared word by word: there are no
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liuyi.core.hashset import HashSet
-from liuyi.core.words import Hashes, Words, blocks, fold, run_hashes, split, words_of
+from liuyi.core.words import Hashes, Words, blocks, run_hashes, split, unfolded, words_of
 
 NGRAM = 13
 FEWEST_WORDS = 4
@@ -120,10 +119,10 @@ class _Text:
     """A text that is compared word by word."""
 
     def __init__(self, text: str, words: Words, number: int) -> None:
-        self._text = text
         self._words = split(text)
         part = slice(int(words.offsets[number]), int(words.offsets[number + 1]))
         self._starts, self._ends = words.starts[part], words.ends[part]
+        self._places, self._folded = unfolded(text)
 
     def matches(
         self, hits: Sequence[_Hit], items: Sequence[list[str]], whole: dict[tuple[str, ...], list[int]]
@@ -135,14 +134,9 @@ class _Text:
             if self._words[hit.first : last] == items[hit.item][hit.place : hit.place + hit.length]:
                 spans.append((hit.item, hit.first, last))
         for item, first, last in _joined(spans):
-            start, end = self._original(int(self._starts[first])), self._original(int(self._ends[last - 1]))
-            yield item, " ".join(self._words[first:last]), start, end
-
-    def _original(self, place: int) -> int:
-        """The character of the text itself at a place of the folded text."""
-        if self._text.isascii():
-            return place
-        return bisect_left(range(len(self._text)), place, key=lambda end: len(fold(self._text[:end])))
+            start = self._places[np.searchsorted(self._folded, self._starts[first], "right") - 1]
+            end = self._places[np.searchsorted(self._folded, self._ends[last - 1])]
+            yield item, " ".join(self._words[first:last]), int(start), int(end)
 
 
 def _joined(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:

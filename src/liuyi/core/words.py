@@ -82,6 +82,21 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
+def unfolded(text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places in a text, and the same places in its folded form, both ascending, from the beginning to the end.
+
+    They are those before characters that are folded by themselves: what stands between two of them belongs together.
+    """
+    joined = _fold_each(text) == _IN_CONTEXT
+    places = np.concatenate([[0], np.flatnonzero(~joined[1:]) + 1, [len(text)]]) if text else np.zeros(1, np.int64)
+    sizes = np.diff(places)
+    several = sizes > 1
+    several[:1] |= joined[:1]
+    for part in np.flatnonzero(several).tolist():
+        sizes[part] = len(fold(text[places[part] : places[part + 1]]))
+    return places, np.concatenate([[0], np.cumsum(sizes)])
+
+
 def split(text: str) -> list[str]:
     """The words of one text, in the form in which they are compared."""
     return _WORD.findall(fold(text))
