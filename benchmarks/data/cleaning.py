@@ -5,9 +5,9 @@
     python benchmarks/data/cleaning.py --megabytes 400 --peer-megabytes 40 \\
         --datatrove peers/datatrove/bin/python --datajuicer peers/datajuicer/bin/python
 
-Megabytes of text per CPU second, and the ratio. A peer that is not given is left out. A peer drops documents as it
-goes, so its later filters see few of them; Liuyi measures everything on every document. A peer that is not done after
-`--timeout-s` is given that time, which flatters it. Some five minutes where peers get 40 MB.
+Megabytes of text per CPU second, and the ratio. A peer that is not given is left out. datatrove drops documents as it
+goes, so its later filters see few of them; Liuyi and data-juicer measure everything on every document. A peer that is
+not done after `--timeout-s` is given that time, which flatters it. Some five minutes where peers get 40 MB.
 """
 
 from __future__ import annotations
