@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,6 +29,27 @@ from liuyi.data.synthesis.verify import final_result, is_right, same_mathematics
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "ccc", "dddd", "把", "灯"]), max_size=12)
 PROMPTS = Path(room.__file__).parent / "prompts"
+
+
+_audit: list[list[str]] = []
+"""Where sources that Python compiles are written down at the moment."""
+
+
+def _listen(event: str, given: tuple[object, ...]) -> None:
+    if event == "compile" and _audit:
+        _audit[-1].append(given[0].decode() if isinstance(given[0], bytes) else str(given[0]))
+
+
+sys.addaudithook(_listen)
+
+
+@contextmanager
+def compiled() -> Iterator[list[str]]:
+    """The sources that Python compiles within the block."""
+    sources: list[str] = []
+    _audit.append(sources)
+    yield sources
+    _audit.pop()
 
 
 def longest_common_subsequence(one: list[str], other: list[str]) -> int:
@@ -168,13 +191,24 @@ def test_mathematics(reference: str, result: str, same: bool) -> None:
 
 @pytest.mark.parametrize("task", room.TASKS)
 def test_verifiers_accept_their_reference_and_no_other_answer(task: str) -> None:
-    """And none of them runs an answer as code."""
-    source = inspect.getsource(type(reasoning_gym().create_dataset(task, seed=0, size=1)).score_answer)
-    assert not re.search(r"\b(?:eval|exec|parse_expr|sympify|literal_eval|compile)\b", source)
+    """And none of them compiles what a model wrote."""
     (problem, *_) = gym_problems([task], 3, 5, "MIT")
     assert is_right(problem, problem.reference)
-    for wrong in ("no idea", "-987654321", "", "[", "__import__('os')"):
-        assert not is_right(problem, wrong), (problem.reference, wrong)
+    with compiled() as sources:
+        for wrong in ("no idea", "-987654321", "", "[", "marker_7", "[marker_7]", "marker_7 + 1"):
+            assert not is_right(problem, wrong), (problem.reference, wrong)
+    assert not [source for source in sources if "marker_7" in source]
+
+
+@pytest.mark.parametrize("task", ["countdown", "n_queens", "puzzle24"])
+def test_tasks_that_are_not_offered_compile_what_a_model_wrote(task: str) -> None:
+    """So the test above would see it."""
+    assert task not in room.TASKS
+    dataset = reasoning_gym().create_dataset(task, seed=1, size=1)
+    with compiled() as sources:
+        for answer in ("marker_7", "[marker_7]", "marker_7 + 1"):
+            dataset.score_answer(answer, dataset[0])
+    assert [source for source in sources if "marker_7" in source]
 
 
 def test_a_number_is_right_however_it_is_grouped() -> None:

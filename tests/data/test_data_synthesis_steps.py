@@ -14,6 +14,7 @@ import pytest
 from data_support import Bench, artifact, corpus, document, run_step
 from model_support import Asked, Model, Reply, completion, model_server
 
+from liuyi.align.pairs import encode_pairs, read_preferences
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect
 from liuyi.core.errors import DataError, StepError
@@ -22,6 +23,8 @@ from liuyi.data.corpus import Rows
 from liuyi.data.instructions.convert import chat_entry
 from liuyi.data.instructions.tables import CHATS, chats_schema, write_evalset
 from liuyi.data.synthesis.problems import gym_problems
+from liuyi.finetune.chats import encode_chats, read_chats
+from liuyi.model.tokenizer import train_bpe
 
 SUBJECTS = ("rivers", "bread", "clocks", "bees", "glass", "paper", "salt", "bridges", "owls", "steam", "chess", "maps")
 VERBS = ("Explain how", "Write a poem about why", "List ten reasons for which", "Compare the ways in which")
@@ -249,6 +252,10 @@ def test_rephrase(tmp_path: Path) -> None:
     assert lineage["template"].endswith("#dialogue")
     assert (kept["license"], kept["cluster"], kept["lang"]) == ("CC-BY-4.0", "mills", "en")
     check_lineage(bench, "corpus", "attributes.parquet")
+    cleaned = run_step("data.clean", tmp_path / "clean", {"corpus": bench.made["corpus"]})
+    (measured,) = rows_of(cleaned, "corpus", "attributes.parquet")
+    assert measured["chars"] > 0
+    assert {name: measured[name] for name in lineage} == lineage
 
 
 def test_back_translation_is_grounded(tmp_path: Path) -> None:
@@ -344,6 +351,11 @@ def test_verified_answers_and_pass_rates(tmp_path: Path) -> None:
         assert pair["chosen_by"] == "verifier"
     assert {"a wrong result", "no result"} <= set(dropped(bench))
     check_lineage(bench)
+    tokenizer = train_bpe([pair["chosen"] for pair in pairs], 300)
+    chats = encode_chats(read_chats(bench.made["chats"].file(CHATS)), tokenizer, 512)
+    assert len(chats.examples) == len(rows_of(bench))
+    learnt = encode_pairs(read_preferences(bench.made["preferences"].file("preferences.parquet")), tokenizer, 512)
+    assert len(learnt.pairs) == len(pairs)
 
 
 def test_verified_on_own_problems_with_bounds(tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ class Seen:
         words = split(text)
         best: tuple[float, int] | None = None
         for number in sorted(self._candidates(words)):
-            similarity = rouge_l(words, self._texts[number][1])
+            other = self._texts[number][1]
+            if 2 * min(len(words), len(other)) < self._threshold * (len(words) + len(other)):
+                continue
+            similarity = rouge_l(words, other)
             if similarity >= self._threshold and (best is None or similarity > best[0]):
                 best = (similarity, number)
         return (self._texts[best[1]][0], best[0]) if best else None
