@@ -80,6 +80,8 @@ def test_a_sample_of_the_corpus_stands_for_bad_examples(tmp_path: Path) -> None:
     assert "40 randomly sampled documents" in effect_of(made).summary
     scores = Classifier.load(made.made["classifier"].path).score([prose(900), spam(900)])
     assert scores[0] > 0.5 > scores[1]
+    with pytest.raises(DataError, match="and a background to sample them from"):
+        run_step("data.train_classifier", tmp_path / "both", {"good": good, "bad": mixed, "background": mixed})
 
 
 def test_rows_with_labels_are_examples(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def gather(
     """All examples, the same for the same inputs: at most `most` of each kind, chosen by a hash of their texts.
 
     Where nothing bad is given, a random sample of `background`, as large as the good examples, stands for it.
-    Raises DataError for a label that is none, and where too few examples of a kind are left.
+    Raises DataError for a label that is none, where both are given, and where too few examples of a kind are left.
     """
     kinds: dict[bool, dict[bytes, Example]] = {True: {}, False: {}}
     made = Examples()
@@ -86,7 +86,11 @@ def gather(
     for key in kinds[True].keys() & kinds[False].keys():
         del kinds[True][key], kinds[False][key]
         made.contradictions += 1
-    if not kinds[False] and background:
+    if background:
+        if kinds[False]:
+            raise DataError(
+                "bad examples are given, and a background to sample them from", hint="leave one of them out"
+            )
         made.sampled = True
         wanted = min(most, len(kinds[True]))
         kinds[False] = _sample(background, wanted, kinds[True])

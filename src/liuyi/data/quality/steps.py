@@ -25,7 +25,7 @@ class TrainClassifierParams(Params):
         "good": Input("corpus", "documents as they should be", optional=True, many=True),
         "bad": Input("corpus", "documents as they should not be", optional=True, many=True),
         "background": Input(
-            "corpus", "where nothing bad is given, a random sample of it stands for it", optional=True, many=True
+            "corpus", "in place of bad documents: a random sample of it stands for them", optional=True, many=True
         ),
     },
     outputs={"classifier": Output("classifier", "weights of hashed words; effect.json says how well it does")},
