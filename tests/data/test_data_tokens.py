@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +128,17 @@ def test_what_surrounds_a_token_is_what_its_document_says(
         surroundings(tokens, tokenizer, -1)
 
 
-@pytest.mark.parametrize("seq_len", [16, 250])
+@pytest.mark.parametrize(("seq_len", "phases"), [(16, [0]), (250, [0]), (16, [0, 3000])])
 def test_the_documents_of_a_batch_are_the_tokens_that_it_predicts(
-    stream: tuple[Path, dict[str, Document]], seq_len: int, tmp_path: Path
+    stream: tuple[Path, dict[str, Document]], seq_len: int, phases: list[int], tmp_path: Path
 ) -> None:
-    folder, _ = stream
+    folder = tmp_path / "tokens"
+    shutil.copytree(stream[0], folder)
+    (folder / "mixture.json").write_text(json.dumps({"phases": [{"start": start} for start in phases]}))
     (tmp_path / "liuyi.json").write_text(json.dumps({"seq_len": seq_len, "batch_rows": 4, "seed": 11}))
     tokens = Tokens(folder)
-    batches = ShuffledBatches(TokenRows(TokenStream(folder), seq_len), batch_rows=4, seed=11)
+    starts = [-(-start // seq_len) for start in phases]
+    batches = ShuffledBatches(TokenRows(TokenStream(folder), seq_len), batch_rows=4, seed=11, phase_starts=starts)
     for index in (0, 1, 7, 40):
         (batch,) = batches(index)
         rows = rows_of_batch(folder, tmp_path, index)
