@@ -37,10 +37,13 @@ def c4(batch: Batch) -> dict[str, object]:
     lines = batch.lines
     policy = _matches(lines.distinct, _POLICY)
     kept = _matches(lines.distinct, _ENDS) & ~_matches(lines.distinct, _ELLIPSIS) & ~policy
-    kept &= _counts(lines.distinct, _WORD) >= _LEAST_WORDS
-    for row in np.flatnonzero(kept & (pc.utf8_length(lines.distinct).to_numpy() > _LONGEST_WORD_CHARS)).tolist():
-        kept[row] = max(map(len, lines.distinct[row].as_py().split())) <= _LONGEST_WORD_CHARS
-    sentences = _counts(lines.distinct, _SENTENCE_END) * kept
+    ending = lines.distinct.filter(pa.array(kept))
+    whole = _counts(ending, _WORD) >= _LEAST_WORDS
+    for row in np.flatnonzero(whole & (pc.utf8_length(ending).to_numpy() > _LONGEST_WORD_CHARS)).tolist():
+        whole[row] = max(map(len, ending[row].as_py().split())) <= _LONGEST_WORD_CHARS
+    sentences = np.zeros(len(kept), np.int64)
+    sentences[kept] = _counts(ending, _SENTENCE_END) * whole
+    kept[kept] = whole
     chars = batch.per_document(lines, lines.chars)
     return {
         "c4_lines": ratio(batch.per_document(lines, lines.chars * kept[lines.codes]), chars),

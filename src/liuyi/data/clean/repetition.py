@@ -8,6 +8,7 @@ occurs twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,9 @@ def repetition(batch: Batch) -> dict[str, Floats]:
         ("repeated_lines", "duplicate_line_fraction", batch.lines),
         ("repeated_paragraphs", "duplicate_paragraph_fraction", batch.paragraphs),
     ):
-        again = ~_grouped(pieces.owner * (len(pieces.distinct) + 1) + pieces.codes).is_first
+        keys = pieces.owner * (len(pieces.distinct) + 1) + pieces.codes
+        again = np.zeros(len(keys), bool)
+        again[_repeated(keys, np.arange(len(keys))).again()] = True
         result[name] = ratio(batch.per_document(pieces, pieces.chars * again), batch.per_document(pieces, pieces.chars))
         result[number] = ratio(batch.per_document(pieces, again), batch.per_document(pieces))
     words = batch.words
@@ -58,75 +61,81 @@ def repetition(batch: Batch) -> dict[str, Floats]:
 
 
 @dataclass(frozen=True)
-class _Groups:
-    """Equal keys brought together."""
+class _Repeated:
+    """Things whose key occurs twice or more, brought together by their keys."""
 
-    times: Ints
-    """[keys] how often each occurs."""
-    is_first: NDArray[np.bool_]
-    """[keys] whether it has not occurred before."""
+    places: Ints
+    """[things] where each stands, group by group."""
+    keys: NDArray[Any]
+    """[things] the key of each."""
+    counts: Ints
+    """[groups] how many have the same key."""
+    first: Ints
+    """[groups] where the first of them stands."""
+
+    def again(self) -> Ints:
+        """The places of those that are not the first of their group, in order."""
+        return np.sort(self.places[self.places != np.repeat(self.first, self.counts)])
 
 
-def _grouped(keys: NDArray[np.generic]) -> _Groups:
+def _repeated(keys: NDArray[Any], places: Ints) -> _Repeated:
+    """[keys] at `places` as groups; those that occur once are left out."""
     order = np.argsort(keys)
     ordered = keys[order]
-    begins = np.ones(len(keys), bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    starts = np.flatnonzero(begins)
-    counts = np.diff(np.append(starts, len(keys)))
-    times = np.empty(len(keys), np.int64)
-    times[order] = np.repeat(counts, counts)
-    is_first = np.zeros(len(keys), bool)
-    if len(keys):
-        is_first[np.minimum.reduceat(order, starts)] = True
-    return _Groups(times, is_first)
+    same = np.zeros(len(keys) + 1, bool)
+    same[1:-1] = ordered[1:] == ordered[:-1]
+    follows, leads = same[:-1], same[1:]
+    twice = follows | leads
+    begins = np.flatnonzero(~follows[twice])
+    places = places[order[twice]]
+    counts = np.diff(np.append(begins, len(places)))
+    first = np.minimum.reduceat(places, begins) if len(begins) else begins
+    return _Repeated(places, ordered[twice], counts, first)
 
 
 @dataclass(frozen=True)
 class _Grams:
-    """The n-grams of one size that may occur twice in a document."""
+    """The n-grams of one size that occur twice or more in a document, by the words that they begin with."""
 
     words: Pieces
     ends: Ints
     """[words + 1] characters before each word."""
+    left: Ints
+    """[words] how many words its document has from this one on."""
     size: int
-    starts: Ints
-    """[grams] the word at which each begins."""
-    keys: NDArray[np.uint64]
-    """[grams] a hash of its words and its document."""
-    groups: _Groups
+    found: _Repeated
 
     @classmethod
     def of(cls, words: Pieces) -> _Grams:
-        """Single words, each as if it occurred twice: nearly all n-grams of two words must be looked at anyway."""
+        """Single words, each as if it occurred twice: most do, and n-grams of two words are looked at anyway."""
+        every = np.arange(len(words.owner))
         ends = np.concatenate([[0], np.cumsum(words.chars)])
-        every = np.full(len(words.owner), 2)
+        sizes = np.bincount(words.owner)
+        left = np.repeat(np.cumsum(sizes), sizes) - every
         keys = _mixed(words.owner.astype(np.uint64), words.codes)
-        return cls(words, ends, 1, np.arange(len(every)), keys, _Groups(every, every > 0))
+        return cls(words, ends, left, 1, _Repeated(every, keys, every, every))
 
     def longer(self) -> _Grams:
         """Those one word longer; they can only occur twice where these do."""
-        owner, size = self.words.owner, self.size + 1
-        kept = (self.groups.times > 1) & (self.starts + size <= len(owner))
-        kept[kept] = owner[self.starts[kept]] == owner[self.starts[kept] + size - 1]
-        starts = self.starts[kept]
-        keys = _mixed(self.keys[kept], self.words.codes[starts + size - 1])
-        return _Grams(self.words, self.ends, size, starts, keys, _grouped(keys))
+        size, starts = self.size + 1, self.found.places
+        fits = self.left[starts] >= size
+        starts = starts[fits]
+        keys = _mixed(self.found.keys[fits], self.words.codes[starts + size - 1])
+        return _Grams(self.words, self.ends, self.left, size, _repeated(keys, starts))
 
     def repeated_chars(self, documents: int) -> Ints:
         """[documents] characters of words that lie in an n-gram which occurs before."""
-        again = self.starts[~self.groups.is_first]
+        again = self.found.again()
         covered_to = np.concatenate([[0], again[:-1] + self.size]) if len(again) else again
         chars = self.ends[again + self.size] - self.ends[np.maximum(again, covered_to)]
         return np.bincount(self.words.owner[again], chars, minlength=documents).astype(np.int64)
 
     def top_chars(self, documents: int) -> Ints:
         """[documents] characters in all occurrences of the n-gram that takes most; 0 where none occurs twice."""
-        counted = self.groups.is_first & (self.groups.times > 1)
-        starts = self.starts[counted]
-        chars = (self.ends[starts + self.size] - self.ends[starts]) * self.groups.times[counted]
+        first = self.found.first
         top = np.zeros(documents, np.int64)
-        np.maximum.at(top, self.words.owner[starts], chars)
+        chars = (self.ends[first + self.size] - self.ends[first]) * self.found.counts
+        np.maximum.at(top, self.words.owner[first], chars)
         return top
 
 
