@@ -76,7 +76,7 @@ def test_pissa_is_watched_beside_the_model_it_began_as(home: Home, tmp_path: Pat
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"objective": "dpo", "gamma": 0.5}, "'gamma' means nothing to dpo; simpo use it"),
+        ({"objective": "dpo", "gamma": 0.5}, "'gamma' means nothing to dpo; it is for simpo"),
         ({"gamma": 0.5}, "'gamma' means nothing to dpo"),
         ({"objective": "orpo", "nll_weight": 0.1}, "'nll_weight' means nothing to orpo"),
         ({"objective": "ipo", "label_smoothing": 0.1}, "'label_smoothing' means nothing to ipo"),

@@ -204,9 +204,9 @@ def test_the_command_line_finds_the_model_of_an_adapter(home: Home, inputs: dict
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"rank": 8}, "'rank' means nothing with method: full; lora uses it"),
+        ({"rank": 8}, "'rank' means nothing with method: full; it is for lora"),
         ({"method": "freeze", "train_layers": 1, "dora": True}, "'dora' means nothing with method: freeze"),
-        ({"method": "lora", "train_layers": 2}, "'train_layers' means nothing with method: lora; freeze uses it"),
+        ({"method": "lora", "train_layers": 2}, "'train_layers' means nothing with method: lora; it is for freeze"),
         ({"method": "freeze"}, "say what is trained"),
         ({"method": "lora", "targets": []}, "at least 1 item"),
         ({"method": "lora", "targets": ["lm_head"]}, "Input should be"),

@@ -70,7 +70,7 @@ def run(
     optimiser = Optimiser(model, OptimiserConfig("adamw", lr=0.01, b_lr_ratio=4.0, layer_decay=0.8))
     trainer: Trainer[Decoder, Batch] = Trainer(
         model,
-        Neftune(model, noise, seed=7).seeded(batches) if noise else batches,
+        Neftune(model, noise, seed=2**63 - 1).seeded(batches) if noise else batches,
         CausalLM(),
         optimiser,
         make_schedule("linear", steps=steps),

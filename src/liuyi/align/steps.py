@@ -107,7 +107,7 @@ class PreferenceParams(TuningParams, LoopParams):
     def _is_used_by(cls, value: Any, info: ValidationInfo) -> Any:
         users, objective = _USED_BY[str(info.field_name)], info.data.get("objective")
         if objective is not None and objective not in users:
-            raise ValueError(f"'{info.field_name}' means nothing to {objective}; {', '.join(users)} use it")
+            raise ValueError(f"'{info.field_name}' means nothing to {objective}; it is for {', '.join(users)}")
         return value
 
     @property

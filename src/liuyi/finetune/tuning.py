@@ -52,7 +52,9 @@ class TuningParams(Params):
     def _is_used(cls, value: Any, info: ValidationInfo) -> Any:
         wanted = "lora" if info.field_name in _OF_LORA else "freeze"
         if info.data.get("method", wanted) != wanted:
-            raise ValueError(f"'{info.field_name}' means nothing with method: {info.data['method']}; {wanted} uses it")
+            raise ValueError(
+                f"'{info.field_name}' means nothing with method: {info.data['method']}; it is for {wanted}"
+            )
         return value
 
     @model_validator(mode="after")

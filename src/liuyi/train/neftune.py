@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from liuyi.core.digest import sha256_bytes
 from liuyi.model.decoder import Decoder
 
 B = TypeVar("B")
@@ -36,7 +37,7 @@ class Neftune:
         """The same batches; the noise begins anew with each."""
 
         def batch(index: int) -> Sequence[B]:
-            self._generator.manual_seed((self.seed << 32) ^ index)
+            self._generator.manual_seed(int(sha256_bytes(f"{self.seed}/{index}".encode())[:15], 16))
             return batches(index)
 
         return batch
