@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+import random
+from importlib.resources import files
+from itertools import accumulate, pairwise
+
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from liuyi.data.clean.batch import Batch
+from liuyi.data.clean.chinese import chinese
 from liuyi.data.clean.filters import measure
+from liuyi.data.clean.matching import Words
 from liuyi.data.select.rules import Attributes, reasons
 from liuyi.data.select.thresholds import Thresholds
 
@@ -59,6 +68,17 @@ RUBBISH = (
     "招商加盟 代理招商 全国招商加盟热线 免费咨询 加盟费用 加盟条件 加盟流程 加盟优势 加盟支持 加盟店 加盟商 连锁加盟 奶茶加盟 火锅加盟 快餐加盟 小吃加盟",
 )
 
+ON_RISKY_TOPICS = (
+    "国家对彩票实行专营，发行费用和公益金的比例由财政部门规定。有研究认为，彩票的购买者以低收入人群为主，因此它在某种意义上是一种隐性的税收，这也是一些学者主张限制其规模的原因。",
+    "这款药的临床试验一共纳入了三百名患者，随机分成两组。治疗组的疗程为十二周，常见的副作用是头痛和恶心，程度较轻，停药之后可以自行消失，没有出现严重的不良反应。",
+    "去年以来，这座城市的房价已经连续下跌了八个月。一些购房者选择提前还清贷款，银行因此收紧了按揭的审批。分析师认为，短期之内成交量很难恢复到两年前的水平。",
+    "电商平台在促销的时候常常先提高价格再打折，看起来优惠很大，其实并没有便宜多少。监管部门要求商家标明过去三十天里的最低价，让消费者可以自己判断是不是划算。",
+    "他毕业以后先在一家培训机构教英语，工资不高，但是时间很自由。两年之后他辞了职，和朋友一起开了家书店，生意时好时坏，好在房租便宜，勉强能够维持下去。",
+    "如果忘记了密码，可以在登录页面点击“找回密码”，系统会向注册时填写的邮箱发送一封邮件。打开邮件里的链接，就能重新设置密码；链接的有效时间是一个小时。",
+    "减肥的原理并不复杂：消耗的热量要大于摄入的热量。只靠节食往往会反弹，因为身体会降低基础代谢。比较稳妥的办法是适当控制饮食，同时每周做三到五次中等强度的运动。",
+    "这部电影的导演是第一次拍长片，主演大多是没有经验的村民。影片的节奏很慢，对白也很少，但是镜头里的山和雾有一种说不出来的力量，看完以后很久都忘不了。",
+)
+
 
 def judged(texts: tuple[str, ...], thresholds: Thresholds | None = None) -> list[str]:
     """The reason to drop each text, empty where it is kept."""
@@ -72,6 +92,71 @@ def judged(texts: tuple[str, ...], thresholds: Thresholds | None = None) -> list
 def test_good_paragraphs_stay() -> None:
     lost = {text: reason for text, reason in zip(GOOD, judged(GOOD), strict=True) if reason}
     assert len(lost) <= 0.05 * len(GOOD), lost
+
+
+def test_articles_about_what_is_advertised_stay() -> None:
+    lost = {text: reason for text, reason in zip(ON_RISKY_TOPICS, judged(ON_RISKY_TOPICS), strict=True) if reason}
+    assert not lost
+
+
+def test_garbled_paragraphs_go() -> None:
+    rng = random.Random(5)
+    for text in GOOD:
+        shuffled = "".join(rng.sample(text, len(text)))
+        wrong = text.encode("utf-8").decode("gb18030", "replace")
+        other = text.encode("gb18030").decode("latin-1")
+        assert all(judged((shuffled, wrong, other))), text
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_words_tell_text_from_shuffled_characters(text: str) -> None:
+    shuffled = ["".join(random.Random(seed).sample(text, len(text))) for seed in range(20)]
+    written, *garbled = chinese(Batch(pa.array([text, *shuffled])))["zh_word_pairs"]
+    assert max(garbled) < Thresholds().min_zh_word_pairs < written
+
+
+def test_word_pairs_by_plain_counting() -> None:
+    lines = files("liuyi.data.clean").joinpath("chinese_pairs.txt").read_text(encoding="utf-8").splitlines()
+    pairs = {line[0] + second for line in lines if not line.startswith("#") for second in line[1:]}
+    assert {"我们", "電腦", "电脑", "因为"} <= pairs
+    for text in (*GOOD, *RUBBISH[:3]):
+        near = [first + second for first, second in pairwise(text) if is_han(first) and is_han(second)]
+        expected = sum(pair in pairs for pair in near) / len(near)
+        assert chinese(Batch(pa.array([text])))["zh_word_pairs"][0] == pytest.approx(expected, abs=1e-6)
+
+
+def is_han(letter: str) -> bool:
+    return "\u3400" <= letter <= "\u9fff"
+
+
+def test_phrases_cover_a_share_of_the_text() -> None:
+    measured = chinese(Batch(pa.array(["优惠优惠好的", "首页，天地", "好的天地", "plain English 优惠"])))
+    assert measured["zh_advertising"].tolist() == pytest.approx([4 / 6, 0, 0, 2 / 14])
+    assert measured["zh_boilerplate"].tolist() == pytest.approx([0, 2 / 5, 0, 0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.text(st.sampled_from("ab中文"), max_size=12), min_size=1, max_size=4),
+    st.sets(st.text(st.sampled_from("ab中文"), min_size=1, max_size=3), min_size=1, max_size=4),
+)
+def test_words_are_found_where_they_stand(texts: list[str], words: set[str]) -> None:
+    named, batch = sorted(words), Batch(pa.array(texts))
+    found = Words(named, overlapping=True).find(batch)
+    begins = [0, *accumulate(map(len, texts))]
+    expected = {
+        (row, word, begins[row] + start)
+        for row, text in enumerate(texts)
+        for word in named
+        for start in range(len(text))
+        if text.startswith(word, start)
+    }
+    assert {
+        (int(row), named[word], int(start))
+        for row, word, start in zip(found.owner, found.word, found.start, strict=True)
+    } == expected
+    longest = Words(named).find(batch)
+    assert longest.chars.sum() <= sum(map(len, texts))
 
 
 def test_rubbish_goes() -> None:
