@@ -14,10 +14,10 @@ from pretrain_support import GARDEN, TINY, sentences, shuffled, small_tokenizer,
 import in_process
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect
-from liuyi.core.errors import DataError
+from liuyi.core.errors import DataError, StepError
 from liuyi.core.home import Home
 from liuyi.evaluate.report import build_report, page
-from liuyi.pretrain.ablate import proxies
+from liuyi.pretrain.ablate import proxies, workers
 from liuyi.pretrain.ablate.heldout import sample_evenly
 from liuyi.pretrain.ablate.proxies import points_of
 from liuyi.pretrain.bits import Documents
@@ -47,7 +47,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(home: Home) -> Desk:
+def desk(home: Home, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """Proxies are trained in the test's own process: to start another takes longer than they do."""
+    monkeypatch.setattr(workers, "cores", lambda: 1)
     return Desk(home)
 
 
@@ -125,6 +127,21 @@ def test_what_was_done_is_kept(desk: Desk, tmp_path: Path, monkeypatch: pytest.M
     again = desk.ablate(tmp_path / "w", *given, seeds=2, checkpoint_every_s=1e-9)
     assert trained[3:] == ["arm0-seed1", "arm1-seed1"]
     assert again.digest == whole.digest
+
+
+@pytest.mark.slow
+def test_how_many_train_at_once_changes_nothing(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [desk.good, desk.garbage], [desk.same]
+    alone = desk.ablate(tmp_path / "one", *given, seeds=2)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    assert desk.ablate(tmp_path / "two", *given, seeds=2).digest == alone.digest
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_told(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    with pytest.raises(StepError, match="ended without a word"):
+        desk.ablate(tmp_path / "w", [desk.good, desk.garbage], [desk.same], seeds=2, inject="kill@7")
 
 
 def test_several_arms_and_pairs(desk: Desk, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import in_process
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.evaluate.report import build_report, page
+from liuyi.pretrain.ablate import workers
 from liuyi.pretrain.ablate.mixtures import Source, bounded, mixed_stream, sample_mixtures
 from liuyi.pretrain.ablate.regression import FEATURES, fit, fit_all, prediction_interval, propose
 
@@ -100,7 +101,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(home: Home) -> Desk:
+def desk(home: Home, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(workers, "cores", lambda: 1)
     return Desk(home)
 
 

@@ -55,6 +55,10 @@ class TokenStream:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __reduce__(self) -> tuple[type[TokenStream], tuple[Path]]:
+        """Another process maps the same file rather than being sent its content."""
+        return TokenStream, (self.folder,)
+
 
 def _phase_starts(folder: Path) -> list[int]:
     path = folder / MIXTURE

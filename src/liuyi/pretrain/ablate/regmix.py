@@ -24,10 +24,11 @@ from liuyi.pretrain.ablate.decide import UNIT, Results, decide, ruling
 from liuyi.pretrain.ablate.difference import Floats
 from liuyi.pretrain.ablate.heldout import HeldOut, demand_apart, load_heldout
 from liuyi.pretrain.ablate.mixtures import Source, bounded, mixed_stream, sample_mixtures
-from liuyi.pretrain.ablate.proxies import Measured, Plan, Proxy, train_proxies
+from liuyi.pretrain.ablate.proxies import Measured, Plan, Proxy
 from liuyi.pretrain.ablate.regression import Fit, fit_all, prediction_interval, propose
 from liuyi.pretrain.ablate.report import Setting, write_verdict
 from liuyi.pretrain.ablate.run import document_ids, labels_for, proxy_seed, same_dtype
+from liuyi.pretrain.ablate.workers import train_proxies
 from liuyi.pretrain.train import fresh_model
 from liuyi.train.mixture import demand_alike, natural_weights
 

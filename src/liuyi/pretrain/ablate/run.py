@@ -14,8 +14,9 @@ from liuyi.core.step import Context
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.ablate.decide import Results, decide, ruling
 from liuyi.pretrain.ablate.heldout import demand_apart, load_heldout
-from liuyi.pretrain.ablate.proxies import Plan, Proxy, train_proxies
+from liuyi.pretrain.ablate.proxies import Plan, Proxy
 from liuyi.pretrain.ablate.report import Setting, write_verdict
+from liuyi.pretrain.ablate.workers import train_proxies
 from liuyi.pretrain.params import DecoderParams
 from liuyi.pretrain.train import fresh_model
 from liuyi.train.data import TokenStream
