@@ -412,11 +412,21 @@ def test_the_judge_decides_and_its_failures_are_counted(tmp_path: Path) -> None:
         if "Grade an assistant" not in asked.prompt:
             return lister(asked)
         assert asked.body["temperature"] == 0
+        assert asked.body["model"] == "larger"
         grade = asked.body.get("response_format") and len(asked.prompt) % 3
         return {0: '{"reason": "good", "grade": 5}', 1: '{"reason": "bad", "grade": 2}', 2: "I like it."}[grade or 0]
 
     given = {"seeds": seeds(tmp_path / "seeds")}
-    bench = ask(model, "data.self_instruct", tmp_path / "run", given, rows=20, min_grade=4, structured=True)
+    bench = ask(
+        model,
+        "data.self_instruct",
+        tmp_path / "run",
+        given,
+        rows=20,
+        min_grade=4,
+        structured=True,
+        judge_model="larger",
+    )
     reasons = dropped(bench)
     assert reasons["graded low"]
     assert reasons["not judged"]

@@ -33,13 +33,15 @@ class Ask:
     stop: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
     """The JSON Schema of the answer, for endpoints that can hold to one."""
+    model: str = ""
+    """The model to ask, by the endpoint's name for it; empty: the one that the endpoint was opened for."""
 
     @cached_property
     def key(self) -> str:
         """Equal requests have equal keys, and are asked once."""
         sampling = self.sampling
         drawn = [sampling.max_tokens, sampling.temperature, sampling.top_p, self.seed]
-        return sha256_json([self.prompt, drawn, self.stop, self.schema])
+        return sha256_json([self.prompt, drawn, self.stop, self.schema, self.model])
 
 
 @dataclass(frozen=True)

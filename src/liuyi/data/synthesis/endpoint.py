@@ -81,7 +81,7 @@ class HttpEndpoint:
         chat = not isinstance(ask.prompt, str)
         sampling = ask.sampling
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": ask.model or self.model,
             ("messages" if chat else "prompt"): ask.prompt,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -94,7 +94,7 @@ class HttpEndpoint:
             schema = {"name": "answer", "schema": ask.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         said = _object(await self._exchange("POST", "chat/completions" if chat else "completions", body))
-        return _answer(said, self.model, chat)
+        return _answer(said, ask.model or self.model, chat)
 
     async def close(self) -> None:
         for client in self._idle:

@@ -61,6 +61,7 @@ class NewParams(Params):
     min_grade: int | None = Field(
         None, ge=1, le=5, description="the lowest grade of the judge that is kept, 5 is best; none: nothing is judged"
     )
+    judge_model: str = Field("", description="the endpoint's model that judges; empty: the one that answers")
 
 
 MODEL = Input("checkpoint", "the model to ask, run by Liuyi's engine; leave it out for an `endpoint`", optional=True)

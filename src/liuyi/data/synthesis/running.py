@@ -12,7 +12,7 @@ from liuyi.core.step import Context, Staging
 from liuyi.data.synthesis.ask import Sampling
 from liuyi.data.synthesis.evalsets import finder
 from liuyi.data.synthesis.novelty import Novelty
-from liuyi.data.synthesis.params import AskParams
+from liuyi.data.synthesis.params import AskParams, NewParams, TemplateParams
 from liuyi.data.synthesis.queue import Patience
 from liuyi.data.synthesis.report import Prices
 from liuyi.data.synthesis.rows import Made, Written, write_chats
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def running(ctx: Context, params: AskParams, generator: str, **task: object) -> Iterator[Task]:
-    """The task of a step. `task` are further fields of it, such as `min_grade`.
+    """The task of a step. `task` are further fields of it.
 
     Raises DataError unless either a checkpoint or an endpoint is there to be asked.
     """
-    template = getattr(params, "template", None)
-    if template is not None:
-        task["template"] = Template.read(template)
+    if isinstance(params, TemplateParams) and params.template is not None:
+        task["template"] = Template.read(params.template)
+    if isinstance(params, NewParams):
+        task |= params.model_dump(include={"min_grade", "judge_model"})
+        if params.judge_model and ctx.has("model"):
+            raise DataError("a checkpoint is asked, so there is no other model that could judge", where=ctx.name)
     session = Session(
         _endpoint(ctx, params),
         ctx.workdir,

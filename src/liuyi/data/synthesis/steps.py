@@ -34,7 +34,7 @@ def self_instruct(ctx: Context, params: SelfInstructParams) -> None:
     seeds = read_seeds(found.file("chats.parquet") for found in ctx.inputs("seeds"))
     if not seeds:
         raise DataError("there are no seeds", where=ctx.name)
-    with running(ctx, params, "self_instruct", min_grade=params.min_grade) as task:
+    with running(ctx, params, "self_instruct") as task:
         new = novelty(ctx, params, params.max_rouge, ((seed.id, seed.instruction) for seed in seeds))
         named = params.model_dump(include={"rows", "examples", "per_request"})
         give_chats(ctx, params, task, self_instruct(task, seeds, new, **named))
@@ -55,7 +55,7 @@ def evol_instruct(ctx: Context, params: EvolInstructParams) -> None:
     from liuyi.data.synthesis.running import give_chats, novelty, running
 
     seeds = read_seeds(found.file("chats.parquet") for found in ctx.inputs("seeds"))
-    with running(ctx, params, "evol_instruct", min_grade=params.min_grade) as task:
+    with running(ctx, params, "evol_instruct") as task:
         new = novelty(ctx, params, params.max_rouge, ((seed.id, seed.instruction) for seed in seeds))
         made = evol_instruct(task, seeds, new, rounds=params.rounds, breadth=params.breadth)
         give_chats(ctx, params, task, made)
@@ -80,7 +80,7 @@ def magpie(ctx: Context, params: MagpieParams) -> None:
     from liuyi.data.synthesis.running import give_chats, novelty, running
     from liuyi.model.load import load_tokenizer
 
-    with running(ctx, params, "magpie", min_grade=params.min_grade, license=params.license) as task:
+    with running(ctx, params, "magpie", license=params.license) as task:
         prompt = params.pre_query
         if ctx.has("model"):
             prompt = prompt or pre_query(load_tokenizer(ctx.input("model").path))
@@ -139,7 +139,7 @@ def back_translate(ctx: Context, params: BackTranslateParams) -> None:
     from liuyi.data.synthesis.rows import read_sources
     from liuyi.data.synthesis.running import give_chats, novelty, running
 
-    with running(ctx, params, "back_translate", min_grade=params.min_grade) as task:
+    with running(ctx, params, "back_translate") as task:
         sources = read_sources(ctx.input("corpus").path)
         named = params.model_dump(include={"passage_chars", "least_passage_chars", "questions", "min_support"})
         made = back_translate(task, sources, novelty(ctx, params, params.max_rouge), **named)
@@ -159,7 +159,7 @@ def personas(ctx: Context, params: PersonasParams) -> None:
     from liuyi.data.synthesis.rows import read_sources
     from liuyi.data.synthesis.running import give_chats, novelty, running
 
-    with running(ctx, params, "personas", min_grade=params.min_grade) as task:
+    with running(ctx, params, "personas") as task:
         sources = read_sources(ctx.input("corpus").path)
         new = novelty(ctx, params, params.max_rouge)
         made = personas(task, sources, new, passage_chars=params.passage_chars, tasks=params.tasks)

@@ -37,6 +37,8 @@ class Task:
     """The user's own, in place of the generator's main template."""
     min_grade: int | None = None
     """The lowest grade of the judge that is kept; None: there is no judge."""
+    judge_model: str = ""
+    """The model that judges, by the endpoint's name for it; empty: the one that answers."""
 
     def main_template(self, name: str) -> Template:
         """The user's own template, or ours of that name."""
@@ -94,9 +96,8 @@ class Task:
         for made, passage in zip(group, passages or [""] * len(group), strict=True):
             if not made.dropped:
                 prompt = template.write(instruction=made.instruction, answer=made.text, passage=passage)
-                asks.append(
-                    Ask(({"role": "user", "content": prompt},), sampling, 0, template.name, schema=judge.GRADES)
-                )
+                message = {"role": "user", "content": prompt}
+                asks.append(Ask((message,), sampling, 0, template.name, schema=judge.GRADES, model=self.judge_model))
         grades = iter(self.session.ask(asks))
         return [made if made.dropped else self._graded(made, next(grades)) for made in group]
 
