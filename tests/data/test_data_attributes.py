@@ -158,6 +158,14 @@ def test_texts_are_cut_and_masked(tmp_path: Path) -> None:
     assert cut_ratio(table).tolist() == [len(repeated) / len(whole), 0]
 
 
+def test_only_chinese_is_simplified() -> None:
+    chinese = "資料庫在寫入之前會先把修改記錄到日誌裡。請寫信給 ada@lemburg.com，謝謝。"
+    japanese = "これは日本語の文章です。図書館で本を読んで、學校へ行きました。"
+    texts = pa.chunked_array([[chinese, japanese, "Plain English."]])
+    made = edited(texts, measure(texts.combine_chunks()), Edits(simplify_chinese=True)).to_pylist()
+    assert made == ["资料库在写入之前会先把修改记录到日志里。请写信给 [EMAIL]，谢谢。", japanese, "Plain English."]
+
+
 def test_a_document_of_which_little_is_left_is_dropped() -> None:
     text = prose(1)
     table = measure(pa.array([text, text]))

@@ -3,7 +3,7 @@ written in simplified characters. Spans are in characters of the text as it was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ class Edits(Params):
 
     cut_repeated: bool = Field(True, description="cut out lines and passages marked as repeated, where they are marked")
     mask_pii: bool = Field(True, description="put placeholders such as [EMAIL] in the place of personal data")
-    simplify_chinese: bool = Field(False, description="write traditional Chinese characters as simplified ones")
+    simplify_chinese: bool = Field(False, description="write documents in traditional Chinese in simplified characters")
 
     @property
     def spans(self) -> tuple[str, ...]:
@@ -35,22 +35,36 @@ class Edits(Params):
 
 
 def edited(texts: pa.ChunkedArray, attributes: pa.Table, edits: Edits) -> pa.Array:
-    """[documents] the texts after all edits asked for. A corpus without an attribute of spans has no such spans."""
-    values = texts.to_pylist()
-    columns = {name: attributes[name].combine_chunks() for name in edits.spans if name in attributes.column_names}
-    marked = sum((span_counts(column) for column in columns.values()), np.zeros(len(values), np.int64))
-    for row in np.flatnonzero(marked).tolist():
-        spans = [
-            (one["start"], one["end"], "" if name == CUT else PLACEHOLDERS[one["kind"]])
-            for name, column in columns.items()
-            for one in column[row].as_py() or ()
-        ]
-        values[row] = replace(values[row], spans)
-    if edits.simplify_chinese:
-        from liuyi.data.clean.script import to_simplified
+    """[documents] the texts after all edits asked for. A corpus without an attribute of spans has no such spans.
 
-        values = [to_simplified(text) for text in values]
-    return pa.array(values, pa.string())
+    Only documents whose language is Chinese are simplified: Japanese has characters of its own that look traditional.
+    """
+    columns = {name: attributes[name].combine_chunks() for name in edits.spans if name in attributes.column_names}
+    marked = sum((span_counts(column) for column in columns.values()), np.zeros(len(texts), np.int64)) > 0
+    chinese = np.zeros(len(texts), bool)
+    if edits.simplify_chinese:
+        chinese = pc.fill_null(pc.equal(attributes["lang"], "zh"), False).to_numpy()
+    changed = [
+        _edited(texts[row].as_py(), _spans(columns, row), simplify=bool(chinese[row]))
+        for row in np.flatnonzero(marked | chinese).tolist()
+    ]
+    whole = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    return pc.replace_with_mask(whole, pa.array(marked | chinese), pa.array(changed, whole.type))
+
+
+def _spans(columns: Mapping[str, pa.Array], row: int) -> list[Replacement]:
+    return [
+        (one["start"], one["end"], "" if name == CUT else PLACEHOLDERS[one["kind"]])
+        for name, column in columns.items()
+        for one in column[row].as_py() or ()
+    ]
+
+
+def _edited(text: str, spans: Sequence[Replacement], *, simplify: bool) -> str:
+    from liuyi.data.clean.script import to_simplified
+
+    text = replace(text, spans)
+    return to_simplified(text) if simplify else text
 
 
 def replace(text: str, replacements: Iterable[Replacement]) -> str:
