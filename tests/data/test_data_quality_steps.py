@@ -91,7 +91,7 @@ def test_rows_with_labels_are_examples(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = run_step("data.train_classifier", tmp_path / "run", labelled=path)
     metrics = made.staged["classifier"].metrics
-    assert (metrics["good"], metrics["bad"]) == (29, 30)
+    assert (metrics["good"], metrics["bad"], metrics["left_out"], metrics["contradictions"]) == (29, 30, 1, 1)
     assert "1 texts were given as good and as bad" in effect_of(made).summary
     path.write_text(json.dumps({"text": "x", "label": "so-so"}) + "\n")
     with pytest.raises(DataError, match="'so-so' is neither good nor bad") as told:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ FEWEST = 20
 _GOOD = frozenset({"good", "high", "true", "yes", "1", "keep"})
 _BAD = frozenset({"bad", "low", "false", "no", "0", "drop"})
 _COLUMNS = ("id", "text", "source", "cluster")
+_KEY_BYTES = 12
 _ROW_FIELDS = ("text", "label", "cluster")
 _LONGEST_ROW_BYTES = 16_000_000
 
@@ -37,20 +38,18 @@ class Example:
     group: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Examples:
     """What to learn from."""
 
-    good: list[Example] = field(default_factory=list)
-    bad: list[Example] = field(default_factory=list)
-    sampled: bool = False
-    """Whether the bad ones are a random sample, good ones among them, rather than known to be bad."""
-    left_out: int = 0
+    good: list[Example]
+    bad: list[Example]
+    left_out: int
     """Texts that were there twice, or that hold no word."""
     contradictions: int = 0
     """Texts that were given as good and as bad; they are left out."""
-    unused: int = 0
-    """Examples beyond the most of their kind."""
+    sampled: bool = False
+    """Whether the bad ones are a random sample, good ones among them, rather than known to be bad."""
 
     @property
     def texts(self) -> list[str]:
@@ -66,6 +65,31 @@ class Examples:
         return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
 
 
+class _Kind:
+    """The examples of one kind with the smallest keys, which is a random sample; of the others, the keys alone."""
+
+    def __init__(self, most: int) -> None:
+        self.seen: set[bytes] = set()
+        self.kept: dict[bytes, Example] = {}
+        self._most = most
+
+    def add(self, example: Example) -> bool:
+        """Whether it was taken: it holds words, and others than those before."""
+        words = split(example.text)
+        key = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()[:_KEY_BYTES]
+        if not words or key in self.seen:
+            return False
+        self.seen.add(key)
+        self.kept[key] = example
+        if len(self.kept) >= 4 * self._most:
+            self.kept = {key: self.kept[key] for key in sorted(self.kept)[: 2 * self._most]}
+        return True
+
+    def without(self, keys: Collection[bytes]) -> list[Example]:
+        """The examples but those of these keys, no more than the most."""
+        return [self.kept[key] for key in sorted(self.kept) if key not in keys][: self._most]
+
+
 def gather(
     good: Sequence[Artifact],
     bad: Sequence[Artifact],
@@ -74,36 +98,45 @@ def gather(
     *,
     most: int,
 ) -> Examples:
-    """All examples, the same for the same inputs: at most `most` of each kind, chosen by a hash of their texts.
+    """At most `most` examples of each kind, chosen by a hash of their words.
 
-    Where nothing bad is given, a random sample of `background`, as large as the good examples, stands for it.
-    Raises DataError for a label that is none, where both are given, and where too few examples of a kind are left.
+    With `background`, a random sample of it, as large as the good examples, stands for bad ones.
+    Raises DataError for a label that is none, where bad ones are given beside a background, and where too few examples
+    of a kind are left.
     """
-    kinds: dict[bool, dict[bytes, Example]] = {True: {}, False: {}}
-    made = Examples()
-    for is_good, example in _all(good, bad, labelled):
-        _keep(kinds[is_good], example, made)
-    for key in kinds[True].keys() & kinds[False].keys():
-        del kinds[True][key], kinds[False][key]
-        made.contradictions += 1
+    kinds = {True: _Kind(most), False: _Kind(most)}
+    left_out = sum(not kinds[is_good].add(example) for is_good, example in _all(good, bad, labelled))
     if background:
-        if kinds[False]:
+        if kinds[False].seen:
             raise DataError(
                 "bad examples are given, and a background to sample them from", hint="leave one of them out"
             )
-        made.sampled = True
-        wanted = min(most, len(kinds[True]))
-        kinds[False] = _sample(background, wanted, kinds[True])
-    for name, kind in (("good", kinds[True]), ("bad", kinds[False])):
+        return _beside_sample(kinds[True], background, most, left_out)
+    both = kinds[True].seen & kinds[False].seen
+    made = Examples(kinds[True].without(both), kinds[False].without(both), left_out, contradictions=len(both))
+    _demand(made)
+    return made
+
+
+def _beside_sample(good: _Kind, background: Sequence[Artifact], most: int, left_out: int) -> Examples:
+    chosen = good.without(())
+    sample = _Kind(min(most, len(chosen)))
+    for artifact in background:
+        for example in _documents(artifact):
+            sample.add(example)
+    made = Examples(chosen, sample.without(good.seen), left_out, sampled=True)
+    _demand(made)
+    return made
+
+
+def _demand(made: Examples) -> None:
+    for name, kind in (("good", made.good), ("bad", made.bad)):
         if len(kind) < FEWEST:
             raise DataError(
                 f"{len(kind)} {name} examples are too few to learn from",
                 hint=f"give at least {FEWEST} of each kind; a few hundred are better"
                 + ("" if name == "good" else ", or name a corpus as `background` to draw them from"),
             )
-        made.unused += max(0, len(kind) - most)
-    made.good, made.bad = ([kind[key] for key in sorted(kind)[:most]] for kind in (kinds[True], kinds[False]))
-    return made
 
 
 def _all(good: Sequence[Artifact], bad: Sequence[Artifact], labelled: Path | None) -> Iterator[tuple[bool, Example]]:
@@ -117,7 +150,7 @@ def _all(good: Sequence[Artifact], bad: Sequence[Artifact], labelled: Path | Non
 def _documents(artifact: Artifact) -> Iterator[Example]:
     for table in read_groups(artifact.path, _COLUMNS):
         for row in table.to_pylist():
-            yield Example(row["text"], row["cluster"] or row["source"] or row["id"])
+            yield Example((row["text"] or "")[:MAX_CHARS], row["cluster"] or row["source"] or row["id"])
 
 
 def _labelled(path: Path) -> Iterator[tuple[bool, Example]]:
@@ -144,36 +177,4 @@ def _labelled_row(row: dict[str, Any] | str, where: str) -> tuple[bool, Example]
             where=where,
             hint=f"good: {', '.join(sorted(_GOOD))}; bad: {', '.join(sorted(_BAD))}",
         )
-    return label in _GOOD, Example(text, str(row.get("cluster") or where))
-
-
-def _keep(kind: dict[bytes, Example], example: Example, made: Examples) -> None:
-    words = split(example.text[:MAX_CHARS])
-    key = _key(words)
-    if not words or key in kind:
-        made.left_out += 1
-    else:
-        kind[key] = example
-
-
-def _key(words: Sequence[str]) -> bytes:
-    """A hash of the words: the order in which examples are taken, the same for texts that differ in nothing else."""
-    return hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()
-
-
-def _sample(background: Sequence[Artifact], wanted: int, exclude: Collection[bytes]) -> dict[bytes, Example]:
-    """The documents with the smallest hashes of their words: a random sample that no order changes."""
-
-    def candidates() -> Iterator[tuple[bytes, Example]]:
-        for artifact in background:
-            for example in _documents(artifact):
-                words = split(example.text[:MAX_CHARS])
-                if words and (key := _key(words)) not in exclude:
-                    yield key, example
-
-    smallest: dict[bytes, Example] = {}
-    for key, example in candidates():
-        smallest[key] = example
-        if len(smallest) >= 2 * wanted:
-            smallest = {key: smallest[key] for key in sorted(smallest)[:wanted]}
-    return {key: smallest[key] for key in sorted(smallest)[:wanted]}
+    return label in _GOOD, Example(text[:MAX_CHARS], str(row.get("cluster") or where))

@@ -69,7 +69,9 @@ def perplexity(
     was read, and compares models of different tokenizers; `perplexity_tokens` is how many tokens were read. A document
     without tokens has 1, 0 and 0. Raises ModelError where the model cannot score text.
     """
-    _Reader.open(model, plan)  # so that a model that cannot be used is told before any work
+    from liuyi.model.load import load_tokenizer
+
+    _first_token(load_tokenizer(model))  # what cannot be used is told before any work
     parts = map_groups(
         partial(measure_group, model, plan), source, ["text"], workdir, workers=1, on_progress=on_progress
     )
@@ -90,16 +92,21 @@ def measure_group(model: Path, plan: Plan, group: pa.Table) -> pa.Table:
     return _Reader.open(model, plan).measure(group["text"].fill_null("").to_pylist())
 
 
+def _first_token(tokenizer: Tokenizer) -> int:
+    """What a model is given before a document. Raises ModelError where there is nothing."""
+    first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    if first is None:
+        raise ModelError("the tokenizer has neither a token that begins nor one that ends a document")
+    return first
+
+
 class _Reader:
     """A model that reads documents, opened once in a process."""
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, plan: Plan) -> None:
         self.runner, self.tokenizer, self.plan = runner, tokenizer, plan
         self.window = min(plan.window, runner.config.context_tokens)
-        start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        if start is None:
-            raise ModelError("the tokenizer has neither a token that begins nor one that ends a document")
-        self.start = start
+        self.start = _first_token(tokenizer)
         self.sizes = np.array([len(data) for data in tokenizer.all_token_bytes])
 
     @staticmethod

@@ -25,6 +25,7 @@ FEW = 200
 _FEW_GROUPS = 5
 _TRIVIAL_AUC = 0.8
 _TRIVIAL_LANGUAGE = 0.2
+_LANGUAGE_CHARS = 2000
 _TELLING = 15
 _BINS = 20
 _THRESHOLDS = tuple(round(0.1 * step, 1) for step in range(1, 10))
@@ -88,12 +89,12 @@ def _warnings(examples: Examples) -> list[str]:
             )
     if examples.contradictions:
         found.append(f"{examples.contradictions} texts were given as good and as bad, and left out")
-    batch = Batch(pa.array([text[:MAX_CHARS] for text in examples.texts]))
-    length = auc(batch.chars, good)
+    length = auc(np.array([len(text) for text in examples.texts]), good)
     if max(length, 1 - length) > _TRIVIAL_AUC:
         longer = "longer" if length > 0.5 else "shorter"
         found.append(f"good examples are {longer}: length alone tells {max(length, 1 - length):.0%} of pairs")
-    apart, language = _language_difference(languages(batch)["lang"], good)
+    heads = Batch(pa.array([text[:_LANGUAGE_CHARS] for text in examples.texts]))
+    apart, language = _language_difference(languages(heads)["lang"], good)
     if apart > _TRIVIAL_LANGUAGE:
         found.append(f"the classes differ in language, most in '{language}' ({apart:.0%} of the documents)")
     return found

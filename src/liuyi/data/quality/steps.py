@@ -47,7 +47,8 @@ def train_classifier(ctx: Context, params: TrainClassifierParams) -> None:
         classifier.save(out.path)
         shown = effect(examples, classifier, rows, found)
         shown.save(out.path)
-        out.metrics.update(good=len(examples.good), bad=len(examples.bad), l2=classifier.l2)
+        out.metrics.update(good=len(examples.good), bad=len(examples.bad), left_out=examples.left_out)
+        out.metrics.update(contradictions=examples.contradictions, l2=classifier.l2)
         out.metrics.update({name.lower(): figure.value for name, figure in found.figures.items()})
         out.metrics["calibration_error"] = found.calibration_error
         for artifacts in given.values():

@@ -46,8 +46,8 @@ class Fit:
 def train(rows: sparse.csr_matrix, good: Bools, groups: Ints) -> Classifier:
     """A classifier from rows of `features` [examples, BUCKETS], their labels, and the group of each.
 
-    Both classes weigh the same, however many examples each has. The penalty is the one with the least loss on held-out
-    folds, and the scores are calibrated on the margins of held-out folds.
+    Both classes weigh the same, however many examples each has. Scores are calibrated on the margins of held-out folds,
+    and the penalty is the one whose calibrated scores have the least loss there.
     """
     with threadpool_limits(1):
         fit = _fit(products(rows), good, groups, FOLDS)
@@ -169,10 +169,14 @@ def balanced(good: Bools) -> Floats:
 
 def _fit(inner: Floats, good: Bools, groups: Ints, folds: int) -> Fit:
     fold = split(good, groups, folds)
-    held_out = {l2: _held_out_margins(inner, good, fold, l2) for l2 in PENALTIES}
-    l2 = min(PENALTIES, key=lambda one: _loss(held_out[one], good))
+    found = []
+    for l2 in PENALTIES:
+        margins = _held_out_margins(inner, good, fold, l2)
+        slope, offset = calibrate(margins, good)
+        found.append((_loss(slope * margins + offset, good), l2, slope, offset))
+    _, l2, slope, offset = min(found)
     alpha, bias = fit_logistic(inner, good, l2)
-    return Fit(alpha, bias, l2, *calibrate(held_out[l2], good))
+    return Fit(alpha, bias, l2, slope, offset)
 
 
 def _held_out_margins(inner: Floats, good: Bools, fold: Ints, l2: float) -> Floats:
