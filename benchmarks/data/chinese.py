@@ -32,6 +32,7 @@ from liuyi.data.select.rules import Attributes, reasons
 from liuyi.data.select.thresholds import Thresholds
 from liuyi.data.sources.files import Reading, read_files
 from liuyi.data.sources.location import find_files
+from liuyi.evaluate.stats import wilson
 
 RUBBISH = Path(__file__).parent / "chinese" / "rubbish.yaml"
 HAN = re.compile(r"[\u3400-\u9fff]")
@@ -39,7 +40,6 @@ _LETTER = re.compile(r"[^\W\d_]")
 _NO_PARAGRAPH = re.compile(r"[|#>*•+\-]|(?:\d+\.)*\d+[.)]\s")
 _LEAST_HAN = 40
 _BATCH = 512
-_WIDTH = 1.959964
 
 Maker = Callable[[random.Random], str]
 
@@ -186,14 +186,6 @@ def judge(texts: Sequence[str]) -> list[str]:
     return judged
 
 
-def wilson(count: int, size: int) -> tuple[float, float]:
-    """The interval of a share, after Wilson (1927)."""
-    share, squared = count / size, _WIDTH**2
-    middle = (share + squared / (2 * size)) / (1 + squared / size)
-    half = _WIDTH * ((share * (1 - share) + squared / (4 * size)) / size) ** 0.5 / (1 + squared / size)
-    return middle - half, middle + half
-
-
 def report(name: str, wanted: int, judged: Sequence[str], others: Counter[str]) -> None:
     """One line: the share that was treated rightly, and what happened to the rest."""
     low, high = wilson(wanted, len(judged))
@@ -205,6 +197,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, required=True, help="folder with the unpacked packages")
     parser.add_argument("--rows", type=Path, help="JSON rows whose `output` is Chinese text as well")
+    parser.add_argument(
+        "--rubbish", type=Path, help="real rubbish, a text a line, such as unwanted mail: one more kind"
+    )
     parser.add_argument("--part", choices=("dev", "test"), default="test", help="which half of the phrases to use")
     parser.add_argument("--most", type=int, default=2000, help="good paragraphs of one source")
     parser.add_argument("--pieces", type=int, default=200, help="pieces of rubbish of each kind")
@@ -245,6 +240,12 @@ def main() -> None:
             for text, reason in sorted(zip(texts, judged, strict=True), key=lambda pair: pair[1])[:12]:
                 print(f"    {reason or 'KEPT'}: {text!r}")
     report("all", len(total) - total.count(""), total, Counter(filter(None, total)))
+    if args.rubbish:
+        lines = sorted({line.strip() for line in args.rubbish.read_text(encoding="utf-8").splitlines()})
+        judged = judge([line for line in lines if len(HAN.findall(line)) >= _LEAST_HAN])
+        report(
+            args.rubbish.stem, len(judged) - judged.count(""), judged, Counter(reason or "KEPT" for reason in judged)
+        )
 
 
 if __name__ == "__main__":
