@@ -12,7 +12,8 @@ from torch import nn
 
 from liuyi.core.errors import ModelError
 from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, projection_shapes
-from liuyi.model.decoder import Decoder, Linear
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Decoder, Linear, init_weights
 from liuyi.model.lora import LoraConfig, LoraLinear, add_lora, lora_adapter, lora_layers, without_lora
 from liuyi.model.merge import merge_adapter
 from liuyi.model.quantize import quantize
@@ -207,3 +208,36 @@ def test_every_projection_is_a_target_unless_said_otherwise() -> None:
     model = our_model(hf_model("qwen3"))
     add_lora(model, LoraConfig(rank=2), seed=0)
     assert {name.rpartition(".")[2] for name, _ in lora_layers(model)} == set(PROJECTIONS)
+
+
+def test_experts_are_adapted_like_any_projection() -> None:
+    """Of a mixture: what was trained is what merging gives, and the model without it is the one it began as."""
+    config = DecoderConfig(
+        family="mixtral",
+        vocab_size=131,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+    )
+    model, plain = Decoder(config), Decoder(config)
+    for each in (model, plain):
+        init_weights(each, seed=2, std=0.1)
+    lora = LoraConfig(rank=2, alpha=4, dora=True)
+    add_lora(model, lora, seed=1)
+    assert len(list(lora_layers(model))) == 2 * (4 + 3 * 4)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(3):
+        nn.functional.cross_entropy(logits(model)[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    merged, _ = merge_adapter(plain, lora_adapter(model, lora))
+    with torch.no_grad():
+        assert relative(logits(merged), logits(model)) < 1e-4
+        assert torch.equal(logits(without_lora(model)), logits(plain))
+        assert relative(logits(plain), logits(model)) > 0.01
