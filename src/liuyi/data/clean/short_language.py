@@ -1,6 +1,6 @@
 """The language of short texts by lingua (https://github.com/pemistahl/lingua-rs), which knows it by n-grams of letters.
 
-fastText's model was made for sentences and longer; of a few words lingua tells the language better, and slower.
+fastText's model was made for sentences and longer; of a few words lingua tells the language better.
 """
 
 from __future__ import annotations

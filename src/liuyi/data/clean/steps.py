@@ -46,7 +46,7 @@ class LanguageParams(Params):
     languages: tuple[str, ...] = Field(
         ("en", "zh", "ja", "ko", "de", "fr", "es", "pt", "it", "ru"),
         min_length=2,
-        description="ISO 639-1 codes to choose among; fewer are told apart faster and better",
+        description="ISO 639-1 codes to choose among; fewer are told apart better",
     )
     max_chars: int = Field(200, ge=1, description="longer documents are told by the model of data.clean")
 
@@ -58,7 +58,7 @@ class LanguageParams(Params):
     outputs={"corpus": Output("corpus", "with lang and lang_score, by lingua where documents are short")},
 )
 def language(ctx: Context, params: LanguageParams) -> None:
-    """Tell the language again, by lingua where documents are short: it is better at them, and slower."""
+    """Tell the language again, by lingua where documents are short: it is better at them."""
     from functools import partial
 
     from liuyi.data.clean.short_language import SCHEMA, check, measure_group
