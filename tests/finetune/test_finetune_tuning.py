@@ -91,7 +91,7 @@ def sft(home: Home, folder: Path, inputs: dict[str, Artifact], **params: Any) ->
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "lr": 0.01},
     "dora": {"rank": 4, "lr": 0.01, "dora": True, "b_lr_ratio": 4.0, "neftune_alpha": 5.0},
-    "pissa": {"rank": 4, "alpha": 4.0, "lr": 0.01, "pissa": True, "rslora": True},
+    "pissa": {"rank": 4, "alpha": 4.0, "lr": 0.01, "pissa": True, "rslora": True, "ema": 0.9},
     "qlora": {"rank": 4, "lr": 0.01, "base": "nf4", "targets": ("q_proj", "v_proj", "down_proj")},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from liuyi.model.decoder import Decoder
 from liuyi.model.lora import LoraConfig
 from liuyi.train.batches import Batch, ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.ema import Ema
 from liuyi.train.lm import CausalLM
 from liuyi.train.loop import LoopConfig, Trainer
 from liuyi.train.neftune import Neftune, segment_lengths
@@ -59,6 +60,7 @@ def run(
     noise: float = 5.0,
     listener: Listener | None = None,
     checkpoint_every_s: float = 0.0,
+    ema: Callable[[Decoder], Ema] | None = None,
 ) -> tuple[Decoder, Optimiser]:
     """Train a tiny model in `folder`, or go on with it."""
     torch.set_num_threads(1)
@@ -68,6 +70,7 @@ def run(
     prepare(model, tuning, seed=3)
     batches = ShuffledBatches(TokenRows(TokenStream(folder), 32), batch_rows=8, seed=5, micro_rows=micro_rows)
     optimiser = Optimiser(model, OptimiserConfig("adamw", lr=0.01, b_lr_ratio=4.0, layer_decay=0.8))
+    average = ema(model) if ema else None
     trainer: Trainer[Decoder, Batch] = Trainer(
         model,
         Neftune(model, noise, seed=2**63 - 1).seeded(batches) if noise else batches,
@@ -77,8 +80,11 @@ def run(
         config=LoopConfig(steps, checkpoint_every_s=checkpoint_every_s),
         workdir=folder / "work",
         observer=listener or Listener(),
+        monitor=average,
     )
     trainer.run()
+    if average:
+        average.apply(model)
     return model, optimiser
 
 
@@ -219,3 +225,46 @@ def test_noise_is_of_the_policy_alone(tmp_path: Path) -> None:
     plain = model.model.embed_tokens(batch.tokens)
     assert torch.equal(caught(start, [batch])[0], plain)
     assert not torch.equal(caught(model, [batch])[0], plain)
+
+
+class Seen(Ema):
+    """Remembers the weights that it was shown."""
+
+    def __init__(self, model: Decoder, decay: float) -> None:
+        super().__init__(model, decay)
+        self.start = {name: tensor.clone() for name, tensor in self.average.items()}
+        self.shown: list[dict[str, torch.Tensor]] = []
+
+    def after_step(self, model: torch.nn.Module, step: int) -> str:
+        self.shown.append({name: model.get_parameter(name).detach().clone() for name in self.average})
+        return super().after_step(model, step)
+
+
+def test_the_average_is_its_formula(tmp_path: Path) -> None:
+    """Over what is trained alone, and the model has it at the end."""
+    kept: list[Seen] = []
+
+    def watch(model: Decoder) -> Seen:
+        kept.append(Seen(model, 0.5))
+        return kept[0]
+
+    model, optimiser = run(tmp_path, LORA["lora"], steps=20, ema=watch)
+    (seen,) = kept
+    assert set(seen.average) == set(optimiser.parameters)
+    expected = {name: tensor.double() for name, tensor in seen.start.items()}
+    for step, shown in enumerate(seen.shown, start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {name: decay * value + (1 - decay) * shown[name].double() for name, value in expected.items()}
+    for name, value in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).double(), value, rtol=1e-5, atol=1e-7)
+
+
+def test_killed_runs_end_in_the_same_average(tmp_path: Path) -> None:
+    tuning = LORA["lora"]
+    whole, _ = run(tmp_path / "whole", tuning, checkpoint_every_s=1000, ema=lambda model: Ema(model, 0.9))
+    for moment in (4, 5):
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", tuning, listener=KilledAt(moment), ema=lambda model: Ema(model, 0.9))
+    broken, _ = run(tmp_path / "broken", tuning, ema=lambda model: Ema(model, 0.9))
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, broken.state_dict()[key]), key

@@ -12,6 +12,7 @@ from liuyi.model.checkpoint import load_model
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
+from liuyi.train.ema import Ema
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.loop import LoopConfig, Trainer
 from liuyi.train.neftune import Neftune
@@ -47,6 +48,7 @@ def finetune(ctx: Context, params: SftParams) -> None:
     rows = PackedRows(chats.examples, params.seq_len, pad_id=tokenizer.pad_id or 0)
     batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
+    ema = Ema(model, params.ema) if params.ema else None
     batches = ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows)
     trainer = Trainer(
         model,
@@ -57,6 +59,7 @@ def finetune(ctx: Context, params: SftParams) -> None:
         config=LoopConfig.of(params, steps),
         workdir=ctx.workdir,
         observer=ctx,
+        monitor=ema,
     )
     filled = chats.tokens / (len(rows) * params.seq_len)
     ctx.log(
@@ -64,10 +67,13 @@ def finetune(ctx: Context, params: SftParams) -> None:
         f"{steps} steps of {batch_rows * params.seq_len} tokens"
     )
     result = trainer.run()
+    if ema:
+        ema.apply(model)
     with ctx.output(tuned_output(params)) as out:
         extra = {
             "stage": "fine-tuning",
             "method": params.method,
+            "ema": params.ema,
             "steps": result.steps,
             "tokens": result.tokens,
             "loss": result.loss,

@@ -28,6 +28,9 @@ class SftParams(TuningParams, LoopParams):
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.03, ge=0, lt=1, description="part of all steps")
     neftune_alpha: float = Field(0.0, ge=0, description="noise on the embeddings (NEFTune); 5 to 15 are usual")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an average of the weights, which is what is published; 0.999 is usual"
+    )
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
 
 
