@@ -102,3 +102,12 @@ def test_what_cannot_be_answered_is_said(home: Home) -> None:
     assert "no words" in call(home, corpus, "…", status=1)
     call(home, corpus, status=2)
     call(home, corpus, "text", "--items", digest(home, "evalset"), status=2)
+
+
+def test_a_model_whose_training_data_is_gone_is_no_model_that_saw_nothing(home: Home) -> None:
+    model = home.store.stage("checkpoint")
+    (model.path / "weights").write_text("other")
+    gone = InputRef(name="chats", digest="0" * 64)
+    made = home.store.publish(model, step="finetune.sft", output="checkpoint", inputs=[gone])
+    assert "no longer in the store" in call(home, made.digest, SECRET, status=1)
+    home.store.delete(made.digest)

@@ -1,6 +1,6 @@
 """Which documents may be near duplicates of one another: connected by bands in which their signatures agree.
 
-What is held in memory is some 60 bytes a document, whatever the length of the texts: the keys of the bands lie in a
+What is held in memory is some 90 bytes a document, whatever the length of the texts: the keys of the bands lie in a
 file, and one band is sorted at a time.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liuyi.data.dedup.minhash import HASHES, Signatures, band_keys, bands_for
+from liuyi.data.dedup.ragged import changes
 
 Ints = NDArray[np.int64]
 
@@ -21,7 +22,7 @@ DOUBT = 4.5
 true pair in 300,000 falls short of that."""
 _NEIGHBOURS = 63
 """How many others of a bucket a document is compared with: those next to it in length, as near duplicates are."""
-_DOCUMENTS_AT_ONCE = 1 << 16
+_DOCUMENTS_AT_ONCE = 1 << 14
 
 
 def least_agreement(threshold: float) -> float:
@@ -75,8 +76,10 @@ class Components:
     def of_several(self) -> list[Ints]:
         """The components of more than one number, each ascending."""
         members = np.argsort(self.labels, kind="stable")
-        edges = np.flatnonzero(np.diff(self.labels[members])) + 1
-        return [group for group in np.split(members, edges) if len(group) > 1]
+        begins = changes(self.labels[members])
+        counts = np.diff(np.append(begins, len(members)))
+        several = counts > 1
+        return [members[at : at + count] for at, count in zip(begins[several], counts[several], strict=True)]
 
 
 def _neighbours(keys: NDArray[np.uint64], groups: Components) -> Iterator[tuple[Ints, Ints]]:
@@ -96,7 +99,7 @@ def _neighbours(keys: NDArray[np.uint64], groups: Components) -> Iterator[tuple[
 
 def _agreement(signatures: Signatures, one: Ints, other: Ints) -> NDArray[np.float64]:
     found = np.empty(len(one))
-    for start in range(0, len(one), _DOCUMENTS_AT_ONCE // 8):
-        part = slice(start, start + _DOCUMENTS_AT_ONCE // 8)
+    for start in range(0, len(one), _DOCUMENTS_AT_ONCE):
+        part = slice(start, start + _DOCUMENTS_AT_ONCE)
         found[part] = (signatures[one[part]] == signatures[other[part]]).mean(axis=1)
     return found
