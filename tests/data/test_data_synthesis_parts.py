@@ -164,7 +164,11 @@ def test_results() -> None:
     assert final_result("答案：五") == "五"
     assert final_result(r"Answer: 3. So \boxed{\frac{1}{\sqrt{2}}}") == r"\frac{1}{\sqrt{2}}"
     assert final_result(r"Answer: $\boxed{7}$") == "7"
-    assert final_result("The answer is four") is None
+    assert final_result("Adding up.\nThe answer to 2 + 2 is: 4.\nThe answer has one figure.") == "4"
+    assert final_result("相加得四。\n所以答案是4。") == "4"
+    assert final_result("Answer: 4\nThe answer is positive") == "4"
+    assert final_result(" 1,204\n") == "1,204"
+    assert final_result("Two and two make four, as everybody knows who can count.") is None
     assert final_result("Answer: " + "9" * 400) is None
 
 

@@ -15,25 +15,30 @@ from liuyi.data.synthesis.problems import Problem, reasoning_gym
 LONGEST_RESULT_CHARS = 300
 _CHECK_S = 2
 _BOXED = re.compile(r"\\boxed\s*\{")
+_LINE = re.compile(r"^\W*(?:final\s+)?(?:answer|答案)\W*?[:：](.+)$", re.IGNORECASE | re.MULTILINE)
+_PHRASE = re.compile(
+    r"(?:\b(?:answer|result)\b[^\n:：]*?\bis\b|(?:答案|结果)(?:是|为))\s*[:：]?(.+)$", re.IGNORECASE | re.MULTILINE
+)
+_SHORT_CHARS = 40
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
 
 def final_result(text: str) -> str | None:
-    """What a solution gives as its result: what is in its last `\\boxed{…}`, or on its last line `Answer: …`.
+    """What a solution gives as its result: what is in its last `\\boxed{…}` or on its last line `Answer: …`; without
+    either, what follows its last "the answer is", or all of it if it is one short line. None if it gives none.
 
-    >>> final_result("2 + 2 is 4.\\n**Answer:** 4."), final_result(r"so \\boxed{\\frac{1}{2}}."), final_result("four")
-    ('4', '\\\\frac{1}{2}', None)
+    >>> final_result("2 + 2 is 4.\\n**Answer:** 4."), final_result(r"so \\boxed{\\frac{1}{2}}.")
+    ('4', '\\\\frac{1}{2}')
     """
-    boxes = list(_BOXED.finditer(text))
-    lines = list(re.finditer(r"^\W*(?:final\s+)?(?:answer|答案)\W*?[:：](.+)$", text, re.IGNORECASE | re.MULTILINE))
+    boxes, lines = list(_BOXED.finditer(text)), list(_LINE.finditer(text))
     if boxes and (not lines or boxes[-1].start() > lines[-1].start()):
         found = _braced(text, boxes[-1].end())
-    elif lines:
+    elif lines or (lines := list(_PHRASE.finditer(text))):
         line = lines[-1][1]
         box = _BOXED.search(line)
         found = _braced(line, box.end()) if box else line
     else:
-        return None
+        found = text if len(text) <= _SHORT_CHARS and "\n" not in text.strip() else ""
     found = found.strip().strip("*`$").strip().removesuffix(".").removesuffix("。").strip()
     return found if found and len(found) <= LONGEST_RESULT_CHARS else None
 
