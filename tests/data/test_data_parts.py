@@ -19,14 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from data_support import corpus, document, prose
 
+from liuyi.cli.run import command as run_command
 from liuyi.core.artifact import Artifact
 from liuyi.core.errors import StepError
 from liuyi.data.attributes import read_groups, with_columns
 from liuyi.data.clean.run import clean, measure_group
 from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS, Groups, document_schema, write_table
-from liuyi.data.engine import ENGINE_VARIABLE, engine
+from liuyi.data.engine import ENGINE_VARIABLE, ENGINES, chosen_engine, engine
 from liuyi.data.parts import map_groups
 from liuyi.data.select.edit import Edits
 from liuyi.data.select.run import decide, write
@@ -102,6 +104,7 @@ def test_a_worker_that_is_killed_is_replaced(grouped: Artifact, tmp_path: Path) 
     assert flag.exists()
 
 
+@pytest.mark.slow
 def test_a_group_that_fails_is_named_and_the_others_are_kept(grouped: Artifact, tmp_path: Path) -> None:
     with pytest.raises(StepError, match="row group 2 of the documents: ValueError: the third group cannot be read"):
         list(map_groups(fail, grouped.path, ["text"], tmp_path))
@@ -161,6 +164,18 @@ def test_ray_is_asked_for_where_it_is_not_installed(monkeypatch: pytest.MonkeyPa
     with pytest.raises(StepError, match="needs Ray") as caught:
         engine()
     assert "liuyi[ray]" in caught.value.hint
+
+
+def test_the_engine_is_chosen_where_a_run_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("recipe: docs\nsteps:\n  docs:\n    step: data.python_docs\n")
+    monkeypatch.setenv("LIUYI_HOME", str(tmp_path / "home"))
+    for name in ENGINES:
+        monkeypatch.setenv(ENGINE_VARIABLE, "")
+        done = CliRunner().invoke(run_command, [str(recipe), "--engine", name, "--check"])
+        assert done.exit_code == 0, done.output
+        assert chosen_engine() == name
+    assert "spark" in CliRunner().invoke(run_command, [str(recipe), "--engine", "spark", "--check"]).output
 
 
 RAY = """

@@ -1,6 +1,6 @@
 """Liuyi's filters over documents, as its peers are asked: `python liuyi_filters.py DOCUMENTS.parquet LID.ftz OUT`.
 
-Those that the rules of Gopher, C4 and FineWeb need: language, quality, layout, repetition and boilerplate. All are
+Those that the rules of Gopher, C4 and FineWeb need: language, quality, layout, C4, repetition and boilerplate. All are
 measured on every document and written beside it. One process; prints JSON. The model is the one that Liuyi ships with.
 """
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from liuyi.data.clean.filters import FILTERS, measure
 from liuyi.data.clean.run import batches
 
-NAMES = ("language", "quality", "layout", "repetition", "boilerplate")
+NAMES = ("language", "quality", "layout", "c4", "repetition", "boilerplate")
 
 
 def main() -> None:

@@ -89,7 +89,9 @@ def engine_option(function: FC) -> FC:
 
     def choose(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         if value:
-            os.environ["LIUYI_DATA_ENGINE"] = value
+            from liuyi.data.engine import ENGINE_VARIABLE
+
+            os.environ[ENGINE_VARIABLE] = value
 
     return click.option(
         "--engine",
