@@ -39,6 +39,8 @@ BAR = 0.9
 """Our speed as a part of the library's."""
 VOCABULARY = 16_384
 _BATCH_BYTES = 2_000_000
+_BUCKET_BYTES = 1 << 20
+"""Small, so that memory is that of a corpus of many buckets, as a large one is."""
 _HELD_OUT = 10
 """Every tenth document is kept from the tokenizer."""
 
@@ -127,10 +129,11 @@ def peak_mb(folder: Path, tokenizer: Path) -> float:
         "from liuyi.data.tokens import write_tokens\n"
         "from liuyi.model.tokenizer import Tokenizer\n"
         "with tempfile.TemporaryDirectory() as out:\n"
-        "    write_tokens(Path(out), Path(sys.argv[1]), Tokenizer.load(Path(sys.argv[2])))\n"
+        "    tokenizer = Tokenizer.load(Path(sys.argv[2]))\n"
+        "    write_tokens(Path(out), Path(sys.argv[1]), tokenizer, bucket_bytes=int(sys.argv[3]))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    command = [sys.executable, "-c", code, str(folder), str(tokenizer)]
+    command = [sys.executable, "-c", code, str(folder), str(tokenizer), str(_BUCKET_BYTES)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from liuyi.core.errors import DataError
 from liuyi.data.clean import filters
 from liuyi.data.look.judge import Judge, judge_of
 from liuyi.data.select.edit import Edits
@@ -19,8 +20,8 @@ from liuyi.data.select.rules import KEPT, RULES, Attributes, reasons
 from liuyi.data.select.thresholds import Thresholds
 
 DOCUMENTS = 400
-LISTS = {"contaminated_by": pa.list_(pa.string())}
-SET = {"min_perplexity": 1.5, "max_perplexity": 14.0}
+TYPES = {"contaminated_by": pa.list_(pa.string()), "bad_words": pa.int64()}
+SET = {"min_perplexity": 1.5, "max_perplexity": 14.0, "max_bad_words": 60}
 LICENCES = pa.chunked_array([["MIT", "GPL-3.0-only"] * (DOCUMENTS // 2)])
 
 
@@ -29,8 +30,8 @@ def table(seed: int) -> pa.Table:
     """Attributes drawn at random, those that only some corpora have among them."""
     rng = np.random.default_rng(seed)
     fields = [field for field in filters.schema() if field.name != "id"]
-    needed = {rule.needs for rule in RULES} | set(LISTS)
-    fields += [pa.field(name, LISTS.get(name, pa.float32())) for name in sorted(needed - {"", *filters.schema().names})]
+    needed = {rule.needs for rule in RULES} | set(TYPES)
+    fields += [pa.field(name, TYPES.get(name, pa.float32())) for name in sorted(needed - {"", *filters.schema().names})]
     columns = {field.name: drawn(field, rng) for field in fields}
     kinds = rng.choice(["", "", "", "exact", "near", "semantic"], DOCUMENTS)
     similar = np.where(kinds == "", 0, np.where(kinds == "exact", 1, rng.uniform(0.6, 1, DOCUMENTS)))
@@ -121,3 +122,8 @@ def test_the_evidence_is_every_rule_that_holds_with_what_it_read() -> None:
                 if name in one.column_names:
                     assert value == one[name][0].as_py()
             assert all(value == getattr(judge.thresholds, name) for name, value in evidence.thresholds.items())
+
+
+def test_attributes_of_another_version_are_told() -> None:
+    with pytest.raises(DataError, match=r"measured by another version.*code_lines"):
+        Judge(Thresholds(), Edits()).judge(table(0).drop_columns(["code_lines"]), LICENCES)

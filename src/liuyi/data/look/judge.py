@@ -101,10 +101,16 @@ class Judge:
         self.edits = edits
 
     def judge(self, attributes: pa.Table, licences: pa.ChunkedArray) -> Judgement:
-        """Raises DataError where a threshold is set whose attribute the table lacks."""
+        """Raises DataError where a rule or a threshold that is set asks for an attribute that the table lacks."""
         given = self._given(attributes, licences)
         rules = tuple(rule for rule in RULES if rule.applies(given, self.thresholds))
-        holds = [np.asarray(rule.holds(given, self.thresholds), bool) for rule in rules]
+        try:
+            holds = [np.asarray(rule.holds(given, self.thresholds), bool) for rule in rules]
+        except KeyError as error:
+            raise DataError(
+                f"the corpus was measured by another version of Liuyi: {error.args[0]}",
+                hint="run data.clean on it again",
+            ) from error
         return Judgement(given, rules, np.array(holds).reshape(len(rules), attributes.num_rows))
 
     def dropped_at(self, measure: Measure, limit: float, judgement: Judgement) -> Mask:
