@@ -217,14 +217,15 @@ def test_the_steps_mark_and_selection_cuts(tmp_path: Path) -> None:
 
 
 def test_documents_that_go_keep_nothing(tmp_path: Path, no_engine) -> None:
-    """A duplicate that stands first is no original: the passage must stay in the document that stays."""
+    """A duplicate or a contaminated document that stands first is no original: the passage stays in a later one."""
     passage = prose(5, 60)
-    source = made(tmp_path / "source", [passage + "x", passage + "y", passage + "z"])
+    source = made(tmp_path / "source", [passage + end for end in "wxyz"])
     (tmp_path / "out").mkdir()
-    schema = pa.schema([("duplicate_kind", pa.string())])
-    with_columns(source, tmp_path / "out", schema, [pa.table([["near", "", ""]], schema=schema)])
+    schema = pa.schema([("duplicate_kind", pa.string()), ("contaminated_by", pa.list_(pa.string()))])
+    measured = pa.table([["near", "", "", ""], [[], ["item"], [], []]], schema=schema)
+    with_columns(source, tmp_path / "out", schema, [measured])
     found = spans(list(repeated_substrings(tmp_path / "out", tmp_path, 200)))
-    assert [bool(row) for row in found] == [False, False, True]
+    assert [bool(row) for row in found] == [False, False, False, True]
     rule = Repeats("line", 2, 4, True)
     marks = spans(list(repeated_pieces(tmp_path / "out", tmp_path / "lines", rule)))
-    assert [bool(row) for row in marks] == [False, False, True]
+    assert [bool(row) for row in marks] == [False, False, False, True]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SHOWN = 20
 """So many places are listed; JSON has all of them."""
 WORDS_SHOWN = 24
+NAME_SHOWN = 24
 
 
 @click.command()
@@ -86,7 +87,9 @@ def _show(found: list[Seen], names: list[str], manifests: list[Any]) -> None:
         words = one.words.split()
         said = " ".join(words[:WORDS_SHOWN]) + (" …" if len(words) > WORDS_SHOWN else "")
         origin = str(one.values.get("url") or one.values.get("source") or "")
-        cells = (names[one.item], f"{one.kind}: {short(one.row)}", f"{one.start:,}…{one.end:,}", said, origin)
+        name = names[one.item]
+        name = name if len(name) <= NAME_SHOWN else f"{name[:NAME_SHOWN]}…"
+        cells = (name, f"{one.kind}: {short(one.row)}", f"{one.start:,}…{one.end:,}", said, origin)
         listing.add_row(*map(Text, cells))
     console().print(listing)
     if len(found) > SHOWN:

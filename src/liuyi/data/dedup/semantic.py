@@ -54,7 +54,7 @@ def semantic_duplicates(
 ) -> Duplicates:
     """The documents that go because one that stays says the same, and their cosine.
 
-    Documents that go as duplicates already, and those without tokens, are left alone. Vectors lie in a file.
+    Documents that go for another reason already, and those without tokens, are left alone. Vectors lie in a file.
     """
     open_encoder(model, rule.max_tokens)  # so that what is missing is told before any work
     total = count_documents(source)

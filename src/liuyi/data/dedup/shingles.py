@@ -49,7 +49,8 @@ def jaccard(one: Shingles, other: Shingles) -> float:
 def _distinct(keys: Shingles) -> Shingles:
     """What `numpy.unique` gives, in a third of the time: it would hash these hashes."""
     keys = np.sort(keys)
-    return keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
+    distinct: Shingles = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
+    return distinct
 
 
 def _whole(words: Words, text: int) -> np.uint64:

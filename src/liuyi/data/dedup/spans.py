@@ -21,14 +21,23 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 REPEATED = "repeated"
+DUPLICATE_KIND, CONTAMINATED_BY = "duplicate_kind", "contaminated_by"
 
 
 def stays(source: Path, documents: int) -> NDArray[np.bool_]:
-    """[documents] whether each will stay, as far as duplicates go: those that go are no original of a repeated text."""
-    if "duplicate_kind" not in attribute_schema(source).names:
-        return np.ones(documents, bool)
-    kinds = [kind for group in read_groups(source, ["duplicate_kind"], ATTRIBUTES) for kind in group[0].to_pylist()]
-    return np.array([not kind for kind in kinds], bool)
+    """[documents] whether each is neither a duplicate nor contaminated, as far as that was looked for.
+
+    What goes is no original of what is repeated elsewhere.
+    """
+    import pyarrow.compute as pc
+
+    known = attribute_schema(source).names
+    found = np.ones(documents, bool)
+    for name, length in ((DUPLICATE_KIND, pc.utf8_length), (CONTAMINATED_BY, pc.list_value_length)):
+        if name in known:
+            groups = read_groups(source, [name], ATTRIBUTES)
+            found &= np.concatenate([found[:0], *(length(group[name]).to_numpy() == 0 for group in groups)])
+    return found
 
 
 def span_lists(owners: Ints, starts: Ints, ends: Ints, kind: str, documents: int) -> pa.ListArray:

@@ -72,7 +72,7 @@ def repeated_substrings(
 ) -> Iterator[pa.Array]:
     """The spans of repeated substrings of at least `length` bytes: one list a document, in arrays of a row group each.
 
-    Spans hold whole characters. Documents that go as duplicates neither count nor keep anything.
+    Spans hold whole characters. Documents that go as duplicates, or for eval items, neither count nor keep anything.
     """
     staying = stays(source, count_documents(source))
 
