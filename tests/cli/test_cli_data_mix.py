@@ -57,6 +57,12 @@ def test_tokens_at_hand(desk: Desk) -> None:
     ]
 
 
+def test_digests_alone_are_numbered(desk: Desk) -> None:
+    said = json.loads(desk.mix(desk.web, desk.code, "--json").output)
+    assert [one["source"] for one in said["sources"]] == ["source1", "source2"]
+    assert said["tokens"] == 1000
+
+
 def test_a_recipe_whose_sources_are_there(desk: Desk) -> None:
     recipe = desk.recipe(
         f"  mix:\n    step: data.mix\n    sources: ['artifact:{desk.web}', 'artifact:{desk.code}']\n"
@@ -88,4 +94,6 @@ def test_what_is_wrong_is_said(desk: Desk) -> None:
     assert "there is no source 'wob'" in wrong.output
     assert "did you mean 'web'" in wrong.output
     assert "one of weights, temperature" in desk.mix(f"a={desk.web}", "--weights", "a=1", "--temperature", "2").output
+    assert "--set and --step belong to a recipe" in desk.mix(desk.web, "--step", "mix").output
+    assert "changed by --set" in desk.mix("quickstart", "--max-epochs", "2").output
     assert "no step of this recipe mixes" in desk.mix("quickstart").output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="STEP.FIELD=VALUE", help="Override a field of the recipe.")
 @click.option("--step", "only", metavar="STEP", help="The recipe's mixing step, where it has several.")
 @click.option("--weights", metavar="A=2,B=1", help="For references: weights by label.")
-@click.option("--temperature", type=float, default=1.0, help="For references: tokens ** (1 / temperature).")
+@click.option("--temperature", type=float, help="For references: weights are tokens ** (1 / temperature).")
 @click.option("--tokens", type=click.IntRange(min=1), help="For references: the budget.")
-@click.option("--max-epochs", type=float, default=4.0, show_default=True, help="For references: how often at most.")
+@click.option("--max-epochs", type=float, help="For references: passes over a source at most [default: 4].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(
@@ -35,9 +35,9 @@ def command(
     overrides: tuple[str, ...],
     only: str | None,
     weights: str | None,
-    temperature: float,
+    temperature: float | None,
     tokens: int | None,
-    max_epochs: float,
+    max_epochs: float | None,
     as_json: bool,
 ) -> None:
     """Say what a mixture will hold: tokens there, asked for and taken of each source, how often, and what is odd.
@@ -49,12 +49,17 @@ def command(
     liuyi data mix web=last/web.tokens code=last/code.tokens --weights web=3,code=1
     """
     place = home(ctx)
-    if any("=" in one or "/" in one for one in what) and not _is_recipe(what):
-        plan = _of_references(place, what, weights, temperature, tokens, max_epochs)
-    else:
-        if weights or tokens or temperature != 1.0:
+    asked: dict[str, object] = {"temperature": temperature, "token_budget": tokens, "max_epochs": max_epochs}
+    asked["weights"] = _weights(weights) if weights else None
+    said = {name: value for name, value in asked.items() if value is not None}
+    if _is_recipe(what):
+        if said:
             raise click.UsageError("a recipe's own fields are changed by --set", ctx)
-        plan = _of_recipe(place, what, overrides, only)
+        plan = _of_recipe(place, what[0], overrides, only)
+    else:
+        if overrides or only:
+            raise click.UsageError("--set and --step belong to a recipe", ctx)
+        plan = _of_references(place, what, said)
     if as_json:
         _print_json(plan)
         return
@@ -62,12 +67,15 @@ def command(
 
 
 def _is_recipe(what: Sequence[str]) -> bool:
-    return len(what) == 1 and what[0].endswith((".yaml", ".yml"))
+    from pathlib import Path
+
+    from liuyi.core.recipe import builtin_recipes
+
+    (first, *more) = what
+    return not more and (first in builtin_recipes() or first.endswith((".yaml", ".yml")) or Path(first).exists())
 
 
-def _of_references(
-    place: Home, what: Sequence[str], weights: str | None, temperature: float, tokens: int | None, max_epochs: float
-) -> Plan:
+def _of_references(place: Home, what: Sequence[str], said: Mapping[str, object]) -> Plan:
     from pydantic import ValidationError
 
     from liuyi.core.errors import DataError
@@ -80,29 +88,19 @@ def _of_references(
     labels = labels_of(given if len(given) == len(pairs) else (), len(pairs))
     artifacts = [place.store.open(resolve_artifact(place, ref)) for _, _, ref in pairs]
     try:
-        params = MixParams.model_validate(
-            {
-                "labels": labels,
-                "weights": _weights(weights) if weights else None,
-                "temperature": temperature,
-                "token_budget": tokens,
-                "max_epochs": max_epochs,
-            }
-        )
+        params = MixParams.model_validate({"labels": labels, **said})
     except ValidationError as error:
         raise DataError(error.errors()[0]["msg"], where="the mixture") from None
     return _plan(params, labels, artifacts)
 
 
-def _of_recipe(place: Home, what: Sequence[str], overrides: tuple[str, ...], only: str | None) -> Plan:
+def _of_recipe(place: Home, what: str, overrides: tuple[str, ...], only: str | None) -> Plan:
     from liuyi.core.errors import RecipeError, did_you_mean
     from liuyi.core.recipe import find_recipe
     from liuyi.core.runner.launch import check_recipe
     from liuyi.data.mix.plan import labels_of
 
-    if len(what) != 1:
-        raise RecipeError("these are several recipes", hint="give one recipe, or references such as last/web.tokens")
-    source = find_recipe(what[0])
+    source = find_recipe(what)
     recipe = check_recipe(place, source, overrides)
     mixing = {name: step for name, step in recipe.steps.items() if step.step.name == "data.mix"}
     if not mixing:
