@@ -3,7 +3,7 @@
 Every split is over groups: what comes from one source is never on both sides, so what is measured is how well quality
 is told on sources that were not seen. All fits are made on one matrix of inner products, which is small where features
 are many and examples few. They take one thread: sums do not depend on the machine then, and threads that wait for each
-other on busy cores took a hundred times as long.
+other on busy cores took thirty times as long.
 """
 
 from __future__ import annotations
