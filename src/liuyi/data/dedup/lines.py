@@ -58,8 +58,8 @@ def repeated_pieces(
 ) -> Iterator[pa.Array]:
     """The spans of repeated lines or paragraphs: one list a document, in arrays of a row group each.
 
-    Documents that go as duplicates, or for eval items, neither count nor keep anything. Hashes lie in `workdir`; what is
-    held in memory is those of the repeated pieces, and those that are counted at a time.
+    Documents that go as duplicates, or for eval items, neither count nor keep anything. Hashes lie in `workdir`; in
+    memory are those of the repeated pieces, and those that are counted at a time.
     """
     find = partial(pieces_in_group, rule.unit, rule.min_words)
     staying = stays(source, count_documents(source))
