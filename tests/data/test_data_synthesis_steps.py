@@ -318,7 +318,11 @@ def solver(asked: Asked) -> str:
         (-1 if sign == "-" else 1) * int(number) for sign, number in zip(["+", *terms[1::2]], terms[::2], strict=True)
     )
     said = total if asked.body["seed"] % 2 else total + 1
-    return f"I add them one by one, {asked.body['seed']}.\nAnswer: {said}" if asked.body["seed"] % 7 else "It is much."
+    return (
+        f"I add them one by one, {asked.body['seed']}.\nAnswer: {said}"
+        if asked.body["seed"] % 7
+        else "It is so much that nobody has ever counted it."
+    )
 
 
 def test_verified_answers_and_pass_rates(tmp_path: Path) -> None:

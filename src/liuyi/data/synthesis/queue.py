@@ -22,7 +22,7 @@ _FEWEST_IN_A_ROW = 8
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a request is sent, and how long to wait between (exponential backoff with full-width jitter)."""
+    """How often a request is sent, and how long to wait between (exponential backoff with jitter)."""
 
     tries: int = 6
     first_wait_s: float = 1.0
@@ -131,7 +131,7 @@ class Queue:
 
     def _give_up(self, failed: Failed) -> None:
         self.faults.given_up[failed.reason] += 1
-        if failed.retry or not len(self._store):
+        if failed.retry or not self._store.answers:
             # A request that is refused for what it says tells nothing about the next, once the endpoint has answered.
             self._in_a_row += 1
         if failed.fatal or self._in_a_row >= max(_FEWEST_IN_A_ROW, self._concurrency):
@@ -139,5 +139,5 @@ class Queue:
             raise StepError(
                 f"{what}: {failed}",
                 where=self._endpoint.where,
-                hint=f"{len(self._store):,} answers are kept; a resumed run goes on from there",
+                hint=f"{self._store.answers:,} answers are kept; a resumed run goes on from there",
             )

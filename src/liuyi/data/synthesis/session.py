@@ -128,7 +128,7 @@ class Session:
         self._store.close()
 
     def _tell(self) -> None:
-        done = len(self._store)
+        done = self._store.answers
         seconds = max(time.monotonic() - self._began, 1e-3)
         tokens_per_s = (self._store.tokens_out - self._tokens_before) / seconds
         total = max(self._expected, len(self._asked) + self._under_way, done)

@@ -23,6 +23,8 @@ class AnswerStore:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._lines: dict[str, tuple[int, int]] = {}
+        self.answers = 0
+        """Answers taken, those on their way to the disk among them."""
         self.requests = 0
         """Requests that the answers took, failed tries included."""
         self.tokens_out = 0
@@ -32,9 +34,6 @@ class AnswerStore:
 
     def __contains__(self, key: str) -> bool:
         return key in self._lines
-
-    def __len__(self) -> int:
-        return len(self._lines)
 
     def get(self, key: str) -> Answer | None:
         """The answer to a request, if it is there."""
@@ -52,6 +51,7 @@ class AnswerStore:
         """
         line = {"key": key, **asdict(answer), "tries": tries, "cost": tokens_out}
         self._waiting.append((key, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
+        self.answers += 1
         self.requests += tries
         self.tokens_out += tokens_out
         if self._writer is None or self._writer.done():
@@ -93,6 +93,7 @@ class AnswerStore:
         end = 0
         for line, data in self._read():
             self._lines[line["key"]] = (end, len(data))
+            self.answers += 1
             self.requests += line["tries"]
             self.tokens_out += line["cost"]
             end += len(data)
