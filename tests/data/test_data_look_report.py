@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -219,3 +220,24 @@ def test_a_large_corpus_is_sampled_in_even_steps(home: Home, cleaned: Artifact, 
     assert found.sample is not None
     assert found.total.documents == 440
     assert found.sample.rows.tolist() == [row for group in range(0, 220, 4) for row in (2 * group, 2 * group + 1)]
+
+
+def test_a_mixture_shows_what_was_asked_and_what_came(home: Home, tmp_path: Path) -> None:
+    """Two phases of two documents: all of `web` where three quarters were asked, then half and half."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    parts, counts = ["web", "web", "web", "law"], [30, 10, 25, 25]
+    np.arange(90, dtype="<u2").tofile(folder / "tokens.bin")
+    about = {"dtype": "uint16", "tokens": 90, "documents": 4, "bytes": 300, "vocab_size": 99, "eos_id": 0}
+    (folder / "tokens.json").write_text(json.dumps(about))
+    columns = {name: ["x"] * 4 for name in ("cluster", "source", "license", "url")}
+    table = {"id": list("abcd"), "offset": [0, 30, 40, 65], "tokens": counts, "bytes": [75] * 4, **columns}
+    pq.write_table(pa.table({**table, "part": parts, "epoch": [0] * 4}), folder / "documents.parquet")
+    phases = [{"start": 0, "weights": {"web": 3, "law": 1}}, {"start": 40, "weights": {"web": 0.5, "law": 0.5}}]
+    (folder / "mixture.json").write_text(json.dumps({"phases": phases, "sources": []}))
+    made = build_report(home, [artifact(folder, "tokens")], "Mixture")
+    first, second = made.tokens[0].phases
+    assert first.shares == (("web", 0.75, 1.0), ("law", 0.25, 0.0))
+    assert second.shares == (("web", 0.5, 0.5), ("law", 0.5, 0.5))
+    assert (first.part, second.part) == (40 / 90, 50 / 90)
+    assert "Mixture, phase 2: 55.6 % of the tokens" in page(made)

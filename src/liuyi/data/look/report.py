@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,14 @@ class CorpusSection:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A phase of a mixture: its part of the tokens, and of each source the share that was asked for and that came."""
+
+    part: float
+    shares: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True)
 class TokensSection:
     """A stream of tokens: how much there is, of what, and how long documents are."""
 
@@ -61,6 +70,8 @@ class TokensSection:
     """Documents by their tokens."""
     by_source: tuple[tuple[str, str, int, int], ...]
     """(source, licence, documents, tokens), the most tokens first."""
+    phases: tuple[Phase, ...]
+    """Empty for tokens that are no mixture."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,31 @@ def tokens_section(artifact: Artifact) -> TokensSection:
         about.vocab_size,
         figures.histogram(lengths),
         tuple(by_source),
+        _phases(artifact, tokens),
     )
+
+
+def _phases(artifact: Artifact, tokens: Tokens) -> tuple[Phase, ...]:
+    from liuyi.train.data import MIXTURE
+
+    path = artifact.file(MIXTURE)
+    if not path.exists():
+        return ()
+    asked = json.loads(path.read_text(encoding="utf-8"))["phases"]
+    ends = [*(phase["start"] for phase in asked[1:]), len(tokens)]
+    parts = np.array(tokens.documents["part"].to_pylist(), object)
+    counts = tokens.documents["tokens"].to_numpy()
+    found = []
+    for phase, end in zip(asked, ends, strict=True):
+        here = (tokens.offsets >= phase["start"]) & (tokens.offsets < end)
+        size = max(1, int(counts[here].sum()))
+        weights = phase["weights"]
+        shares = tuple(
+            (label, weight / (sum(weights.values()) or 1), int(counts[here & (parts == label)].sum()) / size)
+            for label, weight in weights.items()
+        )
+        found.append(Phase(size / max(1, len(tokens)), shares))
+    return tuple(found)
 
 
 def _chosen(corpora: Sequence[Artifact]) -> Iterable[Artifact]:
