@@ -172,10 +172,10 @@ def test_an_adapter_answers_as_the_merged_model(
         EngineSpec(model=str(merged.path), max_tokens=64),
         EngineSpec(model=str(inputs["model"].path), max_tokens=64),
     )
-    said = [
-        open_engine(spec).generate([Request(prompt_ids=[30, 40, 50], max_tokens=12)])[0].token_ids for spec in specs
-    ]
-    assert said[0] == said[1] != said[2]
+    asked = Request(prompt_ids=[30, 40, 50], max_tokens=12, logprobs=True)
+    said = [open_engine(spec).generate([asked])[0] for spec in specs]
+    assert (said[0].token_ids, said[0].logprobs) == (said[1].token_ids, said[1].logprobs)
+    assert said[0].logprobs != said[2].logprobs
     evalset = publish_evalset(home)
     scored = [
         run(home, tmp_path / name, "evaluate.generate", {**each, "evalset": evalset}, max_tokens=12)["evaluation"]

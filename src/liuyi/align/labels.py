@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -96,13 +97,12 @@ def _sides(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any
 def _mismatched(at: int, texts: Sequence[tuple[Any, str]], tokenizer: Tokenizer, seq_len: int) -> Example | None:
     """The next answer to another prompt, behind this one's, that fits; None if none of the next hundred does."""
     prompt = texts[at][0]
-    others = (texts[(at + step) % len(texts)] for step in range(1, len(texts)))
-    for tried, (_, text) in enumerate(other for other in others if other[0] != prompt):
+    following = (texts[(at + step) % len(texts)] for step in range(1, len(texts)))
+    others = (text for other, text in following if other != prompt)
+    for text in islice(others, 100):
         example = encode_answer(tokenizer, prompt, text)
         if len(example) <= seq_len:
             return example
-        if tried == 99:
-            break
     return None
 
 
