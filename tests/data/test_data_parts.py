@@ -98,6 +98,7 @@ def test_parts_come_in_order_from_other_processes(grouped: Artifact, tmp_path: P
     assert os.getpid() not in {pid for table in tables for pid in table["pid"].to_pylist()}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(grouped: Artifact, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     assert letters(map_groups(partial(die_once, flag), grouped.path, ["text"], tmp_path)) == expected(grouped)

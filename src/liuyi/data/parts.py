@@ -43,9 +43,9 @@ def map_groups(
 ) -> Iterator[pa.Table]:
     """`function` of each row group of the documents of a corpus, in order.
 
-    All parts are done before the first table is given; each is read when it is its turn. They stay in `workdir`, which is
-    of this function and this corpus alone. `on_progress` is told how many documents are done. Raises StepError where a part fails, once the others are done, or
-    where workers are lost without end.
+    All parts are done before the first table is given; each is read when it is its turn. They stay in `workdir`, which
+    is of this function and this corpus alone. `on_progress` is told how many documents are done. Raises StepError where
+    a part fails, once the others are done, or where workers are lost without end.
     """
     import pyarrow.parquet as pq
 
