@@ -66,8 +66,14 @@ def _summary(report: Report) -> RenderableType:
 
 
 def _question(comparison: Comparison) -> str:
+    names = _names(comparison)
+    return f"{comparison.metric}: {names}" if names else comparison.metric
+
+
+def _names(comparison: Comparison) -> str:
+    """What is compared with what; empty where it is only before and after."""
     named = (comparison.before_name, comparison.after_name) != ("before", "after")
-    return f"{comparison.metric}: {comparison.before_name} → {comparison.after_name}" if named else comparison.metric
+    return f"{comparison.before_name} → {comparison.after_name}" if named else ""
 
 
 def _print_effect(effect: Effect, console: Console, details: bool) -> None:
@@ -82,8 +88,8 @@ def _print_effect(effect: Effect, console: Console, details: bool) -> None:
     main = main_comparisons(effect)
     for comparison in effect.comparisons:
         if comparison not in main:
-            subset = f"{comparison.subset} · " if comparison.subset else ""
-            console.print(Padding(Text(f"{subset}{figures.sentence(comparison)}", style="dim"), (0, 0, 0, 2)))
+            parts = (comparison.subset, _names(comparison), figures.sentence(comparison))
+            console.print(Padding(Text(" · ".join(filter(None, parts)), style="dim"), (0, 0, 0, 2)))
     for block in shown_blocks(effect) if details else ():
         shown = _block(block)
         if shown is not None:

@@ -30,6 +30,8 @@ class Contest:
     before: str
     after: str
     heldout: HeldOut
+    subset: str
+    """The held-out set's label where there are several."""
     found: Difference
     p_adjusted: float
     level: float
@@ -66,7 +68,7 @@ class Contest:
             items=len(self.heldout.documents.ids),
             clusters=self.found.clusters,
             minimum_detectable=detectable(self.found, alpha=1 - self.level),
-            subset=self.heldout.label,
+            subset=self.subset,
         )
 
 
@@ -90,6 +92,7 @@ def decide(results: Results, heldout: Sequence[HeldOut], baseline: str, pairs: P
             before,
             after,
             text,
+            text.label if len(heldout) > 1 else "",
             one,
             p,
             level,
