@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -176,15 +177,13 @@ def _print_attributes(view: View, seen: Seen) -> None:
 def _said(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"{name} {'yes' if value else 'no'}"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and math.isfinite(value):
         return f"{name} {figure_text(value)}"
-    if isinstance(value, list | tuple):
-        return f"{name} {', '.join(map(str, value))}" if all(isinstance(v, str) for v in value) else _json(name, value)
-    return f"{name} {value}" if not isinstance(value, Mapping) else _json(name, value)
-
-
-def _json(name: str, value: Any) -> str:
-    return f"{name} {json.dumps(value, ensure_ascii=False, default=str)}"
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return f"{name} {', '.join(value)}"
+    if isinstance(value, list | tuple | Mapping):
+        return f"{name} {json.dumps(value, ensure_ascii=False, default=str)}"
+    return f"{name} {value}"
 
 
 def _marked(seen: Seen, chars: int) -> Text:

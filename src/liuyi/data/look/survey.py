@@ -22,6 +22,8 @@ UNSURE = "unsure"
 
 _KEYS = ("reason", *GROUPINGS)
 _TABLES_HELD = 64
+_LIKELY = 0.3
+"""A language that was detected with less is a guess; selection writes it down from here on, too."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _languages(batch: Batch) -> pa.ChunkedArray:
     """As detected, where that is more than a guess; as the source said, where nothing was measured."""
     if "lang_score" not in batch.attributes.column_names or batch.judgement is None:
         return pc.if_else(pc.equal(batch.documents["lang"], ""), UNSURE, batch.documents["lang"])
-    sure = pc.greater_equal(batch.attributes["lang_score"], 0.3)
+    sure = pc.greater_equal(batch.attributes["lang_score"], _LIKELY)
     return pc.if_else(sure, batch.attributes["lang"], UNSURE)
 
 
