@@ -16,6 +16,7 @@ from liuyi.core.home import Home
 from liuyi.evaluate.report import build_report, page
 from liuyi.pretrain.ablate import workers
 from liuyi.pretrain.ablate.mixtures import Source, bounded, mixed_stream, sample_mixtures
+from liuyi.pretrain.ablate.regmix import Search
 from liuyi.pretrain.ablate.regression import FEATURES, fit, fit_all, prediction_interval, propose
 
 
@@ -37,6 +38,17 @@ def test_sampled_mixtures_surround_the_prior() -> None:
 def test_bounds_are_kept() -> None:
     mixtures = bounded(np.array([[0.8, 0.2], [0.1, 0.9]]), [100, 10_000], budget=1000, max_epochs=2)
     np.testing.assert_allclose(mixtures, [[0.2, 0.8], [0.1, 0.9]])
+
+
+def test_a_regression_that_learnt_nothing_is_doubted() -> None:
+    rng = np.random.default_rng(6)
+    mixtures = sample_mixtures([1 / 3] * 3, 24, rng)
+
+    def search(losses: np.ndarray) -> Search:
+        return Search("abc", mixtures, losses, fit_all(mixtures, losses), mixtures[0], (1.0, 2.0))
+
+    assert "the proposal is a guess" in search(rng.normal(2, 0.1, 24)).doubt
+    assert not search(known_loss(mixtures, rng, 0.005)).doubt
 
 
 @pytest.mark.parametrize("name", list(FEATURES))

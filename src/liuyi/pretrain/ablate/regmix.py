@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.json"
 RUNS = "runs.parquet"
 CANDIDATES = 20_000
+TRUSTED = 0.5
+"""A rank correlation on runs left out below this says that the regression has learnt next to nothing."""
 NATURAL, EVEN, PROPOSED = "natural", "even", "proposed"
 
 
@@ -55,6 +57,13 @@ class Search:
     @property
     def chosen(self) -> Fit:
         return self.fits[0]
+
+    @property
+    def doubt(self) -> str:
+        """Why the proposal is not to be trusted; empty where nothing speaks against it."""
+        if self.chosen.rank_correlation >= TRUSTED:
+            return ""
+        return "the runs say next to nothing about mixtures, so the proposal is a guess: give more tokens or more runs"
 
 
 def regmix(ctx: Context, params: RegmixParams) -> None:
@@ -76,6 +85,8 @@ def regmix(ctx: Context, params: RegmixParams) -> None:
     plan = Plan(same_dtype(ctx, params), params.token_budget, 1, tokenizer, heldout)
     search = _search(ctx, params, sources, plan)
     ctx.log(_said(search))
+    if search.doubt:
+        ctx.log(search.doubt)
     results = _confirm(ctx, params, sources, plan, search.proposal)
     contests = decide(results, heldout, NATURAL, "all", params.level)
     decision, arm = ruling([one for one in contests if EVEN not in (one.before, one.after)], NATURAL)
@@ -193,7 +204,8 @@ def _blocks(search: Search, results: Results, heldout: Sequence[HeldOut]) -> lis
         title="Regressions, on runs left out",
         columns=("features", "ridge", "rank correlation", "error"),
         rows=tuple((one.name, f"{one.ridge:g}", one.rank_correlation, one.error) for one in search.fits),
-        note=f"{len(search.losses)} runs; the first is used, and was chosen by these figures, which flatters it",
+        note=search.doubt
+        or f"{len(search.losses)} runs; the first is used, and was chosen by these figures, which flatters it",
     )
     return [mixture, models, _scatter(search, measured[PROPOSED])]
 
