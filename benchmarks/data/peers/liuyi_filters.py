@@ -1,7 +1,7 @@
-"""Liuyi's filters over documents, as its peers are asked: `python liuyi_filters.py DOCUMENTS.parquet LID.ftz OUT`.
+"""Liuyi's filters over documents, as peers are asked: `python liuyi_filters.py DOCUMENTS.parquet LID.ftz OUT NAMES`.
 
-Those that the rules of Gopher, C4 and FineWeb need: language, quality, layout, C4, repetition and boilerplate. All are
-measured on every document and written beside it. One process; prints JSON. The model is the one that Liuyi ships with.
+`NAMES` are the filters, with commas between. All are measured on every document and written beside it. One process;
+prints JSON. The model is the one that Liuyi ships with.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import pyarrow.parquet as pq
 from liuyi.data.clean.filters import FILTERS, measure
 from liuyi.data.clean.run import batches
 
-NAMES = ("language", "quality", "layout", "c4", "repetition", "boilerplate")
-
 
 def main() -> None:
     documents, _, out = map(Path, sys.argv[1:4])
+    names = sys.argv[4].split(",")
     out.mkdir(parents=True, exist_ok=True)
     pa.set_cpu_count(1)
-    filters = tuple(one for one in FILTERS if one.name in NAMES)
+    filters = tuple(one for one in FILTERS if one.name in names)
     schema = measure(pa.array(["Warm up, so that nothing is loaded later."]), filters).schema
     wall, cpu = time.perf_counter(), time.process_time()
     with pq.ParquetFile(documents) as file, pq.ParquetWriter(out / "attributes.parquet", schema) as writer:

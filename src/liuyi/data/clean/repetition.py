@@ -145,15 +145,15 @@ def _mixed(keys: NDArray[np.uint64], codes: Ints) -> NDArray[np.uint64]:
 
 
 def _runs(batch: Batch) -> Floats:
-    points, classes, owner = batch.points, batch.classes, batch.owner
-    if not len(points):
-        return np.zeros(batch.size, np.float32)
+    points = batch.points
     same = np.flatnonzero(points[1:] == points[:-1])
-    same = same[owner[same] == owner[same + 1]]
+    same = same[np.isin(batch.classes[same], [Class.LETTER, Class.HAN, Class.WIDE_PUNCTUATION])]
+    ends = np.cumsum(batch.chars)
+    owner = np.searchsorted(ends, same, "right")
+    within = same + 1 < ends[owner]
+    same, owner = same[within], owner[within]
     begins = np.ones(len(same), bool)
     begins[1:] = np.diff(same) != 1
-    starts = same[begins]
     lengths = np.diff(np.append(np.flatnonzero(begins), len(same))) + 1
-    counted = np.isin(classes[starts], [Class.LETTER, Class.HAN, Class.WIDE_PUNCTUATION])
-    long = (lengths >= _SHORTEST_RUN) & counted
-    return ratio(np.bincount(owner[starts[long]], lengths[long], minlength=batch.size), batch.visible)
+    long = lengths >= _SHORTEST_RUN
+    return ratio(np.bincount(owner[begins][long], lengths[long], minlength=batch.size), batch.visible)
