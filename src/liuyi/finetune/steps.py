@@ -37,7 +37,6 @@ class SftParams(TuningParams, LoopParams):
 @step(
     "finetune.sft",
     version=2,
-    starts_again=True,
     inputs={"model": Input("checkpoint", "what to start from"), "chats": Input("chats", "conversations to learn")},
     outputs=TUNED_OUTPUTS,
     starts_again=True,
