@@ -38,7 +38,8 @@ class Chosen:
 def choose(home: Home, ref: str | None) -> Chosen:
     """The model or application that `ref` names; without it the newest application, else checkpoint, of the last run.
 
-    An adapter stands for the model that it was trained on with the adapter in its weights. `ref` is the beginning of a digest, run/step.output, a folder with a config.json, or a GGUF file.
+    An adapter stands for the model that it was trained on, with the adapter in its weights. `ref` is the beginning of
+    a digest, run/step.output, a folder with a config.json, or a GGUF file.
     Raises LiuyiError, saying what would be right, if it names none.
     """
     from liuyi.core.refs import resolve_artifact
