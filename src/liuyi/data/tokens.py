@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from tokenizers import Encoding
 
 from liuyi.core.errors import ArtifactError, DataError
 from liuyi.data.corpus import DOCUMENTS, Rows
@@ -101,11 +102,12 @@ def write_tokens(
         for batch, encoded in _encoded(tokenizer, shuffled):
             lengths = pc.binary_length(batch["text"]).to_pylist()
             origins = batch.drop_columns(["text"]).to_pylist()
-            for origin, length, ids in zip(origins, lengths, encoded, strict=True):
-                if total + len(ids) + 1 <= budget:
-                    file.write(np.array([*ids, tokenizer.eos_id], dtype).tobytes())
-                    places.add({**origin, "offset": total, "tokens": len(ids) + 1, "bytes": length})
-                    total += len(ids) + 1
+            for origin, length, encoding in zip(origins, lengths, encoded, strict=True):
+                ids = [*encoding.ids, tokenizer.eos_id]
+                if total + len(ids) <= budget:
+                    file.write(np.array(ids, dtype).tobytes())
+                    places.add({**origin, "offset": total, "tokens": len(ids), "bytes": length})
+                    total += len(ids)
                     size += length
             done += sum(lengths)
             on_progress(done, shuffled.bytes)
@@ -165,16 +167,21 @@ class Tokens:
         return Place(found["id"], found["cluster"], position - found["offset"], found["tokens"])
 
 
-def _encoded(tokenizer: Tokenizer, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, list[list[int]]]]:
-    """Batches of documents with their token ids; the next is encoded on all cores while one is written."""
+def _encoded(tokenizer: Tokenizer, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, list[Encoding]]]:
+    """Batches of documents with what they are encoded as.
 
+    The next batch is encoded on all cores while this one is written: giving ids to Python is work for one core.
+    """
     tokenizer.backend.encode_special_tokens = True
 
-    def encode(batch: pa.Table) -> list[list[int]]:
-        return tokenizer.encode_batch(batch["text"].to_pylist())
+    def encode(batch: pa.Table) -> list[Encoding]:
+        encoded: list[Encoding] = tokenizer.backend.encode_batch_fast(
+            batch["text"].to_pylist(), add_special_tokens=False
+        )
+        return encoded
 
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque[tuple[pa.Table, Future[list[list[int]]]]] = deque()
+        waiting: deque[tuple[pa.Table, Future[list[Encoding]]]] = deque()
         try:
             for batch in _batches(tables):
                 waiting.append((batch, pool.submit(encode, batch)))
