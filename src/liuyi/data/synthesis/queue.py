@@ -70,10 +70,11 @@ class Queue:
 
         Raises StepError when the endpoint answers nothing any more. Whatever was answered by then is kept.
         """
-        waiting = self._unanswered(asks)
+        unanswered = list(self._unanswered(asks))
+        waiting = iter(unanswered)
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._concurrency):
+                for _ in range(min(self._concurrency, len(unanswered))):
                     group.create_task(self._work(waiting))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
