@@ -253,6 +253,31 @@ def test_the_key_goes_into_the_header_and_nowhere_else(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize("key", ["sk-very\nsecret", "sk-very\0secret", "sk-very-sécret"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(DataError, match="characters that a header cannot hold") as error:
+        HttpEndpoint("http://127.0.0.1:9/v1", "m", key=key)
+    assert "sk-very" not in f"{error.value}{error.value.hint}"
+
+
+def test_the_end_of_line_behind_a_key_is_no_part_of_it(tmp_path: Path) -> None:
+    with model_server(echo) as server, session(server, tmp_path, key="sk-1234\r\n") as opened:
+        assert opened.ask(asks(1))[0] is not None
+        assert server.asked[0].headers["authorization"] == "Bearer sk-1234"
+
+
+def test_names_and_counts_that_cannot_be_written_lose_no_answer(tmp_path: Path) -> None:
+    """Half a surrogate pair as the model's name, and more tokens than a column of numbers holds."""
+    lies = {"model": "\ud83d", "usage": {"prompt_tokens": -1, "completion_tokens": 10**30}}
+    with model_server(lambda asked: completion("Good.", **lies)) as server, session(server, tmp_path) as opened:
+        (answer,) = opened.ask(asks(1))
+        assert answer == Answer("Good.", "stop", "\ufffd")
+        assert opened.tally.uncounted == 1
+        opened.finish()
+        (tmp_path / "out").mkdir()
+        opened.save_answers(tmp_path / "out")
+
+
 KILLED = """
 import sys
 from pathlib import Path

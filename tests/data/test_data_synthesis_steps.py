@@ -474,6 +474,8 @@ def test_a_template_of_ones_own_in_chinese(tmp_path: Path) -> None:
         ("http://me:secret@host/v1", "holds no user, password or query"),
         ("http://host/v1?key=secret", "holds no user, password or query"),
         ("host:8000", "an endpoint is a URL such as"),
+        ("http://host:80a/v1", "[Pp]ort"),
+        ("http://host:99999/v1", "[Pp]ort"),
     ],
 )
 def test_endpoints_that_hold_secrets_or_are_none(endpoint: str, said: str) -> None:

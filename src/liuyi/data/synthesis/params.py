@@ -16,6 +16,7 @@ def _bare_url(url: str) -> str:
     parts = urlsplit(url)
     if url and (parts.scheme not in ("http", "https") or not parts.hostname):
         raise ValueError("an endpoint is a URL such as http://127.0.0.1:8000/v1")
+    _ = parts.port  # raises ValueError where it is none
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("an endpoint's URL holds no user, password or query; name a key's variable: `api_key_env`")
     return url
