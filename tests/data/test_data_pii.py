@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liuyi.data.clean.batch import Batch
-from liuyi.data.clean.pii import PLACEHOLDERS, Span, find, is_identity_card, luhn, mask, spans_column
+from liuyi.data.clean.pii import PLACEHOLDERS, Span, apart, find, is_identity_card, luhn, mask, spans_column
 
 EXAMPLES = 80
 DATES = st.dates(min_value=datetime.date(1930, 1, 1), max_value=datetime.date(2020, 12, 31))
@@ -135,6 +135,27 @@ def test_left_alone(text: str) -> None:
 def test_private_key_blocks() -> None:
     key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA75xk\n-----END RSA PRIVATE KEY-----"
     assert kinds(f"before\n{key}\nafter") == [(key, "secret")]
+    cut_off = "-----BEGIN PRIVATE KEY-----\nMIIE"
+    assert kinds(f"{key}\n{key} {cut_off}") == [(key, "secret"), (key, "secret")]
+    assert kinds(f"{cut_off} {key}") == [(f"{cut_off} {key}", "secret")]
+
+
+def test_pages_made_to_be_slow_are_not() -> None:
+    """These would take many minutes if the work grew with the square of their length."""
+    assert find("-----BEGIN PRIVATE KEY-----\n" * 50_000) == []
+    found = find("".join(f"user{number}@lemburg.com\n" for number in range(20_000)))
+    assert len(found) == 20_000
+
+
+@settings(deadline=None, max_examples=EXAMPLES)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), max_size=12))
+def test_of_spans_that_overlap_the_longer_then_the_earlier_stays(places: list[tuple[int, int]]) -> None:
+    spans = [Span(start, start + size, "phone") for start, size in places]
+    expected: list[Span] = []
+    for span in sorted(spans, key=lambda one: (one.start - one.end, one.start)):
+        if not any(max(span.start, other.start) < min(span.end, other.end) for other in expected):
+            expected.append(span)
+    assert apart(spans) == sorted(expected)
 
 
 @settings(deadline=None, max_examples=EXAMPLES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import string
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from typing import NamedTuple
@@ -75,10 +76,11 @@ _SECRET = re.compile(
     r"(?<![\w-])(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_\w{36,}|github_pat_\w{40,}|glpat-[\w-]{20,}|xox[abeoprs]-[\w-]{20,}"
     r"|sk-(?:[\w]+-)*\w{20,}|[sr]k_live_[A-Za-z0-9]{20,}|https://hooks\.slack\.com/services/T\w{6,}/B\w{6,}/\w{20,}"
     r"|\d{8,10}:AA[\w-]{33}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,}|npm_[A-Za-z0-9]{36}|pypi-AgEI[\w-]{40,}"
-    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})(?![\w-])"
-    r"|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----.+?-----END (?:[A-Z]+ )?PRIVATE KEY-----",
-    re.ASCII | re.DOTALL,
+    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})(?![\w-])",
+    re.ASCII,
 )
+_KEY_BEGINS = re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
+_KEY_ENDS = re.compile(r"-----END (?:[A-Z]+ )?PRIVATE KEY-----")
 _LARGEST_SECTION = 31
 _DISTINCT_IN_SECRET = 9
 _FULL_WIDTH = "[０-９＠]"
@@ -101,7 +103,7 @@ def spans_column(batch: Batch) -> dict[str, list[list[dict[str, int | str]]]]:
     for hint, detect in _DETECTORS:  # most documents hold nothing alike, and RE2 sees that many times faster
         for row in _rows_with(hint, texts):
             found[row] += detect(strings[row])
-    return {"pii": [[span._asdict() for span in _apart(spans)] for spans in found]}
+    return {"pii": [[span._asdict() for span in apart(spans)] for spans in found]}
 
 
 def _rows_with(pattern: str, texts: pa.Array) -> list[int]:
@@ -112,15 +114,18 @@ def _rows_with(pattern: str, texts: pa.Array) -> list[int]:
 def find(text: str) -> list[Span]:
     """Every span of personal data in `text`, in order; of two that overlap the longer one, then the earlier."""
     text = text.translate(_NARROW)
-    return _apart([span for _, detect in _DETECTORS for span in detect(text)])
+    return apart([span for _, detect in _DETECTORS for span in detect(text)])
 
 
-def _apart(spans: list[Span]) -> list[Span]:
+def apart(spans: Iterable[Span]) -> list[Span]:
+    """The spans in order without overlaps: of two that overlap the longer one stays, then the earlier."""
     taken: list[Span] = []
     for span in sorted(spans, key=lambda one: (one.start - one.end, one.start)):
-        if all(span.end <= other.start or other.end <= span.start for other in taken):
-            taken.append(span)
-    return sorted(taken)
+        place = bisect(taken, span)
+        is_after = not place or taken[place - 1].end <= span.start
+        if is_after and (place == len(taken) or span.end <= taken[place].start):
+            taken.insert(place, span)
+    return taken
 
 
 def mask(text: str, spans: Iterable[Span]) -> str:
@@ -210,6 +215,16 @@ def _secrets(text: str) -> Iterator[Span]:
     for match in _SECRET.finditer(text):
         if len(set(match.group())) >= _DISTINCT_IN_SECRET:
             yield Span(match.start(), match.end(), "secret")
+    yield from _private_keys(text)
+
+
+def _private_keys(text: str) -> Iterator[Span]:
+    """Blocks from a beginning to the next end. One pattern for both would read to the end of a text from every
+    beginning that has none."""
+    begins = _KEY_BEGINS.search(text)
+    while begins and (ends := _KEY_ENDS.search(text, begins.end())):
+        yield Span(begins.start(), ends.end(), "secret")
+        begins = _KEY_BEGINS.search(text, ends.end())
 
 
 _DETECTORS: tuple[tuple[str, Callable[[str], Iterator[Span]]], ...] = (
