@@ -87,10 +87,11 @@ def test_no_near_duplicate_is_missed(known: list[list[str]], words: list[str], t
 
 
 def test_lists_of_every_kind() -> None:
-    assert read_list("1. One\n2) Two\n(3) Three\n- Four\n* Five\n6、六\n**7.** Seven") == [
-        "One", "Two", "Three", "Four", "Five", "六", "Seven",
-    ]  # fmt: skip
+    assert read_list("1. One\n2) Two\n(3) Three\n6、六\n**7.** Seven") == ["One", "Two", "Three", "六", "Seven"]
+    assert read_list("These:\n- Four\n* Five\n• Six") == ["Four", "Five", "Six"]
     assert read_list("Here:\n\n1. **Sum** these:\n   3, 4\n\n2. **Next.**") == ["**Sum** these:\n   3, 4", "Next."]
+    parts = "Sort these:\n   **Input:** 5, 2\n   - the largest first\n3.14 among them"
+    assert read_list(f"1. {parts}\n2. Next") == [parts, "Next"]
     assert read_list("no list at all") == []
     assert read_list("1.\n2. Something") == ["Something"]
 
@@ -153,6 +154,8 @@ def test_answers_that_cannot_be_kept() -> None:
     assert wrong("Pari", "length") == "cut off: longer than max_tokens"
     assert wrong("... !") == wrong("<think>what?</think>  ") == "without a word"
     for refusal in ("I'm sorry, but I can't help.", "抱歉，我无法回答。", "As an AI language model, I have no body."):
+        assert wrong(refusal) == "a refusal"
+    for refusal in ("I’m sorry.", "I can’t do it.", "I cannot.", "I'm unable to."):
         assert wrong(refusal) == "a refusal"
     assert wrong("Sorry for the delay. " + "Here is all of it. " * 40) == ""
     assert wrong_with(None) == "not answered"

@@ -10,7 +10,7 @@ from liuyi.data.synthesis.ask import Answer
 NO_ANSWER = "not answered"
 _SHORT_REFUSAL_WORDS = 80
 _REFUSAL = re.compile(
-    r"^\W*((?:i'?m |i am )?sorry\b|i apologi[sz]e|i can(?:no|')t|i am unable|i'm unable|as an ai\b|unfortunately, i"
+    r"^\W*((?:i['’]?m |i am )?sorry\b|i apologi[sz]e|i can(?:no|['’])t|i(?: a|['’])m unable|as an ai\b|unfortunately, i"
     r"|抱歉|很抱歉|对不起|我无法|我不能|作为(?:一个|一名)?(?:人工智能|AI))",
     re.IGNORECASE,
 )

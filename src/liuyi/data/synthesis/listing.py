@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 
-_NUMBER = re.compile(r"^\s*(?:\*\*)?(?:\(?\d{1,3}[.):、．]|[-*•])(?:\*\*)?\s*(.*)$")
+_POINT = re.compile(r"^\s*(?:(?P<number>(?:\*\*)?\(?\d{1,3}[.):、．](?!\d)(?:\*\*)?)|[-*•](?=\s|$))\s*(?P<text>.*)$")
 
 
 def read_list(text: str) -> list[str]:
-    """The points of a numbered or bulleted list; lines that follow a point belong to it, what stands before is not one.
+    """The points of a numbered list, or of a bulleted one; lines that follow a point belong to it, bullets among the
+    points of a numbered list too, and what stands before the first is not one.
 
     >>> read_list("Sure:\\n1. Name a tree.\\n2) Add these:\\n   2 and 3")
     ['Name a tree.', 'Add these:\\n   2 and 3']
     """
     points: list[list[str]] = []
+    numbered = False
     for line in text.splitlines():
-        if found := _NUMBER.match(line):
-            points.append([found[1]])
+        found = _POINT.match(line)
+        if found and (found["number"] or not numbered):
+            numbered = numbered or bool(found["number"])
+            points.append([found["text"]])
         elif points:
             points[-1].append(line)
     return [point for point in (_without_bold("\n".join(lines).strip()) for lines in points) if point]

@@ -24,7 +24,7 @@ class SelfInstructParams(TemplateParams, NewParams):
     temperature: float = Field(1.0, ge=0, le=2)
 
 
-@step("data.self_instruct", version=1, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
+@step("data.self_instruct", version=2, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
 def self_instruct(ctx: Context, params: SelfInstructParams) -> None:
     """New tasks after the example of a few, with answers (self-instruct)."""
     from liuyi.data.synthesis.generators.self_instruct import self_instruct
@@ -47,7 +47,7 @@ class EvolInstructParams(TemplateParams, NewParams):
     temperature: float = Field(1.0, ge=0, le=2)
 
 
-@step("data.evol_instruct", version=1, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
+@step("data.evol_instruct", version=2, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
 def evol_instruct(ctx: Context, params: EvolInstructParams) -> None:
     """Tasks made harder, or rarer, round by round, with answers (evol-instruct)."""
     from liuyi.data.synthesis.generators.evol_instruct import evol_instruct
@@ -72,7 +72,7 @@ class MagpieParams(AskParams, NewParams):
     license: str = Field("unknown", description="the licence of the rows")
 
 
-@step("data.magpie", version=1, inputs=ASKED, outputs=_CHATS, starts_again=True)
+@step("data.magpie", version=2, inputs=ASKED, outputs=_CHATS, starts_again=True)
 def magpie(ctx: Context, params: MagpieParams) -> None:
     """Instructions that the model writes from nothing but the beginning of a user's turn, with answers (Magpie)."""
     from liuyi.data.synthesis.ask import Sampling
@@ -107,7 +107,7 @@ class RephraseParams(TemplateParams):
 
 @step(
     "data.rephrase",
-    version=1,
+    version=2,
     inputs={**ASKED, "corpus": _DOCUMENTS},
     outputs={"corpus": Output("corpus", f"attributes.parquet has each document's lineage, {EVIDENCE}")},
     starts_again=True,
@@ -132,7 +132,7 @@ class BackTranslateParams(TemplateParams, NewParams):
     min_support: float = Field(0.5, ge=0, le=1, description="least share of an answer's words that the passage has")
 
 
-@step("data.back_translate", version=1, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS, starts_again=True)
+@step("data.back_translate", version=2, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS, starts_again=True)
 def back_translate(ctx: Context, params: BackTranslateParams) -> None:
     """Questions that passages of documents answer, with answers that rest on them (back-translation)."""
     from liuyi.data.synthesis.generators.back_translate import back_translate
@@ -152,7 +152,7 @@ class PersonasParams(TemplateParams, NewParams):
     temperature: float = Field(1.0, ge=0, le=2)
 
 
-@step("data.personas", version=1, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS, starts_again=True)
+@step("data.personas", version=2, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS, starts_again=True)
 def personas(ctx: Context, params: PersonasParams) -> None:
     """Tasks of people who would read the documents, with answers (personas)."""
     from liuyi.data.synthesis.generators.personas import personas
@@ -185,7 +185,7 @@ class VerifiedParams(TemplateParams):
 
 @step(
     "data.verified",
-    version=1,
+    version=2,
     inputs={**ASKED, "problems": Input("chats", "own problems: question and reference", optional=True, many=True)},
     outputs={
         **_CHATS,
