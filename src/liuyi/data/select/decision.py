@@ -38,7 +38,8 @@ class Numbered:
     @property
     def numbers(self) -> NDArray[np.int32]:
         """[rows] the number of each text."""
-        self._parts = [np.concatenate(self._parts)]
+        if len(self._parts) > 1:
+            self._parts = [np.concatenate(self._parts)]
         return self._parts[0]
 
     def totals(self, weights: NDArray[np.generic]) -> Ints:

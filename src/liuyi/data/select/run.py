@@ -93,6 +93,7 @@ def write(
     samples: dict[int, Mapping[str, Any]] = {}
     start = 0
     schema = document_schema()
+    is_kept = decision.kept
     with (
         Groups(train / DOCUMENTS, schema) as training,
         Groups(heldout / DOCUMENTS, schema) as held,
@@ -100,7 +101,7 @@ def write(
     ):
         for documents, attributes in read_beside(folder, schema.names):
             here = slice(start, start + documents.num_rows)
-            kept, held_out = decision.kept[here], decision.held_out[here]
+            kept, held_out = is_kept[here], decision.held_out[here]
             for out, rows in ((training, kept & ~held_out), (held, kept & held_out)):
                 out.add(_kept(documents, attributes, rows, edits).select(schema.names).cast(schema))
             dropped.add(_dropped(documents, attributes, decision.reasons, here))
