@@ -22,6 +22,7 @@ from liuyi.core.step import get_step
 from liuyi.data.corpus import Rows
 from liuyi.data.instructions.convert import chat_entry
 from liuyi.data.instructions.tables import CHATS, chats_schema, write_evalset
+from liuyi.data.synthesis.preferences import PROBLEMS
 from liuyi.data.synthesis.problems import gym_problems
 from liuyi.finetune.chats import encode_chats, read_chats
 from liuyi.model.tokenizer import train_bpe
@@ -393,6 +394,26 @@ def test_verified_on_own_problems_with_bounds(tmp_path: Path) -> None:
     assert dropped(bench)["its problem is too easy or too hard"] == 8
     with pytest.raises(DataError, match="there are no problems"):
         ask(answer, "data.verified", tmp_path / "none")
+
+
+def test_a_problem_given_twice_is_solved_once_and_one_without_a_reference_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    call = {"id": "1", "type": "function", "function": {"name": "sum", "arguments": "{}"}}
+    silent = {"role": "assistant", "content": None, "tool_calls": [call]}
+    with Rows(folder / CHATS, chats_schema()) as rows:
+        for answer in ({"role": "assistant", "content": "5"}, silent):
+            asked = {"role": "user", "content": f"What is it that you {'call' if answer is silent else 'say'}?"}
+            rows.add({**chat_entry({"messages": [asked, answer]}).columns, "source": "own", "license": "MIT"})
+    given = {"problems": [artifact(folder, "chats", {"MIT"})] * 2}
+    model = lambda asked: f"Answer: {4 + asked.body['seed'] % 2}"  # noqa: E731
+    bench = ask(model, "data.verified", tmp_path / "run", given, samples=8, pairs=4)
+    problems = {row["problem"]: (row["samples"], row["pass_rate"]) for row in rows_of(bench, "preferences", PROBLEMS)}
+    assert len(problems) == len(rows_of(bench, "preferences", PROBLEMS)) == 2
+    assert problems["What is it that you call?"] == (0, None)
+    assert problems["What is it that you say?"][0] == 8
+    assert dropped(bench)["no reference to compare with"] == 1
+    assert len(rows_of(bench, "preferences", "preferences.parquet")) == 1
 
 
 def test_what_an_eval_set_asks_is_not_made(tmp_path: Path) -> None:

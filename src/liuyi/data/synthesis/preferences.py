@@ -21,7 +21,7 @@ PROBLEMS = "problems.parquet"
 
 def write_pairs(folder: Path, solved: Iterable[Solved], pairs: int) -> Iterator[Solved]:
     """Write what passes: at most `pairs` preferences of each problem to `preferences.parquet`, and to
-    `problems.parquet` each problem with its reference, its samples, and the share that was right.
+    `problems.parquet` each problem with its reference, its samples, and the share that was right, null without any.
 
     A preference has the lineage of its chosen answer, and the request of the rejected one.
     """
@@ -35,7 +35,8 @@ def write_pairs(folder: Path, solved: Iterable[Solved], pairs: int) -> Iterator[
             problem = one.problem
             said = {"id": problem.id, "task": problem.task, "problem": problem.text, "reference": problem.reference}
             said |= {"entry": plain(problem.entry), "license": problem.license}
-            rows.add({**said, "samples": len(one.solutions), "pass_rate": one.pass_rate})
+            samples = sum(bool(made.origin.request) for made in one.solutions)
+            rows.add({**said, "samples": samples, "pass_rate": one.pass_rate if samples else None})
             yield one
 
 

@@ -70,23 +70,29 @@ class Problem:
 
 
 def gym_problems(tasks: Sequence[str], count: int, seed: int, license: str) -> Iterator[Problem]:
-    """`count` problems of each task, all different. Raises DataError for a task that there is not."""
+    """`count` problems of each task. Raises DataError for a task that there is not."""
     gym = reasoning_gym()
     for name in tasks:
         if name not in TASKS:
             raise DataError(f"there is no task '{name}' whose answers are compared", hint=did_you_mean(name, TASKS))
-        seen: set[str] = set()
         for entry in gym.create_dataset(name, seed=seed, size=count):
             id = sha256_json([name, entry["question"]])
-            if id not in seen:
-                seen.add(id)
-                yield Problem(id, name, entry["question"], str(entry["answer"]), license, id[:16], entry)
+            yield Problem(id, name, entry["question"], str(entry["answer"]), license, id[:16], entry)
 
 
 def own_problems(seeds: Iterable[Seed]) -> Iterator[Problem]:
     """Conversations as problems: the question, and the answer as its reference."""
     for seed in seeds:
         yield Problem(seed.id, "", seed.instruction, seed.answer, seed.license, seed.cluster)
+
+
+def different(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems, each once: generators make some twice, and inputs may overlap."""
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id not in seen:
+            seen.add(problem.id)
+            yield problem
 
 
 def reasoning_gym() -> Any:

@@ -203,7 +203,7 @@ def verified(ctx: Context, params: VerifiedParams) -> None:
     from liuyi.data.instructions.tables import PREFERENCES
     from liuyi.data.synthesis.generators.verified import verified
     from liuyi.data.synthesis.preferences import PROBLEMS, write_pairs
-    from liuyi.data.synthesis.problems import gym_problems, own_problems
+    from liuyi.data.synthesis.problems import different, gym_problems, own_problems
     from liuyi.data.synthesis.rows import read_seeds
     from liuyi.data.synthesis.running import give_chats, novelty, running
 
@@ -216,7 +216,7 @@ def verified(ctx: Context, params: VerifiedParams) -> None:
     )
     with running(ctx, params, "verified") as task:
         named = params.model_dump(include={"samples", "keep", "min_pass_rate", "max_pass_rate"})
-        solved = verified(task, problems, novelty(ctx, params, 1.0), **named)
+        solved = verified(task, different(problems), novelty(ctx, params, 1.0), **named)
         made = (solution for one in write_pairs(ctx.workdir, solved, params.pairs) for solution in one.solutions)
         written = give_chats(ctx, params, task, made, figures=("pass_rate",))
     with ctx.output("preferences") as out:

@@ -40,15 +40,16 @@ def verified(
     min_pass_rate: float,
     max_pass_rate: float,
 ) -> Iterator[Solved]:
-    """Each problem that is in no eval set, sampled `samples` times; at most `keep` different right solutions stay.
+    """Each problem that has a reference and is in no eval set, sampled `samples` times; at most `keep` different right
+    solutions stay.
 
     Problems with a pass rate outside the bounds are dropped: what is always solved teaches little, and what is solved
     once in many tries is often solved by chance.
     """
     template = task.main_template("solve")
     for group in in_groups(problems, max(1, AT_ONCE // samples)):
-        known = {problem.id: found for problem in group if (found := novelty.in_tests(problem.text))}
-        fresh = [problem for problem in group if problem.id not in known]
+        left_out = {problem.id: reason for problem in group if (reason := _unfit(problem, novelty))}
+        fresh = [problem for problem in group if problem.id not in left_out]
         asks = [
             task.ask(template, problem.id, number, problem=problem.text)
             for problem in fresh
@@ -56,11 +57,19 @@ def verified(
         ]
         answered = iter(zip(asks, task.session.ask(asks), strict=True))
         for problem in group:
-            if problem.id in known:
-                yield _left_out(task, problem, f"in an eval set: {known[problem.id]}")
+            if problem.id in left_out:
+                yield _left_out(task, problem, left_out[problem.id])
             else:
                 solved = _solved(task, problem, list(islice(answered, samples)))
                 yield _chosen(solved, keep, min_pass_rate, max_pass_rate)
+
+
+def _unfit(problem: Problem, novelty: Novelty) -> str:
+    """Why a problem is not sampled; empty where it is."""
+    if not problem.reference.strip():
+        return "no reference to compare with"
+    found = novelty.in_tests(problem.text)
+    return f"in an eval set: {found}" if found else ""
 
 
 def _left_out(task: Task, problem: Problem, reason: str) -> Solved:
