@@ -48,14 +48,17 @@ def test_forms_of_entries(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text(
         "# a comment\n0.0.0.0 ads.example.net\n127.0.0.1  Track.example.org # of a hosts file\n"
-        "||cdn.example.io^\n*.spam.test\nhttps://forum.test/casino/\n\n",
+        "||cdn.example.io^\n*.spam.test\nhttps://forum.test/casino/\n\n0.0.0.0\ta.example.cn b.example.cn\t# two\n",
         encoding="utf-8",
     )
     expected = {"ads.example.net", "track.example.org", "cdn.example.io", "spam.test", "forum.test/casino"}
+    expected |= {"a.example.cn", "b.example.cn"}
     assert Lists.read(path, None).urls == expected
 
 
-@pytest.mark.parametrize(("content", "message"), [("# nothing\n", "no entry"), ("two words here\n", "no host")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("# nothing\n", "no entry"), ("two words here\n", "no host"), ("[broken\n", "no host")]
+)
 def test_lists_that_are_none(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text(content, encoding="utf-8")

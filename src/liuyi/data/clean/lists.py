@@ -7,6 +7,7 @@ where it begins or ends with a letter or digit of another script, a word of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +26,9 @@ from liuyi.data.clean.matching import Words
 URLS = {"url_blocked": pa.bool_()}
 WORDS = {"bad_words": pa.int64(), "bad_word_ratio": pa.float32()}
 
-_SINK = ("0.0.0.0 ", "127.0.0.1 ", "::1 ", ":: ")
+_SINK = re.compile(r"0\.0\.0\.0|127\.0\.0\.1|::1?")
+"""What a hosts file sends unwanted hosts to."""
+_REMARK = re.compile(r"\s#")
 _SPELT = (Class.LETTER, Class.DIGIT)
 
 
@@ -42,7 +45,7 @@ class Lists:
     def read(cls, urls: Path | None, words: Path | None) -> Lists:
         """Read the files. Raises DataError where one has no entry, or an entry that is no address."""
         return cls(
-            frozenset(_address(entry, f"{urls}:{line}") for line, entry in _entries(urls)) if urls else frozenset(),
+            frozenset(_addresses(urls)) if urls else frozenset(),
             tuple(sorted({pc.utf8_lower(entry).as_py() for _, entry in _entries(words)})) if words else (),
         )
 
@@ -128,13 +131,22 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     yield from entries
 
 
+def _addresses(path: Path) -> Iterator[str]:
+    """The addresses of a list; a line of a hosts file may have several."""
+    for line, entry in _entries(path):
+        said = _REMARK.split(entry)[0].split()
+        hosts = said[1:] if len(said) > 1 and _SINK.fullmatch(said[0]) else [" ".join(said)]
+        yield from (_address(host, f"{path}:{line}") for host in hosts)
+
+
 def _address(entry: str, where: str) -> str:
     """An entry as `blocked` compares it: in lower case, without scheme, port and the slash at its end."""
-    for sink in _SINK:
-        entry = entry.removeprefix(sink).strip()
-    entry = entry.partition(" #")[0].strip().removeprefix("*.").removeprefix("||").removesuffix("^")
-    parts = urlsplit(entry if "://" in entry else f"//{entry}")
-    host = (parts.hostname or "").rstrip(".")
-    if not host or any(sign.isspace() for sign in entry):
+    entry = entry.removeprefix("*.").removeprefix("||").removesuffix("^")
+    try:
+        parts = urlsplit(entry if "://" in entry else f"//{entry}")
+        host = (parts.hostname or "").rstrip(".")
+    except ValueError:  # a bracket that is not closed
+        host = ""
+    if not host or " " in entry:
         raise DataError(f"'{entry}' is no host or address", where=where, hint="write example.com or example.com/folder")
     return "/".join([host, *(step for step in parts.path.split("/") if step)])
