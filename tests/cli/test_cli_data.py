@@ -241,6 +241,19 @@ def test_a_corpus_that_was_not_measured_shows_its_documents(made: Made) -> None:
     assert "holds no document 'beef'" in made.call("show", raw, "beef", status=1)
 
 
+def test_a_document_cannot_command_the_terminal(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    staging = home.store.stage("corpus")
+    hostile = "\x1b]52;c;ZXZpbA==\x07 and\x9b2J\ttext\n"
+    write_documents(staging.path, [Document("1", hostile, "site", "a\x1b[8m.html", "MIT")])
+    raw = home.store.publish(staging, output="corpus")
+    for args in (("data", "show", raw.digest, "--random"), ("show", raw.digest, "--rows", "1")):
+        shown = CliRunner().invoke(cli, ["--home", str(home.path), *args]).stdout
+        assert "␛]52;c;ZXZpbA==␇ and\ufffd2J" in shown
+        assert "a␛[8m.html" in shown
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
+
+
 def test_wrong_names_say_what_would_be_right(made: Made) -> None:
     clean = made.artifacts["clean"].digest
     assert "did you mean 'too short'?" in made.call("show", clean, "--reason", "to short", status=1)

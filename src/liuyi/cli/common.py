@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from liuyi.core.home import Home
 
 PIPE_WIDTH = 120
+_PICTURES = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+)
+"""Control characters → what is shown in their place: one character each."""
 EXIT_ERROR = 1
 """The command met an error that a person can mend, or a run failed."""
 EXIT_UNEXPECTED = 70
@@ -109,9 +115,9 @@ def print_error(error: LiuyiError) -> None:
     out = error_console()
     for each in getattr(error, "problems", (error,)):
         place = f"{each.where}: " if each.where else ""
-        out.print(Text.assemble(("error: ", "bold red"), place, each.message), soft_wrap=True)
+        out.print(Text.assemble(("error: ", "bold red"), printable(f"{place}{each.message}")), soft_wrap=True)
         if each.hint:
-            out.print(Text(f"  {each.hint}", style="dim"), soft_wrap=True)
+            out.print(Text(f"  {printable(each.hint)}", style="dim"), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -127,6 +133,14 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
+
+
+def printable(text: str) -> str:
+    """Text of others, such as a web page's, without what a terminal would obey in place of showing; as long as before.
+
+    An escape sequence can set the clipboard or hide what follows.
+    """
+    return text.translate(_PICTURES)
 
 
 def short(digest: str) -> str:

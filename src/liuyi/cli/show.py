@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liuyi.cli.common import console, figure_text, home, print_json, short, size_text, table
+from liuyi.cli.common import console, figure_text, home, print_json, printable, short, size_text, table
 
 if TYPE_CHECKING:
     from liuyi.core.artifact import Manifest
@@ -133,4 +133,4 @@ def _cell(value: Any, limit: int = CELL) -> str:
     if isinstance(value, float):
         return figure_text(value) if value == value and abs(value) != float("inf") else str(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+    return printable(text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)")

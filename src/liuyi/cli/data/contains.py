@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liuyi.cli.common import console, home, print_json, short, table
+from liuyi.cli.common import console, home, print_json, printable, short, table
 
 if TYPE_CHECKING:
     from liuyi.core.artifact import Artifact
@@ -90,7 +90,7 @@ def _show(found: list[Seen], names: list[str], manifests: list[Any]) -> None:
         name = names[one.item]
         name = name if len(name) <= NAME_SHOWN else f"{name[:NAME_SHOWN]}…"
         cells = (name, f"{one.kind}: {short(one.row)}", f"{one.start:,}…{one.end:,}", said, origin)
-        listing.add_row(*map(Text, cells))
+        listing.add_row(*(Text(printable(cell)) for cell in cells))
     console().print(listing)
     if len(found) > SHOWN:
         console().print(f"… and {len(found) - SHOWN:,} more places; --json has all", style="dim")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liuyi.cli.common import console, figure_text, home, print_json, short, table
+from liuyi.cli.common import console, figure_text, home, print_json, printable, short, table
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -112,7 +112,7 @@ def _print(view: View, seen: Seen, chars: int) -> None:
     document = seen.document
     console().print(Text.assemble((f"document {document['id']}", "bold"), f"  row {seen.row:,}"))
     pairs = [(name, str(document.get(name) or "")) for name in ("source", "url", "license", "cluster", "created")]
-    _print_pairs((name, Text(value)) for name, value in pairs if value)
+    _print_pairs((name, Text(printable(value))) for name, value in pairs if value)
     console().print()
     if view.judge is not None:
         _print_verdict(view, seen)
@@ -152,7 +152,8 @@ def _print_duplicates(view: View, seen: Seen) -> None:
     for other in others[:LISTED_DUPLICATES]:
         facts = f"{other.attributes['duplicate_kind']}, {figure_text(other.attributes['duplicate_similarity'])}"
         address = other.document["url"] or other.document["source"]
-        console().print(Text(f"stands for {short(other.document['id'])}  {facts}  {address}"), soft_wrap=True)
+        said = f"stands for {short(other.document['id'])}  {facts}  {address}"
+        console().print(Text(printable(said)), soft_wrap=True)
     if len(others) > LISTED_DUPLICATES:
         console().print("… and for more", style="dim")
     if others:
@@ -180,10 +181,10 @@ def _said(name: str, value: Any) -> str:
     if isinstance(value, int | float) and math.isfinite(value):
         return f"{name} {figure_text(value)}"
     if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
-        return f"{name} {', '.join(value)}"
+        return printable(f"{name} {', '.join(value)}")
     if isinstance(value, list | tuple | Mapping):
-        return f"{name} {json.dumps(value, ensure_ascii=False, default=str)}"
-    return f"{name} {value}"
+        return printable(f"{name} {json.dumps(value, ensure_ascii=False, default=str)}")
+    return printable(f"{name} {value}")
 
 
 def _marked(seen: Seen, chars: int) -> Text:
@@ -191,7 +192,7 @@ def _marked(seen: Seen, chars: int) -> Text:
     from rich.text import Text
 
     whole = seen.document["text"]
-    text = Text(whole[:chars])
+    text = Text(printable(whole[:chars]))
     kinds: dict[str, int] = {}
     for name, style in SPANS.items():
         for span in seen.attributes.get(name) or ():

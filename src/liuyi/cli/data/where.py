@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liuyi.cli.common import console, home, print_json, short, table
+from liuyi.cli.common import console, home, print_json, printable, short, table
 
 if TYPE_CHECKING:
     from liuyi.core.artifact import Artifact
@@ -77,10 +77,11 @@ def _token(place: Home, artifact: Artifact, position: int, reach: int, as_json: 
     ]
     for name, value in facts:
         if value:
-            listing.add_row(Text(name), Text(str(value)))
+            listing.add_row(Text(name), Text(printable(str(value))))
     console().print(listing)
     console().print()
-    console().print(Text.assemble(around.before, (around.token, "reverse bold"), around.after), soft_wrap=True)
+    before, token, after = map(printable, (around.before, around.token, around.after))
+    console().print(Text.assemble(before, (token, "reverse bold"), after), soft_wrap=True)
 
 
 _ORIGIN = (("source", "source"), ("address", "url"), ("licence", "license"), ("cluster", "cluster"))
@@ -130,7 +131,7 @@ def _list_pieces(rows: list[Row]) -> None:
 def _plain(text: str) -> Any:
     from rich.text import Text
 
-    return Text(text)
+    return Text(printable(text))
 
 
 def _tokens_of(place: Home, checkpoint: Artifact) -> Artifact:
