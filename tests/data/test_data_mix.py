@@ -241,6 +241,7 @@ def test_sources_of_other_tokenizers_are_refused(shelf: Shelf, tmp_path: Path) -
     [
         ({"weights": {"a": 1}, "temperature": 2}, "one of weights, temperature and phases"),
         ({"weights": {"a": 0}}, "above 0"),
+        ({"weights": {"a": float("inf"), "b": 1}}, "finite"),
         ({"phases": [{"until": 0.5, "weights": {"a": 1}}]}, "the last at 1"),
         ({"phases": [{"until": 1, "weights": {"a": 1}, "ramp": True}]}, "no weights to come from"),
     ],

@@ -15,7 +15,7 @@ from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.evaluate.report import build_report, page
 from liuyi.pretrain.ablate import workers
-from liuyi.pretrain.ablate.mixtures import Source, bounded, mixed_stream, sample_mixtures
+from liuyi.pretrain.ablate.mixtures import Source, bounded, drawn_shares, mixed_stream, sample_mixtures
 from liuyi.pretrain.ablate.regmix import Search
 from liuyi.pretrain.ablate.regression import FEATURES, fit, fit_all, prediction_interval, propose
 
@@ -148,6 +148,9 @@ def test_a_mixture_is_whole_documents_of_its_sources(desk: Desk) -> None:
     ]
     shares = [sum(len(one) for one in documents if one.tolist() in texts) / len(stream) for texts in known]
     assert shares == pytest.approx([0.5, 0.5, 0.0], abs=0.02)
+    assert drawn_shares(sources, [0.5, 0.5, 0.0], 4000, seed=1) == pytest.approx(shares)
+    with pytest.raises(DataError, match="no document fits into a budget of 2 tokens"):
+        drawn_shares(sources, [0.5, 0.5, 0.0], 2, seed=1)
 
 
 def test_what_cannot_be_had_is_said(desk: Desk, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from liuyi.core.errors import DataError
 from liuyi.pretrain.ablate.difference import Floats
 from liuyi.train.data import TokenStream
-from liuyi.train.mixture import Stretch, allot, draw
+from liuyi.train.mixture import Drawn, Stretch, allot, draw
 
 _CONCENTRATION = (1.0, 10.0)
 """Log-uniform: 1 gives mixtures of few sources, 10 such as keep near the prior."""
@@ -69,9 +70,11 @@ def bounded(mixtures: Floats, sizes: Sequence[int], budget: float, max_epochs: f
 
 
 def mixed_stream(sources: Sequence[Source], weights: Sequence[float], budget: int, seed: int) -> ArrayStream:
-    """About `budget` tokens of whole documents, as `data.mix` draws them."""
-    tokens = np.array([weights]) * budget
-    (drawn,) = draw([source.sizes for source in sources], tokens, seed)
+    """About `budget` tokens of whole documents, as `data.mix` draws them.
+
+    Raises DataError where the budget is too small for any document.
+    """
+    drawn = _drawn(sources, weights, budget, seed)
     pieces = []
     for number, row in zip(drawn.source.tolist(), drawn.row.tolist(), strict=True):
         source = sources[number]
@@ -79,3 +82,20 @@ def mixed_stream(sources: Sequence[Source], weights: Sequence[float], budget: in
         pieces.append(source.stream.tokens[start : start + int(source.sizes[row])])
     first = sources[0].stream
     return ArrayStream(np.concatenate(pieces), first.eos_id, first.vocab_size)
+
+
+def drawn_shares(sources: Sequence[Source], weights: Sequence[float], budget: int, seed: int) -> Floats:
+    """What part of the tokens of `mixed_stream` each source has, `[sources]`.
+
+    It is not quite what `weights` ask for, since documents are whole and a proxy's budget is small.
+    """
+    drawn = _drawn(sources, weights, budget, seed)
+    tokens = [source.sizes[drawn.row[drawn.source == number]].sum() for number, source in enumerate(sources)]
+    return np.asarray(np.array(tokens, dtype=np.float64) / np.sum(tokens))
+
+
+def _drawn(sources: Sequence[Source], weights: Sequence[float], budget: int, seed: int) -> Drawn:
+    (drawn,) = draw([source.sizes for source in sources], np.array([weights]) * budget, seed)
+    if not len(drawn.row):
+        raise DataError(f"no document fits into a budget of {budget:,} tokens", hint="give proxies more tokens")
+    return drawn

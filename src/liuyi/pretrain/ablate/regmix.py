@@ -23,7 +23,7 @@ from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.ablate.decide import UNIT, Results, decide, ruling
 from liuyi.pretrain.ablate.difference import Floats
 from liuyi.pretrain.ablate.heldout import HeldOut, demand_apart, load_heldout
-from liuyi.pretrain.ablate.mixtures import Source, bounded, mixed_stream, sample_mixtures
+from liuyi.pretrain.ablate.mixtures import Source, bounded, drawn_shares, mixed_stream, sample_mixtures
 from liuyi.pretrain.ablate.proxies import Measured, Plan, Proxy
 from liuyi.pretrain.ablate.regression import Fit, fit_all, prediction_interval, propose
 from liuyi.pretrain.ablate.report import Setting, write_verdict
@@ -128,14 +128,14 @@ def _search(ctx: Context, params: RegmixParams, sources: Sequence[Source], plan:
             f"no mixture gives {target:,} tokens within {params.max_epochs:g} passes over each source",
             hint="lower target_tokens or raise max_epochs",
         )
-    proxies = [
-        Proxy(
-            f"run{number}",
-            partial(mixed_stream, sources, mixture.tolist(), params.token_budget, proxy_seed(ctx.seed, number)),
-            proxy_seed(ctx.seed, number),
-        )
-        for number, mixture in enumerate(mixtures)
+    wanted = [
+        (mixture.tolist(), params.token_budget, proxy_seed(ctx.seed, number)) for number, mixture in enumerate(mixtures)
     ]
+    proxies = [
+        Proxy(f"run{number}", partial(mixed_stream, sources, *one), one[-1]) for number, one in enumerate(wanted)
+    ]
+    # The regression learns from what a proxy was really trained on.
+    mixtures = np.stack([drawn_shares(sources, *one) for one in wanted])
     measured = train_proxies(ctx, proxies, plan, after=3 * params.seeds)
     losses = np.array([mean_loss(one, plan.heldout) for one in measured])
     fits = fit_all(mixtures, losses)

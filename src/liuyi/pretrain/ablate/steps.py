@@ -58,7 +58,7 @@ def ablate(ctx: Context, params: AblateParams) -> None:
 
 @step(
     "pretrain.regmix",
-    version=1,
+    version=2,
     starts_again=True,
     inputs={
         "sources": Input("tokens", "what to mix, all with one tokenizer", many=True),
