@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,13 @@ from liuyi.core.digest import sha256_file
 from liuyi.core.errors import DataError, OutOfDisk, StepError
 from liuyi.core.step import START_AGAIN
 from liuyi.model.decoder import Decoder
-from liuyi.train import checkpoint
+from liuyi.train import checkpoint, loop
 from liuyi.train.batches import Batch
 from liuyi.train.corruption import checksum
 from liuyi.train.guards import GuardConfig
 from liuyi.train.inject import Fault, parse_faults
 from liuyi.train.loop import LOG_FILE, LoopConfig, Loss
+from liuyi.train.watchdog import Watchdog
 
 STEPS = 24
 DRILL = Path(__file__).with_name("drill.py")
@@ -100,6 +102,77 @@ def test_steps_that_are_taken_twice_change_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "whole/work" / LOG_FILE).read_bytes() == (tmp_path / "twice/work" / LOG_FILE).read_bytes()
 
 
+class Halving:
+    """A monitor that remembers the steps it saw, and after step `at` halves the weights and ends the run."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.seen = at, [0]
+
+    def after_step(self, model: Decoder, step: int) -> str:
+        self.seen.append(step)
+        if step != self.at:
+            return ""
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.5)
+        return "half is enough"
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+def test_weights_that_a_monitor_puts_in_place_are_sound(tmp_path: Path) -> None:
+    """What it leaves behind is what the last checkpoint holds, and nothing is done again."""
+    stopped, result, _ = small_run(tmp_path, steps=STEPS, monitor=Halving(10))
+    assert (result.steps, result.stopped) == (10, "half is enough")
+    listener = Listener()
+    again, _, seen = small_run(tmp_path, steps=STEPS, monitor=Halving(10), listener=listener)
+    assert digest(again) == digest(stopped)
+    assert (listener.logs, seen.seen) == ([f"resumed at step 10 of {STEPS}"], [])
+
+
+@pytest.mark.parametrize("every_s", [0.0, 1e-6])
+def test_a_step_that_is_taken_twice_is_told_once(tmp_path: Path, every_s: float) -> None:
+    listener, monitor = Listener(), Halving(STEPS + 1)
+    config = LoopConfig(STEPS, checkpoint_every_s=every_s, verify_every=2)
+    small_run(tmp_path, steps=STEPS, poisoned=(5,), config=config, listener=listener, monitor=monitor)
+    assert monitor.seen == list(range(STEPS + 1))
+    assert sum("step 5: non-finite" in line for line in listener.logs) == 1
+    told = [index for name, _, index in listener.metrics if name == "grad_norm"]
+    assert told == [step for step in range(STEPS) if step != 5]
+
+
+def test_a_run_that_learnt_nothing_has_no_loss(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="nothing was learnt: every one of 2 steps was skipped, non-finite"):
+        small_run(tmp_path, steps=2, poisoned=(0, 1))
+
+
+def test_the_watchdog_waits_for_each_thing_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step, look and checkpoint have the whole time each, and are named when they take longer."""
+    said: list[str] = []
+    monkeypatch.setattr(Watchdog, "beat", lambda self, doing: said.append(doing))
+    small_run(tmp_path, steps=1, micro_rows=None, monitor=Halving(9))
+    named = ["the checkpoint of step 0", "step 0", "the look after step 1", "the checkpoint of step 1"]
+    assert list(dict.fromkeys(said)) == named
+
+
+def test_the_watchdog_ends_the_process_though_nothing_can_be_written(tmp_path: Path) -> None:
+    code = (
+        "import time\n"
+        "from liuyi.train.watchdog import Watchdog\n"
+        "def log(message): raise OSError('full')\n"
+        "with Watchdog(0.2, log): time.sleep(30)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20, check=False)
+    assert ended.returncode == START_AGAIN
+
+
 def test_a_machine_that_computes_differently_each_time_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,3 +237,28 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
         model, _, _ = small_run(tmp_path, steps=STEPS, every_s=0, listener=listener)
         assert sum("could not be written" in line for line in listener.logs) == failures
         assert digest(model) != digest(tiny_model())
+
+
+@pytest.mark.parametrize("faults", ["flip@13", "nan@12,nan@13,nan@14"])
+def test_going_back_does_not_fail_over_a_checkpoint_that_was_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: str
+) -> None:
+    """The write under way fails while corruption or bad data sends the run back to the checkpoint before."""
+    write = checkpoint.save_file
+    guard = GuardConfig(rollback_steps=10)
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if re.search(r"step0*1[1-9]$", path.parent.name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path)
+
+    expected, _, _ = small_run(
+        tmp_path / "whole", steps=STEPS, config=faulty(faults.replace("flip@13", ""), guard=guard)
+    )
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(loop, "MAX_FAILED_SAVES", 100)
+    listener = Listener()
+    config = LoopConfig(STEPS, checkpoint_every_s=1e-6, inject=faults, guard=guard)
+    model, _, _ = small_run(tmp_path / "full", steps=STEPS, config=config, listener=listener)
+    assert any("could not be written" in line for line in listener.logs)
+    assert digest(model) == digest(expected)

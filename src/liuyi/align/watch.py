@@ -237,7 +237,7 @@ class CollapseWatch:
         return self.good
 
     def state(self) -> dict[str, Any]:
-        return {"history": self.history, "reason": self.reason, "good_step": self.good_step}
+        return {"history": list(self.history), "reason": self.reason, "good_step": self.good_step}
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.good = tensors

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from liuyi.core.digest import sha256_file
+from liuyi.core.disk import FULL, sync
 from liuyi.core.errors import OutOfDisk
 
 STATE_FILE = "state.json"
@@ -41,7 +42,7 @@ class Snapshot:
     state: Mapping[str, Any]
 
     def copied(self) -> Snapshot:
-        """A snapshot whose tensors training does not change any more; tied tensors are copied once."""
+        """A snapshot that training does not change any more; tied tensors are copied once."""
         copies: dict[int, Tensor] = {}
 
         def copy(tensor: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class Snapshot:
             return copies[id(tensor)]
 
         groups = {group: {name: copy(t) for name, t in tensors.items()} for group, tensors in self.tensors.items()}
-        return Snapshot(self.step, groups, self.state)
+        return Snapshot(self.step, groups, deepcopy(self.state))
 
 
 class Checkpoints:
@@ -139,12 +140,12 @@ class Checkpoints:
             digests = {file: sha256_file(temporary / file) for file in [*files, STATE_FILE]}
             _dump(temporary / DIGESTS_FILE, digests)
             for path in [*temporary.iterdir(), temporary]:
-                fsync(path)
+                sync(path)
             temporary.rename(self.folder / name)
-            fsync(self.folder)
+            sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if getattr(error, "errno", None) == 28 or "os error 28" in str(error):
+            if getattr(error, "errno", None) in FULL or any(f"os error {number})" in str(error) for number in FULL):
                 raise OutOfDisk("no space is left for a checkpoint", where=str(self.folder)) from error
             raise
         paths = self._paths()
@@ -178,15 +179,6 @@ def _read(path: Path) -> Snapshot:
 
 def _dump(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def fsync(path: Path) -> None:
-    """Force a file's or folder's bytes to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def rng_state() -> dict[str, Any]:

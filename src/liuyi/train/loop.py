@@ -19,8 +19,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from liuyi.core.disk import sync
 from liuyi.core.errors import DataError, LiuyiError, StepError
-from liuyi.train.checkpoint import Checkpoints, Snapshot, fsync, load_rng_state, rng_state
+from liuyi.train.checkpoint import Checkpoints, Snapshot, load_rng_state, rng_state
 from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.guards import Guard, GuardConfig, Jump, Reason
 from liuyi.train.inject import Injector, parse_faults
@@ -69,11 +70,22 @@ class Observer(Protocol):
     def log(self, message: str) -> None: ...
 
 
+class _Deaf:
+    """An observer that passes over what it is told."""
+
+    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None: ...
+
+    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
+
+    def log(self, message: str) -> None: ...
+
+
 class Monitor(Protocol):
     """Looks at the model between steps and may end the run; its state is part of every checkpoint."""
 
     def after_step(self, model: Any, step: int) -> str:
-        """Called when `step` steps are done; a reason to stop, or an empty string."""
+        """Called when `step` steps are done; a reason to stop, or an empty string. Where it stops the run it may put
+        other weights in place; a step that is taken twice is looked at twice."""
 
     def tensors(self) -> dict[str, Tensor]: ...
 
@@ -91,7 +103,8 @@ class LoopConfig:
     """At 0 one is made after every step, and waited for."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     hang_timeout_s: float = 600.0
-    """Without a micro-batch done for so long, the process ends by `START_AGAIN`."""
+    """Without a micro-batch, a look of the monitor or a checkpoint done for so long, the process ends by
+    `START_AGAIN`."""
     verify_every: int = 500
     """Every so many steps one is taken twice and compared; 0 for never."""
     inject: str = ""
@@ -216,7 +229,12 @@ class Trainer(Generic[M, B]):
     def _step_twice(self) -> float:
         """A step taken, undone and taken again. Raises Corrupted where the second differs from the first."""
         before = self._snapshot().copied()
-        first = self._take_step(), self.checksum
+        # What is told of a step is told once.
+        told, self.observer = self.observer, _Deaf()
+        try:
+            first = self._take_step(), self.checksum
+        finally:
+            self.observer = told
         self._restore(before)
         second = self._take_step(), self.checksum
         exactly = self.device.type == "cpu"
@@ -276,8 +294,10 @@ class Trainer(Generic[M, B]):
             return loss
         self.step += 1
         if self.monitor:
+            self.watchdog.beat(f"the look after step {self.step}")
             self.stopped = self.monitor.after_step(self.model, self.step)
             if self.stopped:
+                self.checksum = checksum(self._tensors())
                 self.observer.log(f"stopped after step {self.step}: {self.stopped}")
         return loss
 
@@ -331,6 +351,7 @@ class Trainer(Generic[M, B]):
 
         One whose tensors were no longer what the step before had left is passed over for the one before it.
         """
+        self._settle_checkpoint(must=False)
         while found := self.checkpoints.load(at_most):
             self._restore(found)
             if checksum(self._tensors()) == self.checksum:
@@ -359,13 +380,15 @@ class Trainer(Generic[M, B]):
         if self.checkpoints.busy and not must:
             self.observer.log(f"step {self.step}: the checkpoint before is still being written; none is made now")
             return
+        self.watchdog.beat(f"the checkpoint of step {self.step}")
         self._settle_checkpoint(must=False)
         started = time.monotonic()
         self.checkpoints.save(
-            self._snapshot(), anchors=self.guard.anchors(self.step), before=lambda: fsync(self.log_path)
+            self._snapshot(), anchors=self.guard.anchors(self.step), before=lambda: sync(self.log_path)
         )
         self.observer.metric("checkpoint_stall_s", time.monotonic() - started, self.step)
         if must or not self.config.checkpoint_every_s:
+            self.watchdog.beat(f"the checkpoint of step {self.step}")
             self._settle_checkpoint(must=must)
 
     def _settle_checkpoint(self, *, must: bool) -> None:
@@ -414,11 +437,13 @@ class Trainer(Generic[M, B]):
     def _result(self) -> Result:
         rows = [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
         losses = [row["loss"] for row in rows if "skipped" not in row]
+        if not losses:
+            raise StepError(f"nothing was learnt: every one of {len(rows)} steps was skipped, {rows[-1]['skipped']}")
         last = losses[-max(1, len(losses) // 20) :]
         return Result(
             steps=self.step,
             tokens=self.tokens,
-            loss=sum(last) / max(1, len(last)),
+            loss=sum(last) / len(last),
             skipped=self.guard.skipped,
             jumps=self.guard.jumps,
             recoveries=self.recoveries,

@@ -44,9 +44,12 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._timeout_s / 4)):
             if time.monotonic() - self._last > self._timeout_s:
-                faulthandler.dump_traceback(self._stacks, all_threads=True)
-                self._log(
-                    f"{self._doing}: nothing has moved for {self._timeout_s:g} s; the stacks of all threads are in the "
-                    "log, and the process ends to start again"
-                )
-                os._exit(START_AGAIN)
+                try:
+                    faulthandler.dump_traceback(self._stacks, all_threads=True)
+                    self._log(
+                        f"{self._doing}: nothing has moved for {self._timeout_s:g} s; the stacks of all threads are in "
+                        "the log, and the process ends to start again"
+                    )
+                finally:
+                    # Whatever cannot be written, on a full disk say: it ends.
+                    os._exit(START_AGAIN)

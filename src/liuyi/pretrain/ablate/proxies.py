@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from liuyi.core.disk import sync
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.ablate.difference import Floats
 from liuyi.pretrain.ablate.heldout import Curve, HeldOut
 from liuyi.pretrain.params import DecoderParams
 from liuyi.pretrain.train import fresh_model, fresh_weights, make_trainer, rows_in_batch
-from liuyi.train.checkpoint import fsync
 from liuyi.train.data import Stream
 from liuyi.train.loop import Observer
 
@@ -112,6 +112,6 @@ def _one_thread() -> Iterator[None]:
 def _write(folder: Path, tokens: Floats, curve: Curve) -> None:
     temporary = folder / f"{_RESULT}.tmp"
     save_file({"tokens": tokens, **{name: bits.numpy() for name, bits in curve.tensors().items()}}, temporary)
-    fsync(temporary)
+    sync(temporary)
     temporary.rename(folder / _RESULT)
-    fsync(folder)
+    sync(folder)
