@@ -121,8 +121,26 @@ def test_trivial_differences_raise_doubts(tmp_path: Path) -> None:
     )
     said = effect_of(made).summary
     assert "all good examples come from 1 source" in said
+    assert "On examples that it had not seen" in said, "one source cannot be on one side of a split only"
     assert "length alone tells 100% of pairs" in said
     assert "differ in language" in said
+
+
+def test_an_interval_counts_examples_where_sources_cannot_be_kept_apart(tmp_path: Path) -> None:
+    """Both kinds are of one source each: drawing sources again would give one and the same table every time."""
+    rng = random.Random(5)
+    rows = [
+        {"text": (spam if rng.random() < share else prose)(n), "label": label, "cluster": label}
+        for label, share in (("good", 0.2), ("bad", 0.8))
+        for n in range(30 * (label == "bad"), 30 + 30 * (label == "bad"))
+    ]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = run_step("data.train_classifier", tmp_path / "run", labelled=tmp_path / "labels.jsonl")
+    (table,) = (block for block in effect_of(made).blocks if isinstance(block, Table) and "not seen" in block.title)
+    assert table.title == "On examples not seen"
+    name, value, low, high = table.rows[0]
+    assert name == "AUC"
+    assert low < value < high
 
 
 def test_scores_are_attributes_that_selection_judges(trained: Bench, tmp_path: Path) -> None:

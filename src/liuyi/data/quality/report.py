@@ -19,6 +19,7 @@ from liuyi.data.quality.classifier import Classifier
 from liuyi.data.quality.examples import Examples
 from liuyi.data.quality.features import MAX_CHARS, places
 from liuyi.data.quality.measure import Figure, auc, calibration_error, rates, with_intervals
+from liuyi.data.quality.train import can_divide
 
 FEW = 200
 """With fewer examples of a kind, intervals are wide and a threshold is a guess."""
@@ -35,7 +36,7 @@ _SAMPLE_CHARS = 500
 
 @dataclass(frozen=True)
 class Assessment:
-    """How a classifier did on examples of sources that it had not seen."""
+    """How a classifier did on examples that it had not seen."""
 
     scores: NDArray[np.floating]
     """[examples] the held-out score of each."""
@@ -43,13 +44,17 @@ class Assessment:
     """AUC, and precision and recall at 0.5."""
     calibration_error: float
     warnings: tuple[str, ...]
+    unseen: str
+    """`sources` where none was on both sides of a split, `examples` where one kind has a single source."""
 
 
 def assess(examples: Examples, scores: NDArray[np.floating]) -> Assessment:
     """Measure held-out scores, and look for what else than quality may tell the classes apart."""
     good, groups = examples.labels, examples.groups
-    figures = with_intervals(scores, good, groups)
-    return Assessment(scores, figures, calibration_error(scores, good), tuple(_warnings(examples)))
+    apart = can_divide(good, groups)
+    figures = with_intervals(scores, good, groups if apart else np.arange(len(good)))
+    unseen = "sources" if apart else "examples"
+    return Assessment(scores, figures, calibration_error(scores, good), tuple(_warnings(examples)), unseen)
 
 
 def effect(examples: Examples, classifier: Classifier, rows: sparse.csr_matrix, found: Assessment) -> Effect:
@@ -57,8 +62,9 @@ def effect(examples: Examples, classifier: Classifier, rows: sparse.csr_matrix, 
     good, scores, area = examples.labels, found.scores, found.figures["AUC"]
     summary = (
         f"Learnt from {len(examples.good):,} good and {len(examples.bad):,} "
-        f"{'randomly sampled' if examples.sampled else 'bad'} documents. On sources that it had not seen it puts a good"
-        f" one above a bad one in {area.value:.1%} of pairs (95 % interval {area.low:.1%} to {area.high:.1%})."
+        f"{'randomly sampled' if examples.sampled else 'bad'} documents. On {found.unseen} that it had not seen it "
+        f"puts a good one above a bad one in {area.value:.1%} of pairs (95 % interval {area.low:.1%} to "
+        f"{area.high:.1%})."
     )
     if found.warnings:
         summary += f" Doubts: {'; '.join(found.warnings)}."
@@ -113,7 +119,7 @@ def _language_difference(langs: Sequence[str], good: NDArray[np.bool_]) -> tuple
 def _figures(found: Assessment) -> Table:
     rows = [(name, one.value, one.low, one.high) for name, one in found.figures.items()]
     return Table(
-        title="On sources not seen",
+        title=f"On {found.unseen} not seen",
         columns=("figure", "value", "low", "high"),
         rows=tuple(rows),
         note="Precision and recall are those of keeping what scores 0.5 or more, with as many good as bad documents. "

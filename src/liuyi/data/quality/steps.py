@@ -20,7 +20,7 @@ class TrainClassifierParams(Params):
 
 @step(
     "data.train_classifier",
-    version=1,
+    version=2,
     inputs={
         "good": Input("corpus", "documents as they should be", optional=True, many=True),
         "bad": Input("corpus", "documents as they should not be", optional=True, many=True),
@@ -31,7 +31,7 @@ class TrainClassifierParams(Params):
     outputs={"classifier": Output("classifier", "weights of hashed words; effect.json says how well it does")},
 )
 def train_classifier(ctx: Context, params: TrainClassifierParams) -> None:
-    """Learn to tell good documents from bad ones by examples, and measure it on sources that were not seen."""
+    """Learn to tell good documents from bad ones by examples, and measure it on sources that it has not seen."""
     from liuyi.data.quality.examples import gather
     from liuyi.data.quality.features import features
     from liuyi.data.quality.report import assess, effect

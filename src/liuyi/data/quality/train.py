@@ -1,9 +1,9 @@
 """Train the classifier: balanced logistic regression, the penalty chosen and the scores calibrated by cross-validation.
 
 Every split is over groups: what comes from one source is never on both sides, so what is measured is how well quality
-is told on sources that were not seen. All fits are made on one matrix of inner products, which is small where features
-are many and examples few. They take one thread: sums do not depend on the machine then, and threads that wait for each
-other on busy cores took thirty times as long.
+is told on sources that were not seen; only where a kind has a single source are examples divided. All fits are made on
+one matrix of inner products, which is small where features are many and examples few. They take one thread: sums do not
+depend on the machine's cores then, and threads that wait for each other on busy cores took far longer.
 """
 
 from __future__ import annotations
@@ -84,14 +84,28 @@ def products(rows: sparse.csr_matrix) -> Floats:
     return (rows @ rows.T).toarray().astype(np.float64)  # type: ignore[no-any-return]
 
 
+def can_divide(good: Bools, groups: Ints) -> bool:
+    """Whether groups can be kept whole: two and more of them are mostly good, and two and more mostly bad."""
+    return _fewest(_mostly_good(good, np.unique(groups, return_inverse=True)[1])) >= 2
+
+
+def _mostly_good(good: Bools, group: Ints) -> Bools:
+    """[groups] of groups numbered from 0."""
+    return np.asarray(np.bincount(group, np.where(good, 1.0, -1.0)) > 0)
+
+
+def _fewest(mostly_good: Bools) -> int:
+    return int(min(mostly_good.sum(), (~mostly_good).sum()))
+
+
 def split(good: Bools, groups: Ints, folds: int) -> Ints:
     """[examples] the fold of each: groups whole, and in every fold groups of mostly good and of mostly bad examples.
 
     Where one of these kinds has fewer than two groups, examples are spread one by one, whatever their group.
     """
     names, group = np.unique(groups, return_inverse=True)
-    mostly_good = np.bincount(group, np.where(good, 1.0, -1.0)) > 0
-    fewest = int(min(mostly_good.sum(), (~mostly_good).sum()))
+    mostly_good = _mostly_good(good, group)
+    fewest = _fewest(mostly_good)
     if fewest < 2:
         return split(good, np.arange(len(good)), folds)
     folds = min(folds, fewest)
