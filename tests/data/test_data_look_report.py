@@ -136,6 +136,14 @@ def test_a_difference_names_the_words_that_changed() -> None:
     assert ("added", "黄") in difference("叶子变红了", "叶子变黄了")
 
 
+def test_texts_of_few_words_are_compared_too() -> None:
+    """Without a bound this takes minutes."""
+    before, after = "的" * 4000, "的了" * 2000
+    runs = difference(before, after)
+    assert "".join(text for kind, text in runs if kind != "added") == before
+    assert "".join(text for kind, text in runs if kind != "removed") == after
+
+
 class Tags(html.parser.HTMLParser):
     """Checks that tags close in order, and keeps what could load anything."""
 

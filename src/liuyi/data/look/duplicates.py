@@ -24,6 +24,9 @@ MEMBERS = 2
 COMPARED_CHARS = 4000
 
 _CONTEXT_CHARS = 120
+_MOST_PAIRS = 2_000_000
+"""Of equal words; with more, as in tables and runs of one character, comparing takes minutes and frequent words are
+left out of account."""
 _WORDS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|\s+|[^\w\s]")
 
 Change = Literal["same", "removed", "added"]
@@ -83,7 +86,9 @@ def difference(before: str, after: str) -> tuple[tuple[Change, str], ...]:
     """What was removed and added, word by word, in the first characters of two texts."""
     old, new = (_WORDS.findall(text[:COMPARED_CHARS]) for text in (before, after))
     runs: list[tuple[Change, str]] = []
-    for tag, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+    counts, others = Counter(old), Counter(new)
+    many = sum(count * others[word] for word, count in counts.items()) > _MOST_PAIRS
+    for tag, a, b, c, d in SequenceMatcher(None, old, new, autojunk=many).get_opcodes():
         if tag == "equal":
             runs.append(("same", _shortened("".join(old[a:b]))))
             continue
