@@ -78,3 +78,9 @@ def test_without_others_nothing_is_compared(source: Artifact, tmp_path: Path) ->
     assert isinstance(shown.blocks[0], Table)
     assert shown.blocks[0].columns == ("language", "bytes", "tokens", "bytes per token")
     assert Tokenizer.load(made.path).vocab_size <= 500
+
+
+def test_a_single_document_leaves_nothing_to_measure_on(tmp_path: Path) -> None:
+    made = run_step("data.tokenizer", tmp_path / "run", {"texts": corpus(tmp_path / "one", [document(prose(1))])})
+    (said,) = made.logs
+    assert said.endswith("Too little text to leave any unseen.")

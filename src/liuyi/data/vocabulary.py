@@ -100,7 +100,8 @@ def train_tokenizer(
 
 def effect(tokenizer: Tokenizer, measured: Sequence[Measured], beside: Mapping[str, Tokenizer]) -> Effect:
     """What the report says of a tokenizer, and of those `beside` it by name."""
-    best = "; ".join(f"{one.bytes_per_token:.2f} in {one.language}" for one in measured)
+    figures = "; ".join(f"{one.bytes_per_token:.2f} in {one.language}" for one in measured)
+    said = f"Bytes a token on unseen text: {figures}." if measured else "Too little text to leave any unseen."
     columns = ("language", "bytes", "tokens", "bytes per token", *beside)
     rows: list[tuple[str | float | int, ...]] = [
         (one.language, one.bytes, one.tokens, *(round(figure, 3) for figure in one.all_bytes_per_token))
@@ -110,7 +111,7 @@ def effect(tokenizer: Tokenizer, measured: Sequence[Measured], beside: Mapping[s
     return Effect(
         stage="data",
         title="Tokenizer",
-        summary=f"Byte-level BPE with {tokenizer.vocab_size:,} tokens. Bytes a token on unseen text: {best}.",
+        summary=f"Byte-level BPE with {tokenizer.vocab_size:,} tokens. {said}",
         blocks=(Table(title="On unseen text", columns=columns, rows=tuple(rows), note=sizes),),
     )
 
