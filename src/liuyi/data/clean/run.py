@@ -50,7 +50,7 @@ def clean(
 
     Beside what the filters give: `duplicate_of` (the id of the document that stays in this one's place, empty where it
     stays itself), `duplicate_kind` (`exact` or `near`) and `duplicate_similarity`. Row groups are measured one by one
-    and kept in `workdir`, with the signatures: what is held in memory grows by some 100 bytes a document. The result
+    and kept in `workdir`, with the signatures: what is held in memory grows by some 200 bytes a document. The result
     depends neither on the engine nor on the number of workers. Raises DataError where ids are not unique.
     """
     _demand_unique_ids(source)
