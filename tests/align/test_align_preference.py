@@ -237,3 +237,18 @@ def test_the_watch_is_part_of_a_checkpoint(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(model.model.norm.weight.detach(), torch.full((32,), 1.01))
     assert second.report()["reverted_to"] == 2
     assert asdict(second.start)["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_answer_without_tokens_is_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Where the template ends an answer by a token, that much is learnt; where it does not, there is nothing."""
+    table: list[dict[str, Any]] = [*preferences(3)]
+    table[1]["rejected"] = ""
+    assert int(encode_pairs(table, tokenizer, 96).pairs[1].rejected.learnt.sum()) == 1
+    tokenizer.save(tmp_path)
+    bare = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    asks = "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    endless = Tokenizer.load(tmp_path)
+    endless.chat_template = bare + asks
+    encoded = encode_pairs(table, endless, 96)
+    assert [pair.id for pair in encoded.pairs] == ["p0", "p2"]
+    assert encoded.left_out == {"p1": "the answer is empty"}

@@ -169,3 +169,11 @@ def test_the_step_pairs_what_a_random_model_says_with_references(
     assert effect is not None
     assert effect.stage == "alignment"
     assert outputs[0].manifest.licences == ("CC0-1.0",)
+
+
+def test_no_conversation_is_told(home: Home, inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    staging = home.store.stage("chats")
+    chats(staging.path)
+    empty = home.store.publish(staging, step="test")
+    with pytest.raises(DataError, match="no conversation to take a prompt from"):
+        run_step(home, tmp_path, "align.sample", {**inputs, "chats": empty})

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liuyi.core.errors import ModelError
 from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
 from liuyi.model.loss import token_logprobs
@@ -43,10 +44,12 @@ class Answers:
 def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Mapping[str, Any]], answer: str) -> Example:
     """The answer is learnt, what the assistant said earlier in the prompt is not.
 
-    Raises ModelError where the template does not render the conversation as written.
+    Raises ModelError where the template does not render the conversation as written, and for an answer without tokens.
     """
     ids, said = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
     learnt = np.array(said, dtype=np.bool_)
+    if not learnt[1:].any():
+        raise ModelError("the answer is empty", hint="the chat template has no token that ends it either")
     breaks = np.flatnonzero(~learnt[: int(np.flatnonzero(learnt)[-1])])
     if len(breaks):
         learnt[: breaks[-1] + 1] = False
