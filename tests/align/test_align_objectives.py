@@ -259,3 +259,19 @@ def test_labels_come_from_either_side(tokenizer: Tokenizer) -> None:
     encoded = encode_labels(table, tokenizer, SEQ_LEN)
     assert [(label.id, label.desirable) for label in encoded.labels] == [("p0", True), ("p1", False), ("p2", False)]
     assert "more than 96" in encoded.left_out["p2"]
+
+
+def test_the_figures_of_kto_are_means_over_its_answers(tokenizer: Tokenizer) -> None:
+    """The margin is what the loss is a sigmoid of, for wanted and unwanted answers alike."""
+    policy, reference = small_model(tokenizer.vocab_size, seed=2), small_model(tokenizer.vocab_size).eval()
+    rows = LabelRows(encode_labels(preferences(4), tokenizer, SEQ_LEN).labels, SEQ_LEN, 3).with_reference(reference)
+    (batch,) = with_reference_point(ShuffledBatches(rows, batch_rows=8, seed=0), policy)(0)
+    loss = Kto(0.5)(policy, batch)
+    gain = answer_logprobs(policy, batch.answers) - batch.answers.reference
+    leads = [
+        0.5 * (each - batch.kl.item()) * (1 if wanted else -1)
+        for each, wanted in zip(gain.tolist(), batch.desirable.tolist(), strict=True)
+    ]
+    assert loss.metrics["margin"].item() == pytest.approx(sum(leads), rel=1e-4)
+    assert loss.metrics["accuracy"].item() == sum(lead > 0 for lead in leads)
+    assert loss.total.item() == pytest.approx(sum(1 - sigmoid(lead) for lead in leads), rel=1e-4)

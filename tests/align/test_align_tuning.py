@@ -121,7 +121,15 @@ def told_apart(count: int = 60) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("method", [{}, {"method": "lora", "rank": 4}, {"method": "freeze", "train_layers": 1}])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {},
+        {"method": "lora", "rank": 4},
+        {"method": "lora", "rank": 4, "base": "nf4", "max_steps": 6},
+        {"method": "freeze", "train_layers": 1},
+    ],
+)
 def test_a_reward_model_prefers_what_was_chosen(
     method: dict[str, Any], home: Home, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

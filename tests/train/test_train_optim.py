@@ -116,3 +116,17 @@ def test_short_runs_still_learn(name: str) -> None:
     for steps in (1, 2):
         factor = make_schedule(name, steps=steps, warmup_steps=5)
         assert all(factor(step) > 0 for step in range(steps))
+
+
+def test_a_value_head_has_a_rate_of_its_own() -> None:
+    """It is not that of the embeddings, which a reward model has too."""
+    net = Net()
+    net.score = nn.Linear(4, 1, bias=False)
+    optimiser = Optimiser(net, OptimiserConfig("adamw", lr=0.01, score_lr=0.2))
+    rates = {
+        parameter: group["lr"]
+        for each in optimiser.optimisers
+        for group in each.param_groups
+        for parameter in group["params"]
+    }
+    assert (rates[net.score.weight], rates[net.embed_tokens.weight], rates[net.proj.weight]) == (0.2, 0.01, 0.01)

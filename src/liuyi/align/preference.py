@@ -103,11 +103,10 @@ class Kto:
     def __call__(self, model: Decoder, batch: LabelBatch) -> Loss:
         gain = answer_logprobs(model, batch.answers, self.compute_dtype) - batch.answers.reference
         losses = objectives.kto(gain, batch.desirable, batch.kl, self.beta, self.weights)
-        rewards, wanted = self.beta * gain.detach(), batch.desirable
+        lead = self.beta * (gain.detach() - batch.kl)
         metrics = {
-            "accuracy": ((rewards > self.beta * batch.kl) == wanted).float().sum(),
-            "chosen_reward": rewards[wanted].sum(),
-            "rejected_reward": rewards[~wanted].sum(),
+            "margin": torch.where(batch.desirable, lead, -lead).sum(),
+            "accuracy": ((lead > 0) == batch.desirable).float().sum(),
             "kl": batch.kl * len(gain),
         }
         return Loss(losses.sum(), len(gain), metrics)

@@ -138,7 +138,7 @@ def align_reward(ctx: Context, params: RewardParams) -> None:
             OptimiserConfig(
                 params.optimiser,
                 lr=params.lr,
-                embed_lr=params.head_lr,
+                score_lr=params.head_lr,
                 b_lr_ratio=params.b_lr_ratio,
                 layer_decay=params.layer_decay,
             ),
@@ -149,10 +149,10 @@ def align_reward(ctx: Context, params: RewardParams) -> None:
         observer=ctx,
     )
     result = trainer.run()
-    right, count = accuracy(reward, unseen.pairs, params.seq_len, pad_id)
-    low, high = wilson(right, count)
     if params.method == "lora":
         reward.decoder = _merged(folder, reward.decoder, params)
+    right, count = accuracy(reward, unseen.pairs, params.seq_len, pad_id)
+    low, high = wilson(right, count)
     with ctx.output("checkpoint") as out:
         about = {
             "stage": "alignment",

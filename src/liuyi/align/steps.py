@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
 from liuyi.train.params import LoopParams
@@ -39,6 +40,8 @@ def sample(ctx: Context, params: SampleParams) -> None:
 
     model, chats = ctx.input("model"), ctx.input("chats")
     prompts = choose_prompts(read_prompts(chats.file("chats.parquet")), params.prompts, ctx.seed)
+    if not prompts:
+        raise DataError("there is no conversation to take a prompt from", where=str(chats.file("chats.parquet")))
     engine = Engine(load_model(model.path), Tokenizer.load(model.path), seed=ctx.seed)
     rollouts = roll_out(
         engine,
@@ -105,8 +108,10 @@ class PreferenceParams(TuningParams, LoopParams):
     @field_validator(*_USED_BY)
     @classmethod
     def _is_used_by(cls, value: Any, info: ValidationInfo) -> Any:
+        """A value other than the default's is refused where the objective does not use it."""
         users, objective = _USED_BY[str(info.field_name)], info.data.get("objective")
-        if objective is not None and objective not in users:
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default and objective is not None and objective not in users:
             raise ValueError(f"'{info.field_name}' means nothing to {objective}; it is for {', '.join(users)}")
         return value
 
@@ -125,7 +130,7 @@ class PreferenceParams(TuningParams, LoopParams):
 
 @step(
     "align.preference",
-    version=1,
+    version=2,
     inputs={
         "model": Input("checkpoint", "start and reference"),
         "preferences": Input("preferences", "pairs, or labelled answers for kto"),
@@ -157,7 +162,7 @@ class RewardParams(TuningParams, LoopParams):
 
 @step(
     "align.reward",
-    version=1,
+    version=2,
     inputs={"model": Input("checkpoint", "what to start from"), "preferences": Input("preferences", "pairs")},
     outputs={"checkpoint": Output("checkpoint", "a reward model, which scores answers and writes none")},
     starts_again=True,

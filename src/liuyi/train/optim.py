@@ -25,6 +25,8 @@ class OptimiserConfig:
     lr: float = 1e-3
     embed_lr: float | None = None
     """For embeddings and the output head; `lr` when left out."""
+    score_lr: float | None = None
+    """For the value head of a reward model; `lr` when left out."""
     scalar_lr: float | None = None
     """For norms and biases; `lr` when left out."""
     weight_decay: float = 0.0
@@ -47,8 +49,9 @@ class Optimiser:
         self.config = config
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         embed_lr = config.lr if config.embed_lr is None else config.embed_lr
+        score_lr = config.lr if config.score_lr is None else config.score_lr
         scalar_lr = config.lr if config.scalar_lr is None else config.scalar_lr
-        rates = {"matrix": config.lr, "embedding": embed_lr, "scalar": scalar_lr}
+        rates = {"matrix": config.lr, "embedding": embed_lr, "score": score_lr, "scalar": scalar_lr}
         layers = 1 + max(map(layer_number, self.parameters), default=-1)
         groups: dict[tuple[str, float], dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
@@ -115,7 +118,9 @@ def layer_number(name: str) -> int:
 def _kind(name: str, parameter: Tensor) -> str:
     if parameter.ndim < 2:
         return "scalar"
-    return "embedding" if any(part in name for part in ("embed", "lm_head", "score")) else "matrix"
+    if name.endswith("score.weight"):
+        return "score"
+    return "embedding" if any(part in name for part in ("embed", "lm_head")) else "matrix"
 
 
 def _share(name: str, layers: int, config: OptimiserConfig) -> float:
