@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,17 @@ def test_experts_are_adapted_like_any_projection() -> None:
         assert relative(logits(merged), logits(model)) < 1e-4
         assert torch.equal(logits(without_lora(model)), logits(plain))
         assert relative(logits(plain), logits(model)) > 0.01
+
+
+def test_a_row_of_zeros_has_no_length_to_divide_by() -> None:
+    """DoRA leaves such a row alone, in training and merged."""
+    plain = our_model(hf_model("qwen3"))
+    with torch.no_grad():
+        plain.model.layers[0].mlp.down_proj.weight[3] = 0.0
+    model, config = copy.deepcopy(plain), LoraConfig(rank=2, dora=True)
+    add_lora(model, config, seed=0)
+    logits(model).square().mean().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    merged, _ = merge_adapter(plain, lora_adapter(model, config))
+    assert not merged.model.layers[0].mlp.down_proj.weight[3].any()
+    assert all(bool(p.isfinite().all()) for p in merged.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,12 @@ def test_what_experts_cannot_do_is_said(pair: tuple[Decoder, Any]) -> None:
     ours, _ = pair
     with pytest.raises(ModelError, match="not written as GGUF"):
         config_metadata(ours.config)
+
+
+def test_a_model_that_learns_can_be_copied(pair: tuple[Decoder, Any]) -> None:
+    ours, _ = pair
+    ours(tokens(1, 8))
+    assert ours.balance_loss() is not None
+    again = copy.deepcopy(ours)
+    assert again.balance_loss() is None
+    assert torch.equal(again(tokens(1, 8)), ours(tokens(1, 8)))

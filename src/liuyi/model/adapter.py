@@ -86,7 +86,8 @@ class LowRank:
         total: Tensor = weight.double() + self.product().to(weight.device).double()
         if self.lengths is None:
             return total
-        stretch: Tensor = self.lengths.to(weight.device).double() / torch.linalg.vector_norm(total, dim=1)
+        norms = torch.linalg.vector_norm(total, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        stretch: Tensor = self.lengths.to(weight.device).double() / norms
         return total * stretch[:, None]
 
 

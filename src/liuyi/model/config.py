@@ -239,6 +239,8 @@ class DecoderConfig:
             )
         except KeyError as error:
             raise ModelError(f"the field '{error.args[0]}' is missing", where="config.json") from None
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise ModelError(f"a field has a value that it cannot have ({error})", where="config.json") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that Hugging Face's libraries read, without the dtype of the weights."""

@@ -77,7 +77,8 @@ class LoraLinear(nn.Module):
         """Length of every row of W + scale·B·A, float32 [out_features]."""
         total: Tensor = self.base.widened().float() + self.lora_B @ self.lora_A * self.scale
         lengths: Tensor = torch.linalg.vector_norm(total, dim=1)
-        return lengths
+        # A row of zeros has no direction, and stays what it is.
+        return lengths.clamp(min=torch.finfo(torch.float32).tiny)
 
     def change(self) -> LowRank:
         """What it does to the weight that the model had before it: PiSSA's start is taken off again."""

@@ -1,14 +1,16 @@
 """A mixture of experts in place of the MLP: each token goes through the few experts that a router chooses for it.
 
 Mixtral (arXiv 2401.04088) and Qwen3-MoE (arXiv 2505.09388) differ in how a dense layer is named and in whether the
-chosen weights are made to sum to one. Routing is in float32. The loss that keeps experts evenly loaded is that of the
-Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, eq. 4), over all layers together as `transformers` takes it.
+chosen weights are made to sum to one. Probabilities are taken in float32. The loss that keeps experts evenly loaded is
+that of the Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, eq. 4), over all layers together as `transformers`
+takes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,10 @@ class SparseMLP(nn.Module):
         self.experts = nn.ModuleList(expert(config.hidden_size, size) for _ in range(config.num_experts))
         self.routing: Routing | None = None
         """Of the last forward pass that took gradients."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the layer has not routed anything; what a gradient goes through could not be copied."""
+        return {**self.__dict__, "routing": None}
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
