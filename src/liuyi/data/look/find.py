@@ -22,7 +22,7 @@ from liuyi.data.look.view import Batch, View
 from liuyi.data.select.rules import KEPT, RULES
 
 Mask = NDArray[np.bool_]
-_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|==?|<|>)\s*(.*?)\s*", re.DOTALL)
 _COMPARE = {
     "=": pc.equal,
     "!=": pc.not_equal,
@@ -47,7 +47,8 @@ class Condition:
         match = _CONDITION.fullmatch(text)
         if not match:
             raise DataError(f"'{text}' is no condition", hint="such as lang=zh, words>=500 or pii>0")
-        return cls(*match.groups())
+        name, comparison, value = match.groups()
+        return cls(name, "=" if comparison == "==" else comparison, value)
 
     def holds(self, batch: Batch) -> Mask:
         """[documents] whether it holds; a document without the value never fulfils it."""
