@@ -50,8 +50,10 @@ class TuningParams(Params):
     @field_validator(*_OF_LORA, *_OF_FREEZE)
     @classmethod
     def _is_used(cls, value: Any, info: ValidationInfo) -> Any:
+        """A value other than the default's is refused where the method does not use it."""
         wanted = "lora" if info.field_name in _OF_LORA else "freeze"
-        if info.data.get("method", wanted) != wanted:
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default and info.data.get("method", wanted) != wanted:
             raise ValueError(
                 f"'{info.field_name}' means nothing with method: {info.data['method']}; it is for {wanted}"
             )
