@@ -317,7 +317,7 @@ def test_a_cancelled_run_is_resumed_from_where_it_was(toy_home: Home, tmp_path: 
 @pytest.mark.slow
 def test_two_runs_do_the_same_work_once(toy_home: Home, tmp_path: Path) -> None:
     diary = tmp_path / "diary"
-    overrides = ["fit.links=20", "fit.pause_s=0.1", f"fit.diary={diary}"]
+    overrides = ["fit.links=60", "fit.pause_s=0.1", f"fit.diary={diary}"]
     first = start_run(toy_home, source(tmp_path, CHAIN), overrides=overrides)
     wait_for(lambda: lines(diary, "link"))
     second, events = finish(start_run(toy_home, source(tmp_path, CHAIN), overrides=overrides))

@@ -157,7 +157,7 @@ def test_what_is_not_supported_is_named(folder: Path, fields: dict[str, Any], me
 
 def test_supported_families_are_listed(folder: Path) -> None:
     _edit(folder, model_type="gpt2")
-    with pytest.raises(ModelError, match="llama, mistral, qwen2, qwen3"):
+    with pytest.raises(ModelError, match="llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"):
         load_model(folder)
 
 

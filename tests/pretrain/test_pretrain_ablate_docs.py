@@ -39,7 +39,8 @@ def blocks(language: str) -> list[str]:
 def test_the_recipe_and_the_commands(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(blocks("yaml")[0])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LIUYI_")}
-    environment |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment |= {"COLUMNS": "120", "HOME": str(tmp_path), "PATH": paths}
     printed = []
     (commands,) = blocks("sh")
     for command in commands.splitlines():
