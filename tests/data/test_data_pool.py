@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from liuyi.core.errors import StepError
 from liuyi.data.pool import available_cores, map_ordered
 
 
@@ -24,6 +25,12 @@ def slow_first(number: int) -> tuple[int, int]:
 def fail_at_three(number: int) -> int:
     if number == 3:
         raise ValueError("three")
+    return number
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
@@ -52,6 +59,11 @@ def test_items_are_drawn_as_they_are_needed() -> None:
     assert len(drawn) < 50
     with pytest.raises(ValueError, match="three"):
         next(results)
+
+
+def test_a_worker_that_is_killed_is_told() -> None:
+    with pytest.raises(StepError, match="a worker process ended"):
+        list(map_ordered(die_at_three, range(100), workers=2))
 
 
 def test_cores() -> None:

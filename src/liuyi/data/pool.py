@@ -8,8 +8,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
+
+from liuyi.core.errors import StepError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +29,7 @@ def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int | N
     """`function` of each item, in the order of the items, by `workers` processes (default: one a core).
 
     With one worker nothing is started. `items` are drawn as they are needed, so results wait for a slow consumer.
+    Raises StepError where a worker ends without a word.
     """
     workers = available_cores() if workers is None else workers
     if workers <= 1:
@@ -40,6 +44,11 @@ def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int | N
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise StepError(
+                "a worker process ended without a word",
+                hint="the machine may be short of memory; 'liuyi resume' goes on",
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
