@@ -146,7 +146,9 @@ def test_a_dead_endpoint_ends_the_step_and_what_it_answered_stays(tmp_path: Path
         assert len(server.asked) - before == 30
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "wrong API key"), (404, "no such model")])
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "wrong API key"), (402, "payment required"), (404, "no such model")]
+)
 def test_what_no_retry_can_help_ends_the_step_at_once(status: int, said: str, tmp_path: Path) -> None:
     with (
         model_server(lambda asked: Reply(b"{}", status)) as server,

@@ -17,6 +17,7 @@ from liuyi.core.effect import Effect
 from liuyi.core.errors import DataError, StepError
 from liuyi.core.home import Home
 from liuyi.evaluate.report import build_report, page
+from liuyi.model.tokenizer import train_bpe
 from liuyi.pretrain.ablate import proxies, workers
 from liuyi.pretrain.ablate.heldout import sample_evenly
 from liuyi.pretrain.ablate.proxies import points_of
@@ -167,6 +168,9 @@ def test_wrong_inputs_are_named(desk: Desk, tmp_path: Path) -> None:
         desk.ablate(tmp_path / "c", arms, [desk.same], labels=["good", "garbage"], baseline="goods")
     with pytest.raises(DataError, match="are of one cluster"):
         desk.ablate(tmp_path / "d", arms, [desk.tokens("one", sentences(9, seed=7), clusters=1)])
+    other = tokens_of(desk.home, train_bpe(sentences(9, seed=1), 280), sentences(40, seed=5), "other")
+    with pytest.raises(DataError, match="'other text' has 280 token ids"):
+        desk.ablate(tmp_path / "o", arms, [other], heldout_labels=["other text"])
     with pytest.raises(DataError, match="one arm cannot be compared"):
         desk.ablate(tmp_path / "e", [desk.good], [desk.same])
 

@@ -120,7 +120,10 @@ def _shuffled(parts: Sequence[tuple[int, Ints, Ints]], seed: int, stretch: int) 
 
 
 def demand_alike(names: Sequence[str], vocab_sizes: Sequence[int], eos_ids: Sequence[int]) -> None:
-    """Raises DataError where sources were made with different tokenizers."""
+    """Raises DataError where sources differ in how many ids there are or in which of them ends a document.
+
+    Two tokenizers of equal size are not told apart.
+    """
     for name, vocab_size, eos_id in zip(names, vocab_sizes, eos_ids, strict=True):
         if (vocab_size, eos_id) != (vocab_sizes[0], eos_ids[0]):
             raise DataError(

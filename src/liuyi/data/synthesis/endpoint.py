@@ -20,7 +20,7 @@ from liuyi.data.text import mend
 LARGEST_ANSWER_BYTES = 8_000_000
 _DETAIL_CHARS = 200
 _CONNECT_S = 10.0
-_FATAL = {401: "wrong API key", 403: "not allowed", 404: "no such model or address"}
+_FATAL = {401: "wrong API key", 402: "payment required", 403: "not allowed", 404: "no such model or address"}
 
 
 class Endpoint(Protocol):

@@ -17,6 +17,7 @@ from liuyi.model.decoder import Decoder
 from liuyi.pretrain.ablate.difference import Floats, cluster_sums
 from liuyi.pretrain.bits import Documents, model_bits
 from liuyi.train.data import TokenStream
+from liuyi.train.mixture import demand_alike
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ def sample_evenly(documents: Documents, max_tokens: int, seed: int) -> Documents
             taken.append(at)
             left -= int(documents.tokens[at])
     return documents.take(np.sort(np.array(taken, dtype=np.int64)))
+
+
+def demand_one_tokenizer(streams: Iterable[tuple[str, TokenStream]], heldout: Iterable[HeldOut]) -> None:
+    """Raises DataError where tokens to train on, by label, or held-out ones do not look like those of one tokenizer."""
+    given = [*streams, *((text.label, text.stream) for text in heldout)]
+    names = [name for name, _ in given]
+    demand_alike(names, [stream.vocab_size for _, stream in given], [stream.eos_id for _, stream in given])
 
 
 def demand_apart(arms: Iterable[tuple[str, Sequence[str]]], heldout: Iterable[HeldOut]) -> None:

@@ -22,7 +22,7 @@ from liuyi.core.step import Context, Staging
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.ablate.decide import UNIT, Results, decide, ruling
 from liuyi.pretrain.ablate.difference import Floats
-from liuyi.pretrain.ablate.heldout import HeldOut, demand_apart, load_heldout
+from liuyi.pretrain.ablate.heldout import HeldOut, demand_apart, demand_one_tokenizer, load_heldout
 from liuyi.pretrain.ablate.mixtures import Source, bounded, drawn_shares, mixed_stream, sample_mixtures
 from liuyi.pretrain.ablate.proxies import Measured, Plan, Proxy
 from liuyi.pretrain.ablate.regression import Fit, fit_all, prediction_interval, propose
@@ -30,7 +30,7 @@ from liuyi.pretrain.ablate.report import Setting, write_verdict
 from liuyi.pretrain.ablate.run import document_ids, labels_for, proxy_seed, same_dtype
 from liuyi.pretrain.ablate.workers import train_proxies
 from liuyi.pretrain.train import fresh_model
-from liuyi.train.mixture import demand_alike, natural_weights
+from liuyi.train.mixture import natural_weights
 
 if TYPE_CHECKING:
     from liuyi.pretrain.ablate.steps import RegmixParams
@@ -80,7 +80,7 @@ def regmix(ctx: Context, params: RegmixParams) -> None:
     heldout = load_heldout(texts, heldout_labels, params.heldout_tokens, ctx.seed)
     demand_apart(zip(labels, map(document_ids, given), strict=True), heldout)
     sources = [Source.load(artifact.path, label) for artifact, label in zip(given, labels, strict=True)]
-    demand_alike(labels, [s.stream.vocab_size for s in sources], [s.stream.eos_id for s in sources])
+    demand_one_tokenizer([(source.label, source.stream) for source in sources], heldout)
     tokenizer = Tokenizer.load(ctx.input("tokenizer").path)
     plan = Plan(same_dtype(ctx, params), params.token_budget, 1, tokenizer, heldout)
     search = _search(ctx, params, sources, plan)

@@ -13,7 +13,7 @@ from liuyi.core.errors import DataError, did_you_mean
 from liuyi.core.step import Context
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.ablate.decide import Results, decide, ruling
-from liuyi.pretrain.ablate.heldout import demand_apart, load_heldout
+from liuyi.pretrain.ablate.heldout import demand_apart, demand_one_tokenizer, load_heldout
 from liuyi.pretrain.ablate.proxies import Plan, Proxy
 from liuyi.pretrain.ablate.report import Setting, write_verdict
 from liuyi.pretrain.ablate.workers import train_proxies
@@ -43,9 +43,10 @@ def ablate(ctx: Context, params: AblateParams) -> None:
     heldout_labels = labels_for(texts, params.heldout_labels, "held-out", "heldout_labels")
     heldout = load_heldout(texts, heldout_labels, params.heldout_tokens, ctx.seed)
     demand_apart(zip(labels, map(document_ids, arms), strict=True), heldout)
+    streams = {label: TokenStream(arm.path) for label, arm in zip(labels, arms, strict=True)}
+    demand_one_tokenizer(streams.items(), heldout)
     tokenizer = Tokenizer.load(ctx.input("tokenizer").path)
     plan = Plan(same_dtype(ctx, params), params.token_budget, params.points, tokenizer, heldout)
-    streams = {label: TokenStream(arm.path) for label, arm in zip(labels, arms, strict=True)}
     for label, stream in streams.items():
         passes = params.token_budget / len(stream)
         ctx.log(f"{label}: {len(stream):,} tokens, {passes:.2g} passes in a budget of {params.token_budget:,}")
