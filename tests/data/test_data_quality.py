@@ -15,6 +15,7 @@ from scipy import optimize, sparse, stats
 from liuyi.core.errors import ArtifactError
 from liuyi.core.words import split as words_in
 from liuyi.data.quality.classifier import ABOUT, Classifier
+from liuyi.data.quality.examples import Example, Sample
 from liuyi.data.quality.features import BUCKETS, MAX_CHARS, features
 from liuyi.data.quality.measure import auc, calibration_error, rates, with_intervals
 from liuyi.data.quality.train import calibrate, fit_logistic, held_out_scores, split, train
@@ -197,6 +198,19 @@ def test_classes_of_unequal_size_get_the_border_at_one_half() -> None:
     assert auc(scores, good) > 0.99
     assert (scores[good] > 0.5).mean() > 0.95
     assert (scores[~good] < 0.5).mean() > 0.95
+
+
+@given(st.lists(st.binary(min_size=1, max_size=2), max_size=60), st.integers(1, 4), st.sets(st.binary(max_size=1)))
+def test_a_sample_is_that_of_the_smallest_keys_in_bounded_memory(
+    keys: list[bytes], most: int, left: set[bytes]
+) -> None:
+    sample = Sample(most, left)
+    for number, key in enumerate(keys):
+        sample.add(key, Example(str(number), ""))
+        assert len(sample.kept) < 4 * most
+    wanted = sorted({*keys} - left)[:most]
+    assert [keys[int(example.text)] for example in sample.without()] == wanted
+    assert all(keys.index(keys[int(example.text)]) == int(example.text) for example in sample.without()[:most])
 
 
 def test_a_classifier_is_read_as_it_was_written(tmp_path: Path) -> None:

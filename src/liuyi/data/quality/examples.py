@@ -65,29 +65,49 @@ class Examples:
         return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
 
 
-class _Kind:
-    """The examples of one kind with the smallest keys, which is a random sample; of the others, the keys alone."""
+class Sample:
+    """The examples with the smallest keys, which is a random sample in memory that does not grow with what it is of."""
 
-    def __init__(self, most: int) -> None:
-        self.seen: set[bytes] = set()
+    def __init__(self, most: int, left_out: Collection[bytes] = ()) -> None:
+        """`left_out` are keys of examples that are not wanted."""
         self.kept: dict[bytes, Example] = {}
         self._most = most
+        self._left_out = left_out
 
-    def add(self, example: Example) -> bool:
-        """Whether it was taken: it holds words, and others than those before."""
-        words = split(example.text)
-        key = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()[:_KEY_BYTES]
-        if not words or key in self.seen:
-            return False
-        self.seen.add(key)
-        self.kept[key] = example
+    def add(self, key: bytes, example: Example) -> None:
+        """See an example; of those with equal keys the first counts."""
+        if key in self._left_out:
+            return
+        self.kept.setdefault(key, example)
         if len(self.kept) >= 4 * self._most:
             self.kept = {key: self.kept[key] for key in sorted(self.kept)[: 2 * self._most]}
-        return True
 
-    def without(self, keys: Collection[bytes]) -> list[Example]:
+    def without(self, keys: Collection[bytes] = ()) -> list[Example]:
         """The examples but those of these keys, no more than the most."""
         return [self.kept[key] for key in sorted(self.kept) if key not in keys][: self._most]
+
+
+class _Kind(Sample):
+    """The same of one kind of a person's examples; of those that are not kept, the keys alone."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.seen: set[bytes] = set()
+
+    def take(self, example: Example) -> bool:
+        """Whether it was taken: it holds words, and others than those before."""
+        key = _key(example)
+        if key is None or key in self.seen:
+            return False
+        self.seen.add(key)
+        self.add(key, example)
+        return True
+
+
+def _key(example: Example) -> bytes | None:
+    """A hash of the words; None where there are none."""
+    words = split(example.text)
+    return hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()[:_KEY_BYTES] if words else None
 
 
 def gather(
@@ -105,7 +125,7 @@ def gather(
     of a kind are left.
     """
     kinds = {True: _Kind(most), False: _Kind(most)}
-    left_out = sum(not kinds[is_good].add(example) for is_good, example in _all(good, bad, labelled))
+    left_out = sum(not kinds[is_good].take(example) for is_good, example in _all(good, bad, labelled))
     if background:
         if kinds[False].seen:
             raise DataError(
@@ -119,12 +139,13 @@ def gather(
 
 
 def _beside_sample(good: _Kind, background: Sequence[Artifact], most: int, left_out: int) -> Examples:
-    chosen = good.without(())
-    sample = _Kind(min(most, len(chosen)))
+    chosen = good.without()
+    sample = Sample(min(most, len(chosen)), left_out=good.seen)
     for artifact in background:
         for example in _documents(artifact):
-            sample.add(example)
-    made = Examples(chosen, sample.without(good.seen), left_out, sampled=True)
+            if (key := _key(example)) is not None:
+                sample.add(key, example)
+    made = Examples(chosen, sample.without(), left_out, sampled=True)
     _demand(made)
     return made
 
