@@ -25,6 +25,7 @@ from data_support import corpus, document, prose
 from liuyi.cli.run import command as run_command
 from liuyi.core.artifact import Artifact
 from liuyi.core.errors import StepError
+from liuyi.data import parts
 from liuyi.data.attributes import read_groups, with_columns
 from liuyi.data.clean.run import clean, measure_group
 from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS, Groups, document_schema, write_table
@@ -150,6 +151,16 @@ def test_cleaning_goes_on_after_a_kill_at_any_moment(grouped: Artifact, cleaned:
     clean(grouped.path, out, workdir, jaccard=0.8)
     assert (out / ATTRIBUTES).read_bytes() == cleaned
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+
+
+def test_an_engine_that_gives_nothing_is_not_asked_for_ever(
+    grouped: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(parts, "_run", lambda *args: iter(asked.append(args) or ()))
+    with pytest.raises(StepError, match="gave less than it was asked for"):
+        list(map_groups(count, grouped.path, ["text"], tmp_path))
+    assert len(asked) == 3
 
 
 def test_an_engine_that_is_not_known_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

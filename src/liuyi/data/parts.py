@@ -96,6 +96,8 @@ class Parts:
                     done += self._rows[number]
                     lost = 0
                     on_progress(done)
+                if not all(number in errors or self.path(number).exists() for number in missing):
+                    raise _WorkerLost("the data engine gave less than it was asked for", where=str(self._documents))
             except _WorkerLost:
                 lost += 1
                 if lost == _WORKERS_LOST_IN_A_ROW:
