@@ -18,6 +18,7 @@ from liuyi.align.pairs import encode_pairs, read_preferences
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect
 from liuyi.core.errors import DataError, StepError
+from liuyi.core.runner.keys import step_key
 from liuyi.core.step import get_step
 from liuyi.data.corpus import Rows
 from liuyi.data.instructions.convert import chat_entry
@@ -502,6 +503,19 @@ def test_a_template_of_ones_own_in_chinese(tmp_path: Path) -> None:
 def test_endpoints_that_hold_secrets_or_are_none(endpoint: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         get_step("data.verified").params(endpoint=endpoint)
+
+
+def test_how_fast_is_asked_is_no_part_of_the_key(tmp_path: Path) -> None:
+    """A run that was too fast for its endpoint goes on slower with what it has."""
+    step = get_step("data.verified")
+
+    def key(**params: object) -> str:
+        given = step.params(endpoint="http://host/v1", **params)
+        return step_key(step, given, [], seed=1, device="cpu", folder=tmp_path)
+
+    assert key(concurrency=4, retry_wait_s=9) == key()
+    assert key(temperature=0.1) != key()
+    assert step.params(concurrency=4).model_dump(mode="json")["concurrency"] == 4
 
 
 def test_exactly_one_model_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

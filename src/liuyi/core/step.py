@@ -63,6 +63,15 @@ current folder of every step. That it exists is checked before anything runs, an
 key: a changed file means that the step is run again."""
 
 
+def _absent_from_key(value: Any, info: SerializationInfo) -> Any:
+    return value if (info.context or {}).get("folder") is None else None
+
+
+BesideKey = PlainSerializer(_absent_from_key)
+"""Marks a parameter that says how fast and never what, as `Annotated[int, BesideKey]`: it is no part of the step key,
+so what was done with another value is gone on with."""
+
+
 @dataclass(frozen=True)
 class Input:
     """An input port: the kinds it takes, whether it may be left out, whether it takes several artifacts."""

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from liuyi.core.step import Input, Params, SourcePath
+from liuyi.core.step import BesideKey, Input, Params, SourcePath
 from liuyi.data.synthesis.templates import Language
 
 
@@ -31,9 +31,9 @@ class AskParams(Params):
     structured: bool = Field(
         False, description="the endpoint holds answers to a JSON Schema (`response_format`); Liuyi's engine always does"
     )
-    concurrency: int = Field(32, ge=1, le=1024, description="requests at once")
+    concurrency: Annotated[int, BesideKey] = Field(32, ge=1, le=1024, description="requests at once")
     tries: int = Field(6, ge=1, le=20, description="how often a request is sent before it is given up")
-    retry_wait_s: float = Field(
+    retry_wait_s: Annotated[float, BesideKey] = Field(
         1.0, gt=0, le=60, description="the wait before a second try; it doubles, unless the endpoint says Retry-After"
     )
     timeout_s: float = Field(120.0, gt=0, description="the longest time for one answer")
