@@ -17,6 +17,7 @@ import torch
 from drill import Poison, digest, small_run
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from train_support import Listener, tiny_model
 
@@ -235,7 +236,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
             small_run(tmp_path, steps=STEPS, every_s=0, listener=listener)
     else:
         model, _, _ = small_run(tmp_path, steps=STEPS, every_s=0, listener=listener)
-        assert sum("could not be written" in line for line in listener.logs) == failures
+        assert sum("without a checkpoint" in line for line in listener.logs) == failures
         assert digest(model) != digest(tiny_model())
 
 
@@ -260,5 +261,34 @@ def test_going_back_does_not_fail_over_a_checkpoint_that_was_not_written(
     listener = Listener()
     config = LoopConfig(STEPS, checkpoint_every_s=1e-6, inject=faults, guard=guard)
     model, _, _ = small_run(tmp_path / "full", steps=STEPS, config=config, listener=listener)
-    assert any("could not be written" in line for line in listener.logs)
+    assert any("without a checkpoint" in line for line in listener.logs)
     assert digest(model) == digest(expected)
+
+
+def test_a_disk_that_fails_below_the_library_is_met_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors has an error of its own for what the operating system says."""
+    write, calls = checkpoint.save_file, [0]
+
+    def failing(*args: object) -> None:
+        calls[0] += 1
+        if calls[0] in (10, 11):
+            raise SafetensorError("I/O error: Input/output error (os error 5)")
+        write(*args)  # type: ignore[arg-type]
+
+    expected, _, _ = small_run(tmp_path / "whole", steps=STEPS)
+    monkeypatch.setattr(checkpoint, "save_file", failing)
+    listener = Listener()
+    model, _, _ = small_run(tmp_path / "failing", steps=STEPS, every_s=0, listener=listener)
+    assert sum("without a checkpoint" in line for line in listener.logs) == 2
+    assert digest(model) == digest(expected)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_without_room_for_the_log_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / LOG_FILE).symlink_to("/dev/full")
+    monkeypatch.setattr(loop, "sync", lambda path: None)
+    with pytest.raises(OutOfDisk, match="no space left while writing what training measures"):
+        small_run(tmp_path, steps=STEPS)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from liuyi.core.digest import sha256_file
 from liuyi.core.disk import FULL, sync
-from liuyi.core.errors import OutOfDisk
+from liuyi.core.errors import OutOfDisk, StepError
 
 STATE_FILE = "state.json"
 DIGESTS_FILE = "digests.json"
@@ -94,7 +94,7 @@ class Checkpoints:
         return self._pending is not None and not self._pending.done()
 
     def wait(self) -> bool:
-        """Wait for the write under way, if there is one; raises what it met (OutOfDisk, OSError)."""
+        """Wait for the write under way, if there is one; raises what it met (OutOfDisk, StepError, OSError)."""
         if self._pending is None:
             return False
         pending, self._pending = self._pending, None
@@ -147,6 +147,8 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             if getattr(error, "errno", None) in FULL or any(f"os error {number})" in str(error) for number in FULL):
                 raise OutOfDisk("no space is left for a checkpoint", where=str(self.folder)) from error
+            if isinstance(error, SafetensorError):
+                raise StepError(f"a checkpoint could not be written: {error}", where=str(self.folder)) from error
             raise
         paths = self._paths()
         kept = set(paths[-KEEP:])

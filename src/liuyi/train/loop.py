@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from liuyi.core.disk import sync
+from liuyi.core.disk import full_disk_is_told, sync
 from liuyi.core.errors import DataError, LiuyiError, StepError
 from liuyi.train.checkpoint import Checkpoints, Snapshot, load_rng_state, rng_state
 from liuyi.train.corruption import Corrupted, agree, checksum
@@ -365,7 +365,10 @@ class Trainer(Generic[M, B]):
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
-        with self.log_path.open("a", encoding="utf-8") as log:
+        with (
+            full_disk_is_told("writing what training measures", self.log_path.parent),
+            self.log_path.open("a", encoding="utf-8") as log,
+        ):
             log.write(json.dumps(values) + "\n")
         for name, value in values.items():
             if isinstance(value, float):
@@ -400,7 +403,7 @@ class Trainer(Generic[M, B]):
             self._failed_saves += 1
             if must or self._failed_saves >= MAX_FAILED_SAVES:
                 raise
-            self.observer.log(f"a checkpoint could not be written: {error}")
+            self.observer.log(f"step {self.step}: goes on without a checkpoint: {error}")
 
     def _snapshot(self) -> Snapshot:
         tensors: dict[str, dict[str, Tensor]] = {
