@@ -177,3 +177,10 @@ def test_no_conversation_is_told(home: Home, inputs: dict[str, Artifact], tmp_pa
     empty = home.store.publish(staging, step="test")
     with pytest.raises(DataError, match="no conversation to take a prompt from"):
         run_step(home, tmp_path, "align.sample", {**inputs, "chats": empty})
+
+
+def test_an_answer_that_is_no_text_is_named(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    chats(tmp_path, [{"role": "user", "content": "hi"}, call])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"row 0 \(r0\).*no text"):
+        read_prompts(tmp_path / "chats.parquet")

@@ -223,6 +223,14 @@ def test_an_index_names_files_of_its_folder_only(folder: Path, name: str) -> Non
         load_model(folder)
 
 
+@pytest.mark.parametrize("named", [None, ["a.safetensors"], {"a": 1}])
+def test_an_index_without_names_is_told(folder: Path, named: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    with pytest.raises(ModelError, match="does not name a file for each tensor"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_damaged_config_is_named(folder: Path, content: str | None) -> None:
     (folder / "config.json").unlink()

@@ -57,7 +57,7 @@ class Pair:
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts of a `chats.parquet`: everything before each conversation's last answer.
 
-    Raises DataError where a conversation does not end with an answer.
+    Raises DataError where a conversation does not end with an answer in words.
     """
     import pyarrow.parquet as pq
 
@@ -69,6 +69,12 @@ def read_prompts(path: Path) -> list[Prompt]:
                 "the conversation does not end with an answer of the assistant",
                 where=f"{path.name}, row {number} ({row['id']})",
                 hint="rollouts need prompts whose right answer is known",
+            )
+        if not isinstance(messages[-1].get("content"), str):
+            raise DataError(
+                "the last answer is no text",
+                where=f"{path.name}, row {number} ({row['id']})",
+                hint="answers are compared as text; calls of tools cannot be",
             )
         prompts.append(
             Prompt(

@@ -165,7 +165,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        named = read_json(folder / INDEX).get("weight_map")
+        if not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
+            raise ModelError("'weight_map' does not name a file for each tensor", where=str(folder / INDEX))
+        names = sorted(set(named.values()))
         for name in names:
             if Path(name).name != name or not (folder / name).exists():
                 raise ModelError(f"the weights '{name}' that the index names are missing", where=str(folder / INDEX))
