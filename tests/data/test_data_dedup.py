@@ -11,6 +11,7 @@ import pytest
 from data_support import corpus, document
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from liuyi.data.attributes import read_groups
 from liuyi.data.corpus import Document
@@ -256,6 +257,27 @@ def test_a_large_bucket_is_joined_too(tmp_path: Path) -> None:
     words = article(7, 300)
     texts = [changed(words, 0.97, seed) for seed in range(90)]
     assert len(set(group(tmp_path, texts).representative.tolist())) == 1
+
+
+def test_pages_of_one_template_are_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies among them are found all the same."""
+    template = article(1, 200)
+    pages = [changed(template, 0.84, seed) for seed in range(120)]
+    copies = [changed(pages[number].split(), 0.9, 500 + number) for number in range(20)]
+    texts = [*pages, *copies]
+    compared: list[float] = []
+
+    def counting(*sets: NDArray[np.uint64]) -> float:
+        compared.append(jaccard(*sets))
+        return compared[-1]
+
+    monkeypatch.setattr(verify, "jaccard", counting)
+    monkeypatch.setattr(verify, "_MOST_COMPARED", 4)
+    kept, similarity = verify.choose(signatures(texts), distinct_shingles(texts), 0.8)
+    assert kept[:120].tolist() == list(range(120))
+    assert kept[120:].tolist() == list(range(20))
+    assert (similarity[120:] >= 0.85).all()
+    assert len(compared) <= 4 * len(texts)
 
 
 def test_preference() -> None:

@@ -99,7 +99,7 @@ class CleanParams(Params):
 
 @step(
     "data.clean",
-    version=2,
+    version=3,
     inputs={"corpus": Input("corpus")},
     outputs={"corpus": Output("corpus", "the same documents with attributes.parquet beside them")},
 )

@@ -25,6 +25,9 @@ Ints = NDArray[np.int64]
 Settled = tuple[Ints, Ints, NDArray[np.float32]]
 """Documents that go, the document that stays in the place of each, and how similar they are."""
 
+_MOST_COMPARED = 64
+"""Documents that one is compared with in full. Pages of one template are alike by thousands, and less than duplicates:
+comparing all of them would take hours, and a duplicate is among those whose signatures agree best."""
 _MEMBERS_AT_ONCE = 2048
 _WORTH_WORKERS = 8192
 """With fewer candidates, starting processes would take longer than comparing."""
@@ -65,7 +68,7 @@ def choose(signatures: Signatures, shingles: Sequence[Shingles], threshold: floa
     """For each of some documents, the one that stays in its place (itself, if it stays), and their similarity.
 
     A document goes if it is similar to one before it that stays; where there are several, to the one whose signature
-    agrees best.
+    agrees best. Of those that stay, it is compared with the 64 whose signatures agree best.
     """
     size = len(signatures)
     kept, similarity = np.arange(size), np.ones(size, np.float32)
@@ -75,7 +78,7 @@ def choose(signatures: Signatures, shingles: Sequence[Shingles], threshold: floa
     for member in range(size):
         agreement = (table[:count] == signatures[member]).mean(axis=1)
         promising = np.flatnonzero(agreement >= least_agreement(threshold))
-        for place in promising[np.argsort(-agreement[promising], kind="stable")]:
+        for place in promising[np.argsort(-agreement[promising], kind="stable")[:_MOST_COMPARED]]:
             other = staying[place]
             similar = jaccard(shingles[member], shingles[other])
             if similar >= threshold:
