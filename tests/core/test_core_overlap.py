@@ -73,3 +73,9 @@ def test_an_item_in_many_texts_and_many_items_in_a_text() -> None:
     assert sorted(match.item for match in found if match.text == 0) == list(range(500))
     assert [match.item for match in found if match.text == 1] == [3]
     assert not [match for match in found if match.text == 2]
+
+
+def test_runs_of_one_word_are_found_at_once() -> None:
+    """As many hits as pairs of places would not fit into memory."""
+    (match,) = Overlaps([" ".join(["0"] * 5000)]).find([" ".join(["0"] * 50_000)])
+    assert match.words.count("0") == 50_000

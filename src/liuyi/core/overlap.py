@@ -44,15 +44,18 @@ class Match:
 
 
 class _Grams:
-    """The n-grams of one length of all items, by hash."""
+    """The n-grams of one length of all items, by hash; each once an item, or runs of one word would be slow."""
 
     def __init__(self, keys: Hashes, items: Ints, places: Ints) -> None:
-        order = np.argsort(keys, kind="stable")
-        self._items, self._places = items[order], places[order]
-        self._hashes = HashSet(keys)
+        order = np.lexsort((places, items, keys))
+        keys, items, places = keys[order], items[order], places[order]
+        new = np.ones(len(keys), bool)
+        new[1:] = (keys[1:] != keys[:-1]) | (items[1:] != items[:-1])
+        self._items, self._places = items[new], places[new]
+        self._hashes = HashSet(keys[new])
 
     def among(self, keys: Hashes) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """For each of `keys` that is here: its number, and (item, its word) wherever the n-gram stands."""
+        """For each of `keys` that is here: its number, and each item with its word at which the n-gram first stands."""
         found, first = self._hashes.members(keys)
         last = np.searchsorted(self._hashes.keys, keys[found], "right")
         for number, start, end in zip(found.tolist(), first.tolist(), last.tolist(), strict=True):
