@@ -176,6 +176,29 @@ def test_results() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "It is so.\nAnswer: **42**.",
+        "Answer: `42`.",
+        "The answer is: **42**.",
+        r"Answer: \(42\).",
+        r"The answer is \[42\]",
+        "Because.\n**Final Answer**\n\n42",
+        "Because.\n**Answer:**\n$42$.\n",
+        "40 + 2 = <<40+2=42>>42\n#### 42",
+    ],
+)
+def test_a_result_is_read_without_its_marks(text: str) -> None:
+    """A right result that is read as a wrong one would be rejected in a preference."""
+    assert final_result(text) == "42"
+
+
+def test_a_heading_is_no_result() -> None:
+    assert final_result("Answer: ") is None
+    assert final_result("Answer:\nLet me think.\nIt is something.") is None
+
+
+@pytest.mark.parametrize(
     ("reference", "result", "same"),
     [
         ("1/2", r"\frac{1}{2}", True),
@@ -183,6 +206,7 @@ def test_results() -> None:
         ("1,000", "1000", True),
         ("x^2 + 2x + 1", "(x+1)^2", True),
         ("First 40 + 2.\nAnswer: 42", "42", True),
+        ("It is 48/2 = <<48/2=24>>24, and 3 more.\n#### 1,027", "1027", True),
         (r"\{1, 2\}", r"\{2, 1\}", True),
         ("42", "43", False),
         ("x + 1", "x - 1", False),

@@ -15,17 +15,23 @@ from liuyi.data.synthesis.problems import Problem, reasoning_gym
 LONGEST_RESULT_CHARS = 300
 _CHECK_S = 2
 _BOXED = re.compile(r"\\boxed\s*\{")
-_LINE = re.compile(r"^\W*(?:final\s+)?(?:answer|答案)\W*?[:：](.+)$", re.IGNORECASE | re.MULTILINE)
+_LINE = re.compile(
+    r"^(?:\W*(?:final\s+)?(?:answer|答案)\W*?[:：](?=.*[^\s*_`])|#### )(.+)$"
+    r"|^\W*(?:final\s+)?(?:answer|答案)\W*\n(.+)\s*\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
 _PHRASE = re.compile(
     r"(?:\b(?:answer|result)\b[^\n:：]*?\bis\b|(?:答案|结果)(?:是|为))\s*[:：]?(.+)$", re.IGNORECASE | re.MULTILINE
 )
 _SHORT_CHARS = 40
+_WRAPPED = re.compile(r"\\\((.*)\\\)|\\\[(.*)\\\]")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
 
 def final_result(text: str) -> str | None:
-    """What a solution gives as its result: what is in its last `\\boxed{…}` or on its last line `Answer: …`; without
-    either, what follows its last "the answer is", or all of it if it is one short line. None if it gives none.
+    """What a solution gives as its result: what is in its last `\\boxed{…}`, on its last line `Answer: …` (or `#### …`,
+    as GSM8K has it), or on the last line after the heading "Answer"; without any, what follows its last "the answer
+    is", or all of it if it is one short line. None if it gives none.
 
     >>> final_result("2 + 2 is 4.\\n**Answer:** 4."), final_result(r"so \\boxed{\\frac{1}{2}}.")
     ('4', '\\\\frac{1}{2}')
@@ -34,13 +40,21 @@ def final_result(text: str) -> str | None:
     if boxes and (not lines or boxes[-1].start() > lines[-1].start()):
         found = _braced(text, boxes[-1].end())
     elif lines or (lines := list(_PHRASE.finditer(text))):
-        line = lines[-1][1]
+        line = next(filter(None, lines[-1].groups()))
         box = _BOXED.search(line)
         found = _braced(line, box.end()) if box else line
     else:
-        found = text if len(text) <= _SHORT_CHARS and "\n" not in text.strip() else ""
-    found = found.strip().strip("*`$").strip().removesuffix(".").removesuffix("。").strip()
+        line = text.strip()
+        found = line if len(line) <= _SHORT_CHARS and "\n" not in line and not line.endswith((":", "：")) else ""
+    found = _bare(found)
     return found if found and len(found) <= LONGEST_RESULT_CHARS else None
+
+
+def _bare(result: str) -> str:
+    """A result without the full stop behind it and the marks of Markdown and LaTeX around it."""
+    bare = result.strip().rstrip(".。").strip("*`$ ").rstrip(".。").strip()
+    wrapped = _WRAPPED.fullmatch(bare)
+    return next(filter(None, wrapped.groups()), "").strip() if wrapped else bare
 
 
 def is_right(problem: Problem, result: str) -> bool:
