@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,20 @@ def test_a_model_that_is_none_is_named(home: Home, tokenizer: Tokenizer) -> None
     inputs = publish(home, tokenizer, preferences(2), small_model(tokenizer.vocab_size))
     with pytest.raises(ModelError, match="Qwen3ForCausalLM is no reward model"):
         load_reward(inputs["model"].path)
+
+
+@pytest.mark.parametrize(("step", "objective"), [("preference", "dpo"), ("preference", "kto"), ("reward", None)])
+def test_what_is_beyond_the_context_of_the_model_is_left_out(
+    step: str, objective: str | None, home: Home, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    table = told_apart()
+    for row in (table[3], table[4]):
+        row["chosen"] += " yes" * 40
+    model = small_model(tokenizer.vocab_size)
+    model.config = replace(model.config, max_position_embeddings=64)
+    inputs = publish(home, tokenizer, table, model)
+    params = {"objective": objective, "watch": False} if objective else {"heldout": 0.3}
+    made = run(home, tmp_path / "a", f"align.{step}", inputs, max_steps=1, **params)["checkpoint"]
+    left_out = json.loads(made.file("liuyi.json").read_text())["left_out"]
+    assert set(left_out) == {"p3", "p4"}
+    assert all(reason.endswith("tokens, more than 64") for reason in left_out.values())

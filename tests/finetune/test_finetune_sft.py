@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,17 @@ def test_the_step_teaches_and_reports(home: Home, tmp_path: Path, tokenizer: Tok
         learnt = torch.from_numpy(example.learnt)[1:]
         assert torch.equal(best[learnt], ids[1:][learnt])
     assert run("again").digest == checkpoint.digest
+
+
+def test_a_conversation_beyond_the_context_of_the_model_is_left_out(
+    home: Home, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """However long the rows are: at such a position the model has never been."""
+    model = small_model(tokenizer.vocab_size)
+    model.config = replace(model.config, max_position_embeddings=48)
+    rows = [("short", chat("light", "yes")), ("long", chat("light", "yes " * 30))]
+    inputs = {"model": publish_model(home, tokenizer, model), "chats": publish_chats(home, rows)}
+    made = in_process.run_step(home, tmp_path, "finetune.sft", inputs, seq_len=128, max_steps=1)["checkpoint"]
+    left_out = json.loads(made.file("liuyi.json").read_text())["left_out"]
+    assert list(left_out) == ["long"]
+    assert left_out["long"].endswith("tokens, more than 48")

@@ -56,11 +56,12 @@ class LabelBatch:
         return LabelBatch(*(part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
-def encode_labels(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, seq_len: int) -> Labels:
+def encode_labels(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longest: int) -> Labels:
     """Every answer of every row, a pair giving one that is wanted and one that is not.
 
-    Answers that are too long or that the template does not render as written are left out and named. Raises DataError
-    when none is left, or when all are to one prompt, which leaves nothing to mismatch.
+    Answers that have more than `longest` tokens with their prompt, or that the template does not render as written, are
+    left out and named. Raises DataError when none is left, or when all are to one prompt, which leaves nothing to
+    mismatch.
     """
     result = Labels()
     kept: list[tuple[Mapping[str, Any], str, Example, bool]] = []
@@ -72,15 +73,15 @@ def encode_labels(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, seq_l
                 raise
             result.left_out[row["id"]] = error.message
             continue
-        if len(example) > seq_len:
-            result.left_out[row["id"]] = f"{len(example)} tokens, more than {seq_len}"
+        if len(example) > longest:
+            result.left_out[row["id"]] = f"{len(example)} tokens, more than {longest}"
         else:
             kept.append((row, row[side], example, side == "chosen"))
     if not kept:
         raise nothing_left(result.left_out)
     texts = [(row["prompt"], text) for row, text, _, _ in kept]
     for at, (row, _, example, desirable) in enumerate(kept):
-        mismatched = _mismatched(at, texts, tokenizer, seq_len)
+        mismatched = _mismatched(at, texts, tokenizer, longest)
         if mismatched is None:
             result.left_out[row["id"]] = "no answer to another prompt fits behind its prompt"
         else:
@@ -94,14 +95,14 @@ def _sides(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any
     return ((row, side) for row in rows for side in ("chosen", "rejected") if row[side] is not None)
 
 
-def _mismatched(at: int, texts: Sequence[tuple[Any, str]], tokenizer: Tokenizer, seq_len: int) -> Example | None:
+def _mismatched(at: int, texts: Sequence[tuple[Any, str]], tokenizer: Tokenizer, longest: int) -> Example | None:
     """The next answer to another prompt, behind this one's, that fits; None if none of the next hundred does."""
     prompt = texts[at][0]
     following = (texts[(at + step) % len(texts)] for step in range(1, len(texts)))
     others = (text for other, text in following if other != prompt)
     for text in islice(others, 100):
         example = encode_answer(tokenizer, prompt, text)
-        if len(example) <= seq_len:
+        if len(example) <= longest:
             return example
     return None
 

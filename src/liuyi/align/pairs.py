@@ -50,11 +50,11 @@ def read_preferences(path: Path) -> list[dict[str, Any]]:
     return [{**row, "prompt": json.loads(row["prompt"])} for row in table.to_pylist()]
 
 
-def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, seq_len: int) -> Pairs:
+def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longest: int) -> Pairs:
     """Each row as a pair of examples.
 
-    What is no pair, one whose answers are equal or too long, and one that the template does not render as written are
-    left out and named. Raises DataError when none is left.
+    What is no pair, one whose answers are equal or have more than `longest` tokens with their prompt, and one that the
+    template does not render as written are left out and named. Raises DataError when none is left.
     """
     result = Pairs()
     for row in rows:
@@ -68,11 +68,11 @@ def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, seq_le
                 raise
             result.left_out[row["id"]] = error.message
             continue
-        longest = max(len(chosen), len(rejected))
+        length = max(len(chosen), len(rejected))
         if row["chosen"] == row["rejected"]:
             result.left_out[row["id"]] = "chosen and rejected are equal"
-        elif longest > seq_len:
-            result.left_out[row["id"]] = f"{longest} tokens, more than {seq_len}"
+        elif length > longest:
+            result.left_out[row["id"]] = f"{length} tokens, more than {longest}"
         else:
             result.pairs.append(Pair(row["id"], chosen, rejected, float(row.get("margin") or 0.0)))
     if not result.pairs:

@@ -212,7 +212,7 @@ def _pairs(
     tokenizer: Tokenizer,
     dtype: torch.dtype,
 ) -> _Material:
-    encoded = encode_pairs(table, tokenizer, params.seq_len)
+    encoded = encode_pairs(table, tokenizer, min(params.seq_len, model.config.context_tokens))
     rows = PairRows(encoded.pairs, params.seq_len, pad_id=tokenizer.pad_id or 0)
     if params.objective not in REFERENCE_FREE:
         rows = with_reference(rows, model.eval(), dtype)
@@ -238,7 +238,7 @@ def _labels(
     tokenizer: Tokenizer,
     dtype: torch.dtype,
 ) -> _Material:
-    encoded = encode_labels(table, tokenizer, params.seq_len)
+    encoded = encode_labels(table, tokenizer, min(params.seq_len, model.config.context_tokens))
     rows = LabelRows(encoded.labels, params.seq_len, pad_id=tokenizer.pad_id or 0).with_reference(model.eval(), dtype)
     size = _batch(params, len(rows))
     batches = ShuffledBatches(rows, batch_rows=size, seed=ctx.seed, micro_rows=params.micro_pairs)

@@ -119,8 +119,9 @@ def align_reward(ctx: Context, params: RewardParams) -> None:
     kept, apart = split_prompts(read_preferences(ctx.input("preferences").file("preferences.parquet")), params.heldout)
     if not apart:
         raise DataError("no prompt is held out", hint="raise heldout, or give more prompts")
-    encoded, unseen = (encode_pairs(part, tokenizer, params.seq_len) for part in (kept, apart))
     model = load_model(folder)
+    longest = min(params.seq_len, model.config.context_tokens)
+    encoded, unseen = (encode_pairs(part, tokenizer, longest) for part in (kept, apart))
     prepare(model, params.tuning(), ctx.seed)
     reward = RewardModel(model)
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir)

@@ -92,7 +92,9 @@ class PreferenceParams(TuningParams, LoopParams):
     max_steps: int | None = Field(None, ge=1)
     batch_pairs: int = Field(32, ge=1, description="pairs, or answers with kto, in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
-    seq_len: int = Field(256, ge=8, description="tokens in a packed row; a pair with a longer answer is left out")
+    seq_len: int = Field(
+        256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+    )
     optimiser: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
@@ -151,7 +153,9 @@ class RewardParams(TuningParams, LoopParams):
     max_steps: int | None = Field(None, ge=1)
     batch_pairs: int = Field(32, ge=1, description="pairs in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
-    seq_len: int = Field(256, ge=8, description="tokens in a packed row; a pair with a longer answer is left out")
+    seq_len: int = Field(
+        256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+    )
     optimiser: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
     head_lr: float | None = Field(None, gt=0, description="peak learning rate of the value head; as `lr`")

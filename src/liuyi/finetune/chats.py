@@ -48,13 +48,13 @@ def read_chats(path: Path) -> list[Chat]:
 def encode_chats(
     chats: Iterable[Chat],
     tokenizer: Tokenizer,
-    seq_len: int,
+    longest: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Chats:
     """Each conversation as an example.
 
-    One longer than `seq_len`, one in which the assistant says nothing, and one that the template does not render as
-    written are left out and named, never cut. Raises DataError when none is left.
+    One of more than `longest` tokens, one in which the assistant says nothing, and one that the template does not
+    render as written are left out and named, never cut. Raises DataError when none is left.
     """
     result = Chats()
     for done, (id, messages, tools) in enumerate(chats, start=1):
@@ -69,8 +69,8 @@ def encode_chats(
             continue
         if drops_calls:
             result.left_out[id] = "the chat template leaves out calls of tools"
-        elif len(ids) > seq_len:
-            result.left_out[id] = f"{len(ids)} tokens, more than {seq_len}"
+        elif len(ids) > longest:
+            result.left_out[id] = f"{len(ids)} tokens, more than {longest}"
         elif not any(said[1:]):
             result.left_out[id] = "the assistant says nothing"
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from liuyi.core.step import Context
 from liuyi.finetune.chats import encode_chats, read_chats
 from liuyi.finetune.tuning import save_tuned, trained_note, tuned_output
-from liuyi.model.checkpoint import load_model
+from liuyi.model.checkpoint import load_config, load_model
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
@@ -35,9 +35,8 @@ def finetune(ctx: Context, params: SftParams) -> None:
     folder = ctx.input("model").path
     tokenizer = Tokenizer.load(folder)
     table = read_chats(ctx.input("chats").file("chats.parquet"))
-    chats = encode_chats(
-        table, tokenizer, params.seq_len, lambda done: ctx.progress(done, len(table), "conversations read")
-    )
+    longest = min(params.seq_len, load_config(folder).context_tokens)
+    chats = encode_chats(table, tokenizer, longest, lambda done: ctx.progress(done, len(table), "conversations read"))
     for id, reason in list(chats.left_out.items())[:NAMED]:
         ctx.log(f"left out {id}: {reason}")
     if chats.left_out:

@@ -16,7 +16,9 @@ PRELOAD = ("torch",)
 class SftParams(TuningParams, LoopParams):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")
     max_steps: int | None = Field(None, ge=1)
-    seq_len: int = Field(256, ge=8, description="tokens in a packed row; a longer conversation is left out and named")
+    seq_len: int = Field(
+        256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+    )
     batch_tokens: int = Field(4096, ge=8, description="tokens in a step's global batch, padding included")
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
     optimiser: Literal["muon", "adamw"] | None = Field(None, description="muon, and adamw for adapters, when left out")
@@ -36,7 +38,7 @@ class SftParams(TuningParams, LoopParams):
 
 @step(
     "finetune.sft",
-    version=2,
+    version=3,
     inputs={"model": Input("checkpoint", "what to start from"), "chats": Input("chats", "conversations to learn")},
     outputs=TUNED_OUTPUTS,
     starts_again=True,
