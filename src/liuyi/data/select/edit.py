@@ -3,6 +3,7 @@ written in simplified characters. Spans are in characters of the text as it was 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -99,8 +100,13 @@ def _joined(replacements: Iterable[Replacement]) -> Iterator[Replacement]:
     """The same replacements in order, with text between them."""
     given = list(replacements)
     cuts = list(_merged(one for one in given if not one[2]))
-    masks = (one for one in given if one[2] and not any(start <= one[0] and one[1] <= end for start, end, _ in cuts))
-    yield from _merged([*cuts, *masks])
+    starts = [start for start, _, _ in cuts]
+
+    def is_cut(one: Replacement) -> bool:
+        before = bisect(starts, one[0])
+        return before > 0 and one[1] <= cuts[before - 1][1]
+
+    yield from _merged([*cuts, *(one for one in given if one[2] and not is_cut(one))])
 
 
 def _merged(replacements: Iterable[Replacement]) -> Iterator[Replacement]:
