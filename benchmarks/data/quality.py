@@ -1,7 +1,8 @@
 """What deduplication and a learned classifier each buy: bits per byte on clean held-out text, at equal tokens.
 
-    python benchmarks/data/quality.py --work /tmp/quality                                # ten minutes of two cores
-    python benchmarks/data/quality.py --work /tmp/quality --seeds 2 --token-budget 40000 --max-mb 2  # a short look
+    python benchmarks/data/quality.py --work /tmp/quality
+    python benchmarks/data/quality.py --work /tmp/quality \\
+        --max-mb 2 --seeds 3 --token-budget 40000 --heldout-tokens 20000    # a short look
 
 The web is played by files of this machine. Good pages are the documentation of Python packages; rubbish are licences,
 change logs, file lists and data tables of Debian and Python packages, as much of it. A third of all pages are copied,

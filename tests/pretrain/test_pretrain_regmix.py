@@ -14,8 +14,9 @@ import in_process
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.evaluate.report import build_report, page
-from liuyi.pretrain.ablate import workers
+from liuyi.pretrain.ablate import regmix, workers
 from liuyi.pretrain.ablate.mixtures import Source, bounded, drawn_shares, mixed_stream, sample_mixtures
+from liuyi.pretrain.ablate.proxies import Measured, Plan
 from liuyi.pretrain.ablate.regmix import Search
 from liuyi.pretrain.ablate.regression import FEATURES, fit, fit_all, prediction_interval, propose
 
@@ -134,6 +135,30 @@ def test_the_source_that_is_like_the_text_is_found(desk: Desk, tmp_path: Path) -
     shown = page(build_report([verdict]))
     assert shown.count('class="dot c0"') == 10
     assert "Predicted and measured" in shown
+
+
+def test_even_proportions_are_chosen_where_they_are_best(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are given, not trained: the proposal beats natural proportions, and even ones beat both."""
+    mixtures = np.random.default_rng(1).dirichlet([1, 1, 1], 10)
+    fits = fit_all(mixtures, mixtures[:, 2])
+    found = Search(("good", "garden", "garbage"), mixtures, mixtures[:, 2], fits, np.array([0.0, 0.5, 0.5]), (0, 1))
+
+    def measured(loss: float, seed: int, plan: Plan) -> Measured:
+        bits = [text.documents.bytes[None] * (loss + 0.01 * seed) for text in plan.heldout]
+        return Measured(np.ones(1), bits)
+
+    def confirm(
+        ctx: object, params: object, sources: object, plan: Plan, proposal: object
+    ) -> dict[str, list[Measured]]:
+        losses = {"natural": 3.0, "even": 2.5, "proposed": 2.8}
+        return {name: [measured(loss, seed, plan) for seed in range(2)] for name, loss in losses.items()}
+
+    monkeypatch.setattr(regmix, "_search", lambda *_: found)
+    monkeypatch.setattr(regmix, "_confirm", confirm)
+    said = json.loads(desk.search(tmp_path / "w").file("verdict.json").read_text())
+    assert (said["decision"], said["chosen"]) == ("promoted", "even")
 
 
 def test_a_mixture_is_whole_documents_of_its_sources(desk: Desk) -> None:

@@ -89,7 +89,7 @@ def regmix(ctx: Context, params: RegmixParams) -> None:
         ctx.log(search.doubt)
     results = _confirm(ctx, params, sources, plan, search.proposal)
     contests = decide(results, heldout, NATURAL, "all", params.level)
-    decision, arm = ruling([one for one in contests if EVEN not in (one.before, one.after)], NATURAL)
+    decision, arm = ruling(contests, NATURAL)
     setting = Setting(
         parameters=fresh_model(plan.params, sources[0].stream, tokenizer).config.num_parameters,
         token_budget=params.token_budget,
