@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from align_support import PLACES, alone, golden_head, preferences, publish, smal
 from pydantic import ValidationError
 
 import in_process
+from liuyi.align.objectives import Objective
 from liuyi.align.pairs import PairRows, encode_pairs
 from liuyi.align.reward_model import rewards, split_prompts
 from liuyi.align.steps import PreferenceParams
@@ -80,7 +81,7 @@ def test_pissa_is_watched_beside_the_model_it_began_as(home: Home, tmp_path: Pat
         ({"objective": "dpo", "gamma": 0.5}, "'gamma' means nothing to dpo; it is for simpo"),
         ({"gamma": 0.5}, "'gamma' means nothing to dpo"),
         ({"objective": "orpo", "nll_weight": 0.1}, "'nll_weight' means nothing to orpo"),
-        ({"objective": "ipo", "label_smoothing": 0.1}, "'label_smoothing' means nothing to ipo"),
+        ({"objective": "ipo", "label_smoothing": 0.2}, "'label_smoothing' means nothing to ipo"),
         ({"objective": "simpo", "desirable_weight": 2.0}, "'desirable_weight' means nothing to simpo"),
         ({"objective": "cdpo", "label_smoothing": 0.5}, "less than 0.5"),
     ],
@@ -88,6 +89,13 @@ def test_pissa_is_watched_beside_the_model_it_began_as(home: Home, tmp_path: Pat
 def test_params_that_an_objective_does_not_use_are_refused(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PreferenceParams(**params)
+
+
+@pytest.mark.parametrize("params", [{"objective": name} for name in get_args(Objective)] + [{"method": "lora"}])
+def test_params_are_read_back_with_their_defaults(params: dict[str, Any]) -> None:
+    """As a step's process reads them."""
+    given = PreferenceParams(**params)
+    assert PreferenceParams.model_validate(given.model_dump(mode="json")) == given
 
 
 def test_labels_alone_can_be_learnt_from(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
