@@ -11,7 +11,7 @@ import pytest
 from data_support import artifact, corpus, document, prose, run_step
 
 from liuyi.core.artifact import Artifact
-from liuyi.core.effect import Effect
+from liuyi.core.effect import EFFECT_FILE, Effect
 from liuyi.core.errors import ArtifactError, DataError
 from liuyi.data.clean.run import clean
 from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS, DROPPED, read_documents
@@ -112,6 +112,22 @@ def test_select_masks_and_keeps_ids(cleaned: Artifact, tmp_path: Path) -> None:
         originals = {row["url"]: row["id"] for row in read_documents(cleaned.path).to_pylist()}
         assert all(originals[url] == row["id"] for url, row in rows.items())
         assert read_documents(bench.made["heldout"].path).num_rows == 0
+
+
+def test_what_is_masked_is_nowhere_in_the_artifact(tmp_path: Path) -> None:
+    """Neither in samples of what was kept, nor in what was dropped."""
+    mail = "Write to ada@lemburg.com. "
+    documents = [document(mail + prose(1), path="kept.txt"), document(mail + "Too short.", path="short.txt")]
+    clean = run_step("data.clean", tmp_path / "clean", {"corpus": corpus(tmp_path / "raw", documents)}).made["corpus"]
+    for masked in (True, False):
+        train = run_step(
+            "data.select", tmp_path / str(masked), {"corpus": clean}, mask_pii=masked, heldout_fraction=0
+        ).made["train"]
+        assert reasons(train.path) == {"short.txt": "too short"}
+        tables = [pq.read_table(train.path / name).to_pylist() for name in (DOCUMENTS, DROPPED)]
+        for said in (*map(str, tables), (train.path / EFFECT_FILE).read_text(encoding="utf-8")):
+            assert ("ada@lemburg.com" in said) != masked
+            assert ("[EMAIL]" in said) == masked
 
 
 def test_moving_a_threshold_changes_the_decision_only(cleaned: Artifact, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class SelectParams(Thresholds, Edits):
 
 @step(
     "data.select",
-    version=2,
+    version=3,
     inputs={"corpus": Input("corpus", "with attributes, as data.clean gives it")},
     outputs={
         "train": Output("corpus", "dropped.parquet beside it says what was dropped and why"),

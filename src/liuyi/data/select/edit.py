@@ -45,11 +45,13 @@ def edited(texts: pa.ChunkedArray, attributes: pa.Table, edits: Edits) -> pa.Arr
     chinese = np.zeros(len(texts), bool)
     if edits.simplify_chinese:
         chinese = pc.fill_null(pc.equal(attributes["lang"], "zh"), False).to_numpy()
+    whole = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    if not (marked | chinese).any():
+        return whole
     changed = [
         _edited(texts[row].as_py(), _spans(columns, row), simplify=bool(chinese[row]))
         for row in np.flatnonzero(marked | chinese).tolist()
     ]
-    whole = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     return pc.replace_with_mask(whole, pa.array(marked | chinese), pa.array(changed, whole.type))
 
 

@@ -88,12 +88,17 @@ def write(
     heldout: Path,
     on_progress: Callable[[int], None] = lambda documents: None,
 ) -> Written:
-    """Write both corpora, kept texts edited, and beside the one to train on what was dropped."""
+    """Write both corpora, kept texts edited, and beside the one to train on what was dropped.
+
+    What is written of dropped documents, and of samples, is as it came but for personal data: where kept texts have a
+    placeholder, so have these.
+    """
     shown = frozenset(row for rows in decision.samples.values() for row in rows)
     samples: dict[int, Mapping[str, Any]] = {}
     start = 0
     schema = document_schema()
     is_kept = decision.kept
+    masking = edits.model_copy(update={"cut_repeated": False, "simplify_chinese": False})
     with (
         Groups(train / DOCUMENTS, schema) as training,
         Groups(heldout / DOCUMENTS, schema) as held,
@@ -104,17 +109,19 @@ def write(
             kept, held_out = is_kept[here], decision.held_out[here]
             for out, rows in ((training, kept & ~held_out), (held, kept & held_out)):
                 out.add(_kept(documents, attributes, rows, edits).select(schema.names).cast(schema))
-            dropped.add(_dropped(documents, attributes, decision.reasons, here))
+            dropped.add(_dropped(documents, attributes, decision.reasons, here, masking))
             for row in shown.intersection(range(here.start, here.stop)):
-                samples[row] = _row(documents, row - start) | {"measured": _row(attributes, row - start)}
+                samples[row] = _sample(documents.slice(row - start, 1), attributes.slice(row - start, 1), masking)
             start = here.stop
             on_progress(start)
     counts = {"train": training.count, "heldout": held.count, "dropped": dropped.count}
     return Written(counts, samples)
 
 
-def _row(table: pa.Table, number: int) -> dict[str, Any]:
-    return table.slice(number, 1).to_pylist()[0]  # type: ignore[no-any-return]
+def _sample(document: pa.Table, attributes: pa.Table, masking: Edits) -> dict[str, Any]:
+    (text,) = edited(document["text"], attributes, masking).to_pylist()
+    (values,), (measured,) = document.to_pylist(), attributes.to_pylist()
+    return {**values, "text": text, "measured": measured}
 
 
 def _kept(documents: pa.Table, attributes: pa.Table, rows: NDArray[np.bool_], edits: Edits) -> pa.Table:
@@ -126,16 +133,16 @@ def _kept(documents: pa.Table, attributes: pa.Table, rows: NDArray[np.bool_], ed
     return documents
 
 
-def _dropped(documents: pa.Table, attributes: pa.Table, why: Numbered, here: slice) -> pa.Table:
+def _dropped(documents: pa.Table, attributes: pa.Table, why: Numbered, here: slice, masking: Edits) -> pa.Table:
     """Each dropped document: id, reason, what it duplicates, the head of its text, and where it came from."""
     numbers = why.numbers[here]
     chosen = pa.array(numbers != 0)
-    documents = documents.filter(chosen)
+    documents, attributes = documents.filter(chosen), attributes.filter(chosen)
     columns = {
         **{name: documents[name] for name in _dropped_schema().names if name in documents.column_names},
         "reason": pa.array([why.names[number] for number in numbers[numbers != 0]], pa.string()),
-        "duplicate_of": attributes["duplicate_of"].filter(chosen),
-        "text": pc.utf8_slice_codeunits(documents["text"], 0, _HEAD_CHARS),
+        "duplicate_of": attributes["duplicate_of"],
+        "text": pc.utf8_slice_codeunits(edited(documents["text"], attributes, masking), 0, _HEAD_CHARS),
     }
     return pa.table([columns[name] for name in _dropped_schema().names], schema=_dropped_schema())
 
