@@ -270,6 +270,24 @@ def test_bad_batches_in_a_row_roll_back_and_are_passed_over(tmp_path: Path) -> N
     assert poison.seen == [*range(25), *range(25, 35)]
 
 
+def test_a_rollback_does_not_turn_speed_around(tmp_path: Path) -> None:
+    """Though it goes back behind the step at which this process began."""
+
+    seen: list[float] = []
+
+    class Speeds(Listener):
+        def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
+            seen.append(shown["tok_s"])
+
+    run = {"steps": 30, "poisoned": (22, 23, 24), "guard": GuardConfig(rollback_steps=5)}
+    with pytest.raises(Killed):
+        small_run(tmp_path, listener=KilledAt(23), **run)  # type: ignore[arg-type]
+    _, result, _ = small_run(tmp_path, listener=Speeds(), **run)  # type: ignore[arg-type]
+    assert [jump.step for jump in result.jumps] == [20]
+    assert min(seen) >= 0
+    assert max(seen) > 0
+
+
 def test_the_state_after_a_rollback_is_that_of_a_run_without_the_bad_data(tmp_path: Path) -> None:
     """A run whose batches skip the window by themselves ends in the same bits."""
 

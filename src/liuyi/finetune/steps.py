@@ -23,9 +23,9 @@ class SftParams(TuningParams, LoopParams):
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
     optimiser: Literal["muon", "adamw"] | None = Field(None, description="muon, and adamw for adapters, when left out")
     lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the matrices; 0.005, and 0.0002 for adapters, when left out"
+        None, gt=0, description="peak learning rate; 0.005, and 0.0002 for adapters, when left out"
     )
-    embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings, head and norms; as `lr`")
+    embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings and head; as `lr`")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.03, ge=0, lt=1, description="part of all steps")

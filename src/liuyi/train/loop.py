@@ -174,6 +174,8 @@ class Trainer(Generic[M, B]):
         self.guard = Guard(config.guard)
         self.step = 0
         self.tokens = 0
+        self._learnt = 0
+        """As `tokens`, but of this process, and of every step that it has taken."""
         self.stopped = ""
         self.checksum = 0
         """Of weights and optimiser state, as the last step left them."""
@@ -197,7 +199,7 @@ class Trainer(Generic[M, B]):
                 self.log_path.write_bytes(b"")
                 self.checksum = checksum(self._tensors())
                 self._save(must=True)
-            started, first, saved = time.monotonic(), self.tokens, time.monotonic()
+            started = saved = time.monotonic()
             while not self._over:
                 try:
                     loss = self._guarded_step()
@@ -205,7 +207,7 @@ class Trainer(Generic[M, B]):
                     self._recover(found)
                     continue
                 now = time.monotonic()
-                speed = (self.tokens - first) / max(now - started, 1e-9)
+                speed = self._learnt / max(now - started, 1e-9)
                 self.observer.progress(self.step, self.config.steps, "steps", loss=loss, tok_s=speed)
                 if now - saved >= self.config.checkpoint_every_s or self._over:
                     self._save(must=self._over)
@@ -284,6 +286,7 @@ class Trainer(Generic[M, B]):
             self.optimiser.step(factor)
             self.checksum = checksum(self._tensors())
             self.tokens += count
+            self._learnt += count
         else:
             row["skipped"] = reason
             self.observer.log(f"step {self.step}: {reason} loss {loss:.4g}, gradient norm {grad_norm:.4g}: skipped")
