@@ -193,6 +193,19 @@ def test_a_result_is_read_without_its_marks(text: str) -> None:
     assert final_result(text) == "42"
 
 
+@pytest.mark.parametrize(
+    "piece", ["\n", " \n", "*", "answer ", "Answer\n", "\nQUESTION", "\n\n\nQUESTION:", "1,", "{", "- "]
+)
+def test_an_answer_that_repeats_itself_is_read_in_time_that_grows_with_it(piece: str) -> None:
+    """Models run in circles until max_tokens, and an endpoint may send megabytes; squares of these take hours."""
+    text = piece * (400_000 // len(piece))
+    read_parts(text, ("QUESTION", "ANSWER"))
+    read_list(text)
+    final_result(text)
+    read_grade(text)
+    wrong_with(Answer(text, "stop", "m"))
+
+
 def test_a_heading_is_no_result() -> None:
     assert final_result("Answer: ") is None
     assert final_result("Answer:\nLet me think.\nIt is something.") is None

@@ -34,10 +34,16 @@ def read_parts(text: str, names: tuple[str, ...]) -> dict[str, str] | None:
     >>> read_parts("QUESTION: Why?\\nANSWER: Because\\nit is.", ("QUESTION", "ANSWER"))
     {'QUESTION': 'Why?', 'ANSWER': 'Because\\nit is.'}
     """
-    pattern = r"\s*[:：]\**(.*?)".join(rf"^\W*{re.escape(name)}\W*?" for name in names) + r"\s*[:：]\**(.*)\Z"
-    found = re.search(pattern, text, re.DOTALL | re.MULTILINE | re.IGNORECASE)
-    parts = [_without_bold(part.strip()) for part in found.groups()] if found else []
-    return dict(zip(names, parts, strict=True)) if parts and all(parts) else None
+    headings: list[re.Match[str]] = []
+    for name in names:
+        pattern = re.compile(rf"^[^\w\n]*{re.escape(name)}[^\w\n:：]*[:：]\**", re.MULTILINE | re.IGNORECASE)
+        found = pattern.search(text, headings[-1].end() if headings else 0)
+        if found is None:
+            return None
+        headings.append(found)
+    ends = [*(heading.start() for heading in headings[1:]), len(text)]
+    parts = [_without_bold(text[heading.end() : end].strip()) for heading, end in zip(headings, ends, strict=True)]
+    return dict(zip(names, parts, strict=True)) if all(parts) else None
 
 
 def _without_bold(text: str) -> str:

@@ -16,12 +16,13 @@ LONGEST_RESULT_CHARS = 300
 _CHECK_S = 2
 _BOXED = re.compile(r"\\boxed\s*\{")
 _LINE = re.compile(
-    r"^(?:\W*(?:final\s+)?(?:answer|答案)\W*?[:：](?=.*[^\s*_`])|#### )(.+)$"
-    r"|^\W*(?:final\s+)?(?:answer|答案)\W*\n(.+)\s*\Z",
+    r"^(?:[^\w\n]*(?:final\s+)?(?:answer|答案)[^\w\n]*?[:：](?=.*[^\s*_`])|#### )(.+)$"
+    r"|^[^\w\n]*(?:final\s+)?(?:answer|答案)[^\w\n]*\n\s*(\S.*)\Z",
     re.IGNORECASE | re.MULTILINE,
 )
 _PHRASE = re.compile(
-    r"(?:\b(?:answer|result)\b[^\n:：]*?\bis\b|(?:答案|结果)(?:是|为))\s*[:：]?(.+)$", re.IGNORECASE | re.MULTILINE
+    r"(?:\b(?:answer|result)\b[^\n:：]{0,100}?\bis\b|(?:答案|结果)(?:是|为))\s*[:：]?(.+)$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _SHORT_CHARS = 40
 _WRAPPED = re.compile(r"\\\((.*)\\\)|\\\[(.*)\\\]")
@@ -36,6 +37,7 @@ def final_result(text: str) -> str | None:
     >>> final_result("2 + 2 is 4.\\n**Answer:** 4."), final_result(r"so \\boxed{\\frac{1}{2}}.")
     ('4', '\\\\frac{1}{2}')
     """
+    text = text.strip()
     boxes, lines = list(_BOXED.finditer(text)), list(_LINE.finditer(text))
     if boxes and (not lines or boxes[-1].start() > lines[-1].start()):
         found = _braced(text, boxes[-1].end())
@@ -44,8 +46,7 @@ def final_result(text: str) -> str | None:
         box = _BOXED.search(line)
         found = _braced(line, box.end()) if box else line
     else:
-        line = text.strip()
-        found = line if len(line) <= _SHORT_CHARS and "\n" not in line and not line.endswith((":", "：")) else ""
+        found = text if len(text) <= _SHORT_CHARS and "\n" not in text and not text.endswith((":", "：")) else ""
     found = _bare(found)
     return found if found and len(found) <= LONGEST_RESULT_CHARS else None
 
