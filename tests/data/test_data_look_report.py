@@ -217,6 +217,19 @@ def test_an_empty_corpus_has_a_page(home: Home, tmp_path: Path) -> None:
     assert page(build_report(home, [empty], "Empty"))
 
 
+def test_a_page_holds_no_personal_data(home: Home, tmp_path: Path) -> None:
+    """Neither beside thresholds nor among duplicates."""
+    text = "Write to ada@lemburg.com. " + prose(1, words=45)
+    raw = corpus(tmp_path / "raw", [document(text, path="a"), document(text.upper(), path="b"), document("short")])
+    clean = run_step("data.clean", tmp_path / "run", {"corpus": raw}).made["corpus"]
+    made = build_report(home, [clean], "Mail")
+    assert made.corpora[0].groups
+    assert [one.figures.measure.threshold for one in made.corpora[0].thresholds if one.just_kept]
+    shown = page(made)
+    assert "lemburg" not in shown.lower()
+    assert shown.count("[EMAIL]") > 1
+
+
 def test_a_large_corpus_is_sampled_in_even_steps(home: Home, cleaned: Artifact, tmp_path: Path) -> None:
     """Two hundred small row groups: 64 at most are held, and the counts are still of all documents."""
     folder = tmp_path / "large"

@@ -73,8 +73,7 @@ def largest_groups(view: View, counts: Counter[str]) -> list[Group]:
             seen[stays[id]],
             size,
             tuple(
-                Member(seen[row], difference(seen[stays[id]].document["text"], seen[row].document["text"]))
-                for row in members[id]
+                Member(seen[row], difference(seen[stays[id]].masked_text, seen[row].masked_text)) for row in members[id]
             ),
         )
         for id, size in ranked

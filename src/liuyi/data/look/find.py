@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from liuyi.core.errors import DataError, did_you_mean
+from liuyi.data.clean.pii import PLACEHOLDERS
 from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS
 from liuyi.data.look.judge import Evidence, Judge
 from liuyi.data.look.view import Batch, View
+from liuyi.data.select.edit import MASKED, replace
 from liuyi.data.select.rules import KEPT, RULES
 
 Mask = NDArray[np.bool_]
@@ -93,6 +95,12 @@ class Seen:
     """Empty where nothing was measured."""
     evidence: tuple[Evidence, ...]
     """The rules that drop it, the one that gives the reason first; empty where it is kept."""
+
+    @property
+    def masked_text(self) -> str:
+        """The text with placeholders for personal data: what pages show, since they are passed on."""
+        spans = self.attributes.get(MASKED) or ()
+        return replace(self.document["text"], [(one["start"], one["end"], PLACEHOLDERS[one["kind"]]) for one in spans])
 
 
 def find(view: View, query: Query, count: int, seed: int = 0) -> list[int]:

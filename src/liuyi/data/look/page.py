@@ -68,5 +68,5 @@ def _figure(value: Any) -> str:
 
 
 def _snippet(seen: Seen) -> str:
-    text = str(seen.document["text"]).strip()
+    text = seen.masked_text.strip()
     return text if len(text) <= SNIPPET_CHARS else f"{text[:SNIPPET_CHARS]} …"
