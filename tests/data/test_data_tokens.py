@@ -169,3 +169,7 @@ def test_a_checkpoint_from_elsewhere_has_no_batches(stream: tuple[Path, dict[str
         batch_of_step(tmp_path, 0)
     with pytest.raises(DataError, match="does not say seq_len and batch_rows and seed"):
         rows_of_batch(stream[0], tmp_path, 0)
+    (tmp_path / "training.jsonl").write_text("")
+    with pytest.raises(DataError, match="has no step 0") as caught:
+        batch_of_step(tmp_path, 0)
+    assert "empty" in caught.value.hint

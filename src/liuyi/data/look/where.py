@@ -111,7 +111,8 @@ def batch_of_step(checkpoint: Path, step: int) -> int:
         row = json.loads(line)
         taken[row["step"]] = row["batch"]
     if step not in taken:
-        raise DataError(f"the training has no step {step}", hint=f"its steps go from {min(taken)} to {max(taken)}")
+        known = f"its steps go from {min(taken)} to {max(taken)}" if taken else f"its {TRAINING_LOG} is empty"
+        raise DataError(f"the training has no step {step}", hint=known)
     return int(taken[step])
 
 
