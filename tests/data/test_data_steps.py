@@ -72,8 +72,9 @@ def test_clean_of_nothing(tmp_path: Path) -> None:
 
 
 def test_clean_refuses_two_documents_of_one_id(tmp_path: Path) -> None:
-    twice = corpus(tmp_path / "twice", [document(prose(1)), document(prose(1))])
-    with pytest.raises(DataError, match="same id"):
+    first = document(prose(1))
+    twice = corpus(tmp_path / "twice", [document(prose(2)), first, document(prose(3)), first])
+    with pytest.raises(DataError, match=f"same id, such as {first.id}"):
         run_step("data.clean", tmp_path / "out", {"corpus": twice})
 
 

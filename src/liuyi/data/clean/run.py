@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -114,11 +115,18 @@ def _beside(measured: Iterator[pa.Table], found: Duplicates, source: Path) -> It
 
 def _demand_unique_ids(source: Path) -> None:
     """Compare 128-bit hashes of the ids: these take a sixth of the memory of the ids."""
-    hashes = b"".join(
-        hashlib.blake2b(id.encode(), digest_size=16).digest()
-        for group in read_groups(source, ["id"])
-        for id in group["id"].to_pylist()
-    )
+    hashes = b"".join(hashlib.blake2b(id.encode(), digest_size=16).digest() for id in _ids(source))
     pairs = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
-    if len(np.unique(pairs, axis=0)) != len(pairs):
-        raise DataError("the corpus holds several documents of the same id", where=str(source / DOCUMENTS))
+    _, first, counts = np.unique(pairs, axis=0, return_index=True, return_counts=True)
+    if len(first) != len(pairs):
+        example = next(islice(_ids(source), int(first[counts > 1].min()), None))
+        raise DataError(
+            f"the corpus holds several documents of the same id, such as {example}",
+            where=str(source / DOCUMENTS),
+            hint="an id is made of source, address and text: was something read twice?",
+        )
+
+
+def _ids(source: Path) -> Iterator[str]:
+    for group in read_groups(source, ["id"]):
+        yield from group["id"].to_pylist()
