@@ -68,6 +68,18 @@ def test_a_flipped_bit_is_found_before_it_spreads(tmp_path: Path) -> None:
     assert sum("silent corruption" in line for line in listener.logs) == 2
 
 
+def test_a_bit_that_flips_as_a_run_rolls_back_costs_one_checkpoint(tmp_path: Path) -> None:
+    """There are two of that step then, and the one before it is sound."""
+    bad, guard = (12, 13, 14), GuardConfig(rollback_steps=10)
+    expected, plain, _ = small_run(tmp_path / "whole", steps=STEPS, poisoned=bad, guard=guard)
+    listener = Listener()
+    config = faulty("flip@14", guard=guard)
+    model, result, _ = small_run(tmp_path / "flipped", steps=STEPS, poisoned=bad, config=config, listener=listener)
+    assert any("corrupt before it was written" in line for line in listener.logs)
+    assert digest(model) == digest(expected)
+    assert (result.jumps, result.recoveries) == (plain.jumps, 1)
+
+
 def test_an_injected_batch_is_skipped_like_a_bad_one(tmp_path: Path) -> None:
     expected, _, _ = small_run(tmp_path / "poisoned", steps=STEPS, poisoned=(5,))
     model, result, _ = small_run(tmp_path / "injected", steps=STEPS, config=faulty("nan@5"))

@@ -114,6 +114,11 @@ class Checkpoints:
             shutil.rmtree(path)
         return None
 
+    def forget_newest(self, at_most: int | None = None) -> None:
+        """Remove the checkpoint that `load` has given, of which the caller has found out more than it can know."""
+        self.wait()
+        shutil.rmtree(next(path for path in reversed(self._paths()) if at_most is None or _step(path) <= at_most))
+
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, which a rollback has made untrue."""
         self.wait()

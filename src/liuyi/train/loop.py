@@ -360,7 +360,7 @@ class Trainer(Generic[M, B]):
             if checksum(self._tensors()) == self.checksum:
                 return True
             self.observer.log(f"the checkpoint of step {found.step} was corrupt before it was written: passing over it")
-            self.checkpoints.forget_after(found.step - 1)
+            self.checkpoints.forget_newest(at_most)
         return False
 
     def _write_log(self, row: dict[str, Any]) -> None:
