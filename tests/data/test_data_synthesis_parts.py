@@ -160,6 +160,8 @@ def test_answers_that_cannot_be_kept() -> None:
     assert wrong("Sorry for the delay. " + "Here is all of it. " * 40) == ""
     assert wrong_with(None) == "not answered"
     assert said_of(Answer("<think>\n2+2\n</think>\n\n4", "stop", "m")) == "4"
+    assert said_of(Answer("It is 2+2.\n</think>\n\n4", "stop", "m")) == "4"
+    assert said_of(Answer("Put it in <think> and </think>.", "stop", "m")) == "Put it in <think> and </think>."
 
 
 def test_results() -> None:

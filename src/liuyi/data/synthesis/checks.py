@@ -14,12 +14,13 @@ _REFUSAL = re.compile(
     r"|抱歉|很抱歉|对不起|我无法|我不能|作为(?:一个|一名)?(?:人工智能|AI))",
     re.IGNORECASE,
 )
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 def said_of(answer: Answer) -> str:
-    """The answer without what a reasoning model thinks before it."""
-    return _THOUGHT.sub("", answer.text).strip()
+    """The answer without what a reasoning model thinks before it, also where the chat template opened the thought."""
+    thought, closed, said = answer.text.partition("</think>")
+    is_thought = closed and (thought.lstrip().startswith("<think>") or "<think>" not in thought)
+    return (said if is_thought else answer.text).strip()
 
 
 def wrong_with(answer: Answer | None) -> str:
