@@ -17,6 +17,7 @@ from liuyi.core.errors import DataError
 from liuyi.core.words import split
 from liuyi.data.corpus import ATTRIBUTES, DROPPED
 from liuyi.data.quality.classifier import Classifier
+from liuyi.data.quality.examples import gather
 from liuyi.data.quality.score import ranks, score
 
 _SPAM = split(
@@ -100,6 +101,20 @@ def test_rows_with_labels_are_examples(tmp_path: Path) -> None:
     path.write_text('{"text": "x", "label": "good"}\n{"text": \n')
     with pytest.raises(DataError, match="not JSON"):
         run_step("data.train_classifier", tmp_path / "broken", labelled=path)
+
+
+def test_clusters_and_labels_are_numbers_as_well(tmp_path: Path) -> None:
+    """Cluster 0 is a cluster: were its rows taken for sources of their own, some would be on both sides of a split."""
+    rows = [
+        {"text": (prose if good else spam)(n), "label": float(good), "cluster": n % 2}
+        for n in range(25)
+        for good in (True, False)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = gather((), (), path, (), most=100)
+    assert (len(made.good), len(made.bad)) == (25, 25)
+    assert {example.group for example in (*made.good, *made.bad)} == {"0", "1"}
 
 
 def test_too_few_examples_are_told(tmp_path: Path) -> None:

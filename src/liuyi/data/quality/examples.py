@@ -22,8 +22,8 @@ from liuyi.data.sources.tables import broken_off, read_table
 
 FEWEST = 20
 """Examples of each kind without which nothing can be said."""
-_GOOD = frozenset({"good", "high", "true", "yes", "1", "keep"})
-_BAD = frozenset({"bad", "low", "false", "no", "0", "drop"})
+_GOOD = frozenset({"good", "high", "true", "yes", "1", "1.0", "keep"})
+_BAD = frozenset({"bad", "low", "false", "no", "0", "0.0", "drop"})
 _COLUMNS = ("id", "text", "source", "cluster")
 _KEY_BYTES = 12
 _ROW_FIELDS = ("text", "label", "cluster")
@@ -198,4 +198,5 @@ def _labelled_row(row: dict[str, Any] | str, where: str) -> tuple[bool, Example]
             where=where,
             hint=f"good: {', '.join(sorted(_GOOD))}; bad: {', '.join(sorted(_BAD))}",
         )
-    return label in _GOOD, Example(text[:MAX_CHARS], str(row.get("cluster") or where))
+    cluster = row.get("cluster")
+    return label in _GOOD, Example(text[:MAX_CHARS], where if cluster in (None, "") else str(cluster))
