@@ -75,7 +75,7 @@ def points_of(steps: int, points: int) -> list[int]:
 def train_proxy(proxy: Proxy, plan: Plan, folder: Path, observer: Observer) -> None:
     """Train and measure one proxy in `folder`, or go on with it there.
 
-    On one core: small products gain nothing from more, and sums come out the same on every machine.
+    On one core: small products gain nothing from more, and sums come out the same on any number of cores.
     """
     with _one_thread():
         stream = proxy.open_stream()
