@@ -51,7 +51,7 @@ def test_the_recipe_and_the_commands(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         printed.append(done.stdout)
     run, report = printed
-    assert "9 of 9: arm2-seed2 done" in run
+    assert re.search(r"9 of 9: arm\d-seed\d done", run), run
     assert "everything → strict" in report
     assert "Held-out other packages" in report
 
