@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from liuyi.infer.engine import Engine
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
 from liuyi.infer.process.client import EngineClient, Patience
 from liuyi.infer.process.messages import EngineSpec
-from liuyi.infer.process.spawn import spawn
+from liuyi.infer.process.spawn import EngineProcess, spawn
 from liuyi.infer.request import Grammar, Request
 from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.model.checkpoint import save_model
@@ -268,6 +269,20 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     asyncio.run(start())
 
 
+def test_a_process_that_does_not_open_its_model_in_time_is_ended() -> None:
+    ours, theirs = socket.socketpair()
+    silent = subprocess.Popen(["sleep", "60"])
+
+    async def start() -> None:
+        client = EngineClient(lambda: EngineProcess(silent, ours), patience=Patience(open_s=0.1))
+        with pytest.raises(EngineError, match=r"had not opened its model after 0\.1 s"):
+            await client.start()
+
+    with theirs:
+        asyncio.run(start())
+    assert silent.poll() == -signal.SIGKILL
+
+
 @pytest.mark.slow
 class TestProcess:
     def test_a_killed_process_is_replaced_and_its_requests_are_told(self, folder: Path) -> None:
@@ -305,7 +320,7 @@ class TestProcess:
             "from functools import partial\n"
             "from liuyi.infer.process.client import EngineClient\n"
             "from liuyi.infer.process.messages import EngineSpec\n"
-            "from liuyi.infer.process.spawn import spawn\n"
+            "from liuyi.infer.process.spawn import EngineProcess, spawn\n"
             "async def main():\n"
             "    client = EngineClient(partial(spawn, EngineSpec(model=sys.argv[1])))\n"
             "    await client.start()\n"

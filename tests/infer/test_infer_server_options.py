@@ -211,6 +211,11 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
         ({"suffix": "x"}, "suffix"),
         ({"prompt": ["a", ""]}, "prompt"),
         ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [1_000_000]}, "stop_token_ids"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_grammar": "x"}, "guided_grammar"),
+        ({"guided_json": {"type": "nonsense"}}, "guided_json"),
+        ({"response_format": {"type": "regex", "regex": "("}}, "response_format"),
         ({"surprise": 1}, "surprise"),
     ],
 )

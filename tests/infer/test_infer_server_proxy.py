@@ -135,6 +135,9 @@ def test_a_deadline_is_one_for_all_that_an_answer_takes() -> None:
             body = {"model": "m", "prompt": "x", "timeout": seconds}
             late = httpx.post(f"{proxy.url}/v1/completions", json=body)
             assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        for nonsense in (True, "1", 0):
+            refused = httpx.post(f"{proxy.url}/v1/completions", json={"model": "m", "prompt": "x", "timeout": nonsense})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "timeout")
         assert 'liuyi_requests_total{model="m",status="504"} 2' in httpx.get(f"{proxy.url}/metrics").text
         assert upstream.inside == 0
 

@@ -185,7 +185,12 @@ class Engine:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        for name, ids in (("prompt", request.prompt_ids), ("logit_bias", request.logit_bias)):
+        named = (
+            ("prompt", request.prompt_ids),
+            ("logit_bias", request.logit_bias),
+            ("stop_token_ids", request.stop_token_ids),
+        )
+        for name, ids in named:
             if ids and (min(ids) < 0 or max(ids) >= vocab_size):
                 raise RequestError(f"token ids are between 0 and {vocab_size - 1}", param=name)
         if request.adapter is not None:

@@ -112,7 +112,7 @@ class GrammarCompiler:
             kind = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}[grammar.kind]
             raise RequestError(
                 f"invalid or unsupported {kind}: {describe_problem(problem)}",
-                param="response_format",
+                param=grammar.param,
                 code="invalid_json_schema" if grammar.kind == "json_schema" else "invalid_grammar",
             )
         return matcher
@@ -136,9 +136,9 @@ class ControlTokens:
         return cls(ids, frozenset(tags.difference(special)))
 
 
-def schema_grammar(schema: Mapping[str, Any]) -> Grammar:
+def schema_grammar(schema: Mapping[str, Any], param: str = "response_format") -> Grammar:
     """The grammar of a JSON Schema; properties are generated in the order in which the schema names them."""
-    return Grammar("json_schema", json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
+    return Grammar("json_schema", json.dumps(schema, ensure_ascii=False, separators=(",", ":")), param)
 
 
 def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> NDArray[np.int32]:

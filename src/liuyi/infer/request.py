@@ -38,6 +38,8 @@ class Grammar:
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str
+    param: str = field(default="response_format", compare=False)
+    """The field of the request that asked for it, which an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)

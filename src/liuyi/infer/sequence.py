@@ -127,7 +127,8 @@ class Sequence:
         Tokens after a stop are dropped. The update holds the completion, or the error that ended the grammar.
         """
         if self.matcher is not None and self.matcher.problem:
-            return Update(self.id, error=RequestError(self.matcher.problem, param="response_format"))
+            param = self.request.grammar.param if self.request.grammar else "schema"
+            return Update(self.id, error=RequestError(self.matcher.problem, param=param))
         text, used = "", 0
         reason: FinishReason | None = None
         for token in tokens:

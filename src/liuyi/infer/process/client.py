@@ -61,6 +61,8 @@ class Patience:
     """Without a word for so long, it is ended and replaced."""
     stall_s: float = 300.0
     """A single step may last so long."""
+    open_s: float = 1800.0
+    """Loading the model may take so long."""
     restarts: int = 5
     """So many replacements are made within `window_s`; then the engine has failed for good."""
     window_s: float = 600.0
@@ -332,7 +334,14 @@ class EngineClient:
         self._launched = None
         self._reader, self._writer = await asyncio.open_connection(sock=peer.sock)
         try:
-            message = await self._read()
+            message = await asyncio.wait_for(self._read(), self._patience.open_s)
+        except TimeoutError:
+            peer.kill()
+            self._writer.close()
+            await asyncio.to_thread(peer.end)
+            raise EngineError(
+                f"the engine's process had not opened its model after {self._patience.open_s:g} s"
+            ) from None
         except BaseException:
             peer.kill()
             self._writer.close()

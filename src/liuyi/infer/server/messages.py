@@ -179,7 +179,7 @@ def answer_grammar(form: ResponseFormat | None) -> Grammar | None:
 def json_grammar(schema: dict[str, Any], param: str) -> Grammar:
     """The grammar of a JSON Schema. Raises RequestError if it cannot be read."""
     try:
-        return schema_grammar(schema)
+        return schema_grammar(schema, param)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the schema cannot be read: {error}", param=param, code="invalid_json_schema") from error
 

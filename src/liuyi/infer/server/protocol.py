@@ -163,12 +163,12 @@ class _Generation(Body):
         if self.guided_json is not None:
             return json_grammar(self.guided_json, "guided_json")
         if self.guided_regex is not None:
-            return Grammar("regex", self.guided_regex)
+            return Grammar("regex", self.guided_regex, "guided_regex")
         if self.guided_choice is not None:
             choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in self.guided_choice)
-            return Grammar("lark", f"start: {choices}")
+            return Grammar("lark", f"start: {choices}", "guided_choice")
         if self.guided_grammar is not None:
-            return Grammar("lark", self.guided_grammar)
+            return Grammar("lark", self.guided_grammar, "guided_grammar")
         return answer_grammar(self.response_format)
 
 

@@ -113,7 +113,7 @@ class _Proxy:
         if body["model"] not in known:
             raise errors.UnknownModel(body["model"], known)
         asked = body.pop("timeout", None)
-        if asked is not None and not (isinstance(asked, int | float) and asked > 0):
+        if asked is not None and not (type(asked) in (int, float) and asked > 0):
             raise RequestError("timeout must be a number of seconds above 0", param="timeout")
         timeout_s = timeout_of(request.headers.get(HEADER), asked, self._timeout_s)
         follow = self._observer.request(body["model"], request.headers)
