@@ -57,6 +57,18 @@ class TestAnswers:
             assert through.completions.create(model="tiny", prompt="turn on", max_tokens=3).usage
             assert len(through.embeddings.create(model="tiny", input=["a", "b"]).data) == 2
 
+    def test_tokens_are_those_of_the_engine(self, proxied: LiveServer, live: LiveServer) -> None:
+        for path, body in (
+            ("tokenize", {"model": "tiny", "prompt": "turn on"}),
+            ("tokenize", {"model": "tiny", "messages": MESSAGES, "return_token_strs": True}),
+            ("detokenize", {"model": "tiny", "tokens": [5, 6, 7]}),
+        ):
+            through, direct = (httpx.post(f"{server.url}/{path}", json=body) for server in (proxied, live))
+            assert through.status_code == 200
+            assert through.json() == direct.json()
+        wrong = httpx.post(f"{proxied.url}/detokenize", json={"model": "tiny", "tokens": "x"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "tokens")
+
     def test_are_recorded_and_counted(self, proxied: LiveServer) -> None:
         with client_of(proxied) as client:
             whole = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5, seed=1)

@@ -38,6 +38,8 @@ from liuyi.infer.server.tracing import Tracing
 from liuyi.infer.server.upstream import Upstream, as_object, refusal
 
 _PATHS = ("chat/completions", "completions", "embeddings")
+_TOKEN_PATHS = ("tokenize", "detokenize")
+"""As vLLM has them, beside `/v1`. Those of llama.cpp have other bodies, so they are not passed on."""
 
 
 def create_proxy(
@@ -61,6 +63,9 @@ def create_proxy(
 
     for path in _PATHS:
         app.add_api_route(f"/v1/{path}", proxy.route(path), methods=["POST"], name=path)
+
+    for path in _TOKEN_PATHS if upstream.place.kind != "llama.cpp" else ():
+        app.add_api_route(f"/{path}", proxy.route(upstream.place.beside(path)), methods=["POST"], name=path)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:

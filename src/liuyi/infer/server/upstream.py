@@ -44,6 +44,10 @@ class Place:
             raise LiuyiError(f"'{text}' names no URL", hint=f"{kind}:http://host:port/v1")
         return cls(kind, url.rstrip("/"))
 
+    def beside(self, path: str) -> str:
+        """The URL of a path that is not under `/v1`."""
+        return f"{self.url.removesuffix('/v1')}/{path}"
+
 
 class Upstream:
     """A connection to such an engine. Its errors come back as ours, or in OpenAI's shape."""
