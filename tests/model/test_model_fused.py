@@ -74,6 +74,25 @@ def test_tiled_attention(heads: int, kv_heads: int, seq: int, window: int | None
     _both(lambda q, k, v: attention(q, k, v, mask, window), lambda *qkv: attention_reference(*qkv, visible), q, k, v)
 
 
+@pytest.mark.parametrize("queries", [1, 30, 65, 130])
+@pytest.mark.parametrize("window", [None, 9, 100])
+@pytest.mark.parametrize("packed", [False, True])
+def test_queries_of_the_last_tokens_only(queries: int, window: int | None, packed: bool) -> None:
+    segments = (torch.arange(130) // 40).expand(2, -1) if packed else None
+    whole = CausalMask(2, 130, segments, torch.device("cpu")).visible(window)
+    mask = CausalMask(2, 130, segments, torch.device("cpu"), queries)
+    assert torch.equal(mask.visible(window), whole[:, -queries:])
+    q = _random(2, queries, 6, 8, seed=1).transpose(1, 2)
+    k, v = (_random(2, 130, 2, 8, seed=seed).transpose(1, 2) for seed in (2, 3))
+    _both(
+        lambda q, k, v: attention(q, k, v, mask, window),
+        lambda *qkv: attention_reference(*qkv, whole[:, -queries:]),
+        q,
+        k,
+        v,
+    )
+
+
 def test_the_mask_is_its_definition() -> None:
     segments = torch.tensor([[4, 4, 4, 1, 1, 4, 4]])
     visible = CausalMask(1, 7, segments, torch.device("cpu")).visible(2)[0]

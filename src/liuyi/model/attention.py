@@ -34,9 +34,9 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Ten
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | None = None) -> Tensor:
-    """Causal self-attention under a mask; shapes as in `attention_reference`, with as many queries as keys."""
+    """Causal self-attention under a mask; shapes as in `attention_reference`."""
     mixed: Tensor
-    if mask.starts is None and (window is None or window >= mask.seq):
+    if mask.starts is None and mask.first == 0 and (window is None or window >= mask.seq):
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     elif q.device.type == "cpu":
         mixed = tiled_attention(q, k, v, mask, window)
@@ -63,22 +63,27 @@ class CausalMask:
     """Which keys each query sees: itself and what lies before it, in its own segment and within a window.
 
     Made once for a batch and shared by all layers. `segments` [batch, seq] numbers the documents packed into each
-    row, neighbours differently; None means that each row is one document.
+    row, neighbours differently; None means that each row is one document. There are `seq` keys; where there are fewer
+    `queries`, they are those of the last tokens.
     """
 
-    def __init__(self, batch: int, seq: int, segments: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, batch: int, seq: int, segments: Tensor | None, device: torch.device, queries: int | None = None
+    ) -> None:
         self.batch = batch
         self.seq = seq
+        self.first = 0 if queries is None else seq - queries
+        """The token that the first query belongs to."""
         self.starts = None if segments is None else segment_starts(segments)
         self.device = device
         self._visible: dict[int | None, Tensor] = {}
         self._tiles: dict[tuple[int | None, int], list[Tile]] = {}
 
     def visible(self, window: int | None = None) -> Tensor:
-        """True where query i sees key j: [batch or 1, seq, seq]."""
+        """True where query i sees key j: [batch or 1, queries, seq]."""
         if window not in self._visible:
-            every = slice(0, self.seq)
-            self._visible[window] = self._sees(slice(0, self.batch), every, every, window)
+            queries, keys = slice(self.first, self.seq), slice(0, self.seq)
+            self._visible[window] = self._sees(slice(0, self.batch), queries, keys, window)
         return self._visible[window]
 
     def tiles(self, window: int | None, heads: int) -> list[Tile]:
@@ -92,15 +97,15 @@ class CausalMask:
         per_tile = max(1, TILE_SCORES // (heads * min(TILE_QUERIES, self.seq) * min(self.seq, window or self.seq)))
         for first in range(0, self.batch, per_tile):
             rows = slice(first, min(first + per_tile, self.batch))
-            for begin in range(0, self.seq, TILE_QUERIES):
+            for begin in range(self.first, self.seq, TILE_QUERIES):
                 end = min(begin + TILE_QUERIES, self.seq)
                 # Starts grow along a row, so the tile's first query reaches back furthest.
                 low = 0 if self.starts is None else int(self.starts[rows, begin].min())
                 low = low if window is None else max(low, begin - window + 1)
-                queries, keys = slice(begin, end), slice(low, end)
-                hidden = ~self._sees(rows, queries, keys, window)
+                keys = slice(low, end)
+                hidden = ~self._sees(rows, slice(begin, end), keys, window)
                 bias = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -math.inf)
-                yield Tile(rows, queries, keys, bias)
+                yield Tile(rows, slice(begin - self.first, end - self.first), keys, bias)
 
     def _sees(self, rows: slice, queries: slice, keys: slice, window: int | None) -> Tensor:
         at = torch.arange(self.seq, device=self.device)
@@ -125,43 +130,45 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: i
 
     The heads of a group are stacked as rows of one matrix product with the keys they share.
     """
-    batch, heads, seq, head_dim = q.shape
+    batch, heads, queries, head_dim = q.shape
     kv_heads = k.shape[1]
-    # [batch, kv_heads, seq · group, head_dim], each token's heads side by side, so that tiles of tokens are slices.
-    q = (q * head_dim**-0.5).view(batch, kv_heads, -1, seq, head_dim).transpose(2, 3).flatten(2, 3)
-    mixed: Tensor = _TiledAttention.apply(q, k, v, mask.tiles(window, heads))  # type: ignore[no-untyped-call]
-    return mixed.view(batch, kv_heads, seq, -1, head_dim).transpose(2, 3).flatten(1, 2)
+    # [batch, kv_heads, queries · group, head_dim], each token's heads side by side, so that tiles of tokens are slices.
+    q = (q * head_dim**-0.5).view(batch, kv_heads, -1, queries, head_dim).transpose(2, 3).flatten(2, 3)
+    mixed: Tensor = _TiledAttention.apply(  # type: ignore[no-untyped-call]
+        q, k, v, mask.tiles(window, heads), heads // kv_heads
+    )
+    return mixed.view(batch, kv_heads, queries, -1, head_dim).transpose(2, 3).flatten(1, 2)
 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile], group: int) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         ctx.save_for_backward(q, k, v)
-        ctx.tiles = tiles
+        ctx.tiles, ctx.group = tiles, group
         mixed = torch.empty_like(q)
-        scratch = _scratch(q, k, tiles)
+        scratch = _scratch(k, tiles, group)
         for tile in tiles:
-            tile_q, tile_k, tile_v, tile_mixed = _cut(tile, q, k, v, mixed)
+            tile_q, tile_k, tile_v, tile_mixed = _cut(tile, group, q, k, v, mixed)
             torch.bmm(_probabilities(tile, tile_q, tile_k, scratch), tile_v, out=tile_mixed)
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v = ctx.saved_tensors
         grad = grad.contiguous()
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        scratch, other_scratch = _scratch(q, k, ctx.tiles), _scratch(q, k, ctx.tiles)
+        scratch, other_scratch = _scratch(k, ctx.tiles, ctx.group), _scratch(k, ctx.tiles, ctx.group)
         for tile in ctx.tiles:
-            tile_q, tile_k, tile_v, tile_grad = _cut(tile, q, k, v, grad)
-            to_q, to_k, to_v, _ = _cut(tile, grad_q, grad_k, grad_v, grad)
+            tile_q, tile_k, tile_v, tile_grad = _cut(tile, ctx.group, q, k, v, grad)
+            to_q, to_k, to_v, _ = _cut(tile, ctx.group, grad_q, grad_k, grad_v, grad)
             p = _probabilities(tile, tile_q, tile_k, scratch)
             to_v.baddbmm_(p.transpose(1, 2), tile_grad)
             grad_p = torch.bmm(tile_grad, tile_v.transpose(1, 2), out=other_scratch[: p.numel()].view(p.shape))
             grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p)
             torch.bmm(grad_scores, tile_k, out=to_q)
             to_k.baddbmm_(grad_scores.transpose(1, 2), tile_q)
-        return grad_q, grad_k, grad_v, None
+        return grad_q, grad_k, grad_v, None, None
 
 
 def _probabilities(tile: Tile, q: Tensor, k: Tensor, scratch: Tensor) -> Tensor:
@@ -173,9 +180,10 @@ def _probabilities(tile: Tile, q: Tensor, k: Tensor, scratch: Tensor) -> Tensor:
     return torch.softmax(scores, -1, out=scores)
 
 
-def _cut(tile: Tile, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cut(
+    tile: Tile, group: int, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A tile's part of each, [rows · kv_heads, …, head_dim], as views."""
-    group = q.shape[2] // k.shape[2]
     queries = slice(tile.queries.start * group, tile.queries.stop * group)
     return (
         q[tile.rows].flatten(0, 1)[:, queries],
@@ -185,10 +193,9 @@ def _cut(tile: Tile, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> tuple[Te
     )
 
 
-def _scratch(q: Tensor, k: Tensor, tiles: list[Tile]) -> Tensor:
-    heads = k.shape[1] * q.shape[2] // k.shape[2]
+def _scratch(k: Tensor, tiles: list[Tile], group: int) -> Tensor:
     most = max((t.rows.stop - t.rows.start) * t.bias.shape[1] * t.bias.shape[2] for t in tiles)
-    return q.new_empty(most * heads)
+    return k.new_empty(most * k.shape[1] * group)
 
 
 def segment_starts(segments: Tensor) -> Tensor:
