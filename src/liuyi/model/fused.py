@@ -41,14 +41,14 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        size = x.shape[-1]
+        shape, size = x.shape, x.shape[-1]
         x, grad = x.reshape(-1, size), grad.reshape(-1, size)
         product, scale = grad * x, scale.view(-1, 1)
         along = (product @ weight)[:, None]
         grad_weight = (scale.T @ product).squeeze(0)
         grad_x = torch.mul(grad, weight, out=product).mul_(scale)
         grad_x.addcmul_(x, along * scale.pow(3), value=-1 / size)
-        return grad_x.view(ctx.saved_tensors[0].shape), grad_weight, None
+        return grad_x.view(shape), grad_weight, None
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
