@@ -11,6 +11,7 @@ import numpy as np
 
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
+from liuyi.train.batches import IGNORE, Batch, as_batch, starts_to_segments
 
 VOCAB, EOS = 64, 0
 
@@ -32,12 +33,12 @@ class Listener:
         self.logs.append(message)
 
 
-def tiny_model(seed: int = 1, vocab_size: int = VOCAB) -> Decoder:
+def tiny_model(seed: int = 1, vocab_size: int = VOCAB, hidden_size: int = 16) -> Decoder:
     """A decoder of a few thousand parameters."""
     config = DecoderConfig(
         family="qwen3",
         vocab_size=vocab_size,
-        hidden_size=16,
+        hidden_size=hidden_size,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -91,3 +92,15 @@ def random_documents(count: int, seed: int = 0, longest: int = 40) -> list[list[
         steps = np.where(rng.random(size) < 0.8, 1, rng.integers(1, VOCAB - 1, size))
         documents.append((1 + np.cumsum(steps) % (VOCAB - 1)).tolist())
     return documents
+
+
+def packed_batch(rows: int, seq: int, seed: int = 0, vocab_size: int = VOCAB) -> Batch:
+    """Rows of random tokens, each cut into a few documents; the last token of each has nothing to predict."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocab_size, (rows, seq))
+    starts = rng.random((rows, seq)) < 4 / seq
+    segments, positions = starts_to_segments(starts)
+    targets = np.full_like(tokens, IGNORE)
+    within = segments[:, 1:] == segments[:, :-1]
+    targets[:, :-1][within] = tokens[:, 1:][within]
+    return as_batch(tokens, targets, segments, positions)
