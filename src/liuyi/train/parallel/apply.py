@@ -1,0 +1,19 @@
+"""What makes a model for one device train on several: all of it from outside, in the order that the pieces need."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from liuyi.train.parallel.shard import shard
+from liuyi.train.world import World
+
+
+def parallelize(model: nn.Module, world: World, *, compute_dtype: torch.dtype = torch.float32) -> None:
+    """Lay out a model whose weights are set over the processes of `world`, in place; names of parameters stay.
+
+    `compute_dtype` is what the objective multiplies in, and what matrices that are cut up travel as. The optimiser is
+    made afterwards, since a parameter is then another object. Raises ModelError for a layout that does not suit it.
+    """
+    if world.layout.shard > 1:
+        shard(model, world, compute_dtype)

@@ -1,0 +1,82 @@
+"""Weights, gradients and optimiser state cut up over processes: PyTorch's FSDP2 (arXiv 2304.11277), layer by layer.
+
+A layer's matrices are brought together just before it computes and let go after it. Vectors (norms, biases) stay whole
+everywhere: they weigh nothing, and so the matrices can travel in the dtype that they are multiplied in, which gives
+the bits that one process gets by rounding them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+
+from liuyi.model.decoder import Block
+from liuyi.train.world import World
+
+WHOLE_IN_MEMORY = "parts"
+"""The mesh dimension that shards and context parts make together: parameters are cut over both."""
+
+
+def shard(model: nn.Module, world: World, compute_dtype: torch.dtype) -> None:
+    """Cut up every matrix over the shards, and over the context ranks, which have the same weights besides.
+
+    Gradients come out as sums. Embeddings and head stay together from the forward pass to the backward pass, for the
+    loss multiplies by them in between.
+    """
+    assert world.mesh is not None
+    mesh = world.mesh["shard"]
+    if world.layout.context > 1:
+        mesh = world.mesh["shard", "context"]._flatten(WHOLE_IN_MEMORY)
+    vectors = {parameter for parameter in model.parameters() if parameter.ndim < 2 or not parameter.is_floating_point()}
+    narrow = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    layers = [module for module in model.modules() if isinstance(module, Block)]
+    for layer in layers:
+        # The last layer is the first that the backward pass needs.
+        fully_shard(
+            layer, mesh=mesh, mp_policy=narrow, ignored_params=vectors, reshard_after_forward=layer is not layers[-1]
+        )
+    fully_shard(model, mesh=mesh, ignored_params=vectors, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_custom_all_gather(_TimedAllGather(world))
+            module.set_custom_reduce_scatter(_TimedReduceScatter(world))
+
+
+class _Buffers:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _TimedAllGather(_Buffers, AllGather):
+    """Brings shards together, and has the world count how long this process waited for the others."""
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        with self.world.waiting():
+            return dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class _TimedReduceScatter(_Buffers, ReduceScatter):
+    """Sums gradients into shards, timed likewise."""
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp | dist.ReduceOp.RedOpType,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        with self.world.waiting():
+            return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
