@@ -54,13 +54,22 @@ class Net(nn.Module):
         self.frozen.requires_grad_(False)
 
 
-def test_adamw_follows_its_formula_with_a_rate_for_each_group() -> None:
+def test_adamw_follows_its_formula_with_a_rate_and_a_decay_for_each_group() -> None:
     torch.manual_seed(0)
     net = Net()
-    config = OptimiserConfig("adamw", lr=0.01, embed_lr=0.03, scalar_lr=0.02, weight_decay=0.1, betas=(0.9, 0.95))
+    config = OptimiserConfig(
+        "adamw",
+        lr=0.01,
+        embed_lr=0.03,
+        scalar_lr=0.02,
+        weight_decay=0.1,
+        embed_weight_decay=0.3,
+        norm_weight_decay=0.7,
+        betas=(0.9, 0.95),
+    )
     optimiser = Optimiser(net, config)
     assert "frozen.weight" not in optimiser.parameters
-    rates = {"embed_tokens.weight": (0.03, 0.0), "proj.weight": (0.01, 0.1), "proj.bias": (0.02, 0.0)}
+    rates = {"embed_tokens.weight": (0.03, 0.3), "proj.weight": (0.01, 0.1), "proj.bias": (0.02, 0.7)}
     expected = {name: net.get_parameter(name).detach().clone() for name in rates}
     first = {name: torch.zeros_like(value) for name, value in expected.items()}
     second = {name: torch.zeros_like(value) for name, value in expected.items()}
@@ -76,6 +85,20 @@ def test_adamw_follows_its_formula_with_a_rate_for_each_group() -> None:
         optimiser.step(factor)
     for name, value in expected.items():
         torch.testing.assert_close(net.get_parameter(name).detach(), value)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_each_group_decays_by_its_own_share_and_by_nothing_else(name: str) -> None:
+    """Without a gradient to follow, a step leaves `1 - lr * decay` of the weights: 0 is the default but of matrices."""
+    net = Net()
+    before = {key: value.detach().clone() for key, value in net.named_parameters()}
+    optimiser = Optimiser(net, OptimiserConfig(name, lr=0.5, embed_lr=0.25, weight_decay=0.5, norm_weight_decay=0.125))
+    for parameter in optimiser.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step(0.5)
+    left = {"proj.weight": 1 - 0.25 * 0.5, "proj.bias": 1 - 0.25 * 0.125}
+    for key, value in net.named_parameters():
+        assert torch.equal(value, before[key] * left.get(key, 1.0)), key
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -108,6 +131,18 @@ def test_schedules() -> None:
     linear = make_schedule("linear", steps=60, warmup_steps=10)
     assert [linear(10), linear(35), linear(59)] == pytest.approx([1.0, 0.5, 0.02])
     assert make_schedule("constant", steps=5)(4) == 1.0
+
+
+def test_schedules_whose_warm_up_and_fall_meet_or_fill_the_run() -> None:
+    """A fall longer than what the warm-up leaves starts below the peak; a run within its warm-up keeps one step."""
+    wsd = make_schedule("wsd", steps=10, warmup_steps=5, decay_steps=8, floor=0.5)
+    assert [wsd(step) for step in (0, 4, 5, 9)] == pytest.approx([1 / 6, 5 / 6, 0.5 + 0.5 * 5 / 8, 0.5 + 0.5 / 8])
+    for name in ("wsd", "cosine", "linear", "constant"):
+        short = make_schedule(name, steps=4, warmup_steps=9)
+        assert [short(step) for step in range(3)] == pytest.approx([0.25, 0.5, 0.75])
+        assert short(3) > 0
+    assert make_schedule("wsd", steps=10)(8) == pytest.approx(1.0)
+    assert make_schedule("wsd", steps=10)(9) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", ["wsd", "cosine", "linear", "constant"])

@@ -95,7 +95,7 @@ class PreferenceParams(TuningParams, LoopParams):
     seq_len: int = Field(
         256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimiser: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0, lt=1, description="part of all steps")
@@ -156,7 +156,7 @@ class RewardParams(TuningParams, LoopParams):
     seq_len: int = Field(
         256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimiser: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
     head_lr: float | None = Field(None, gt=0, description="peak learning rate of the value head; as `lr`")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"

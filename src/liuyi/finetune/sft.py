@@ -105,6 +105,8 @@ def _optimiser(params: SftParams) -> OptimiserConfig:
         lr=params.lr or (ADAPTER_LR if adapter else FULL_LR),
         embed_lr=params.embed_lr,
         weight_decay=params.weight_decay,
+        embed_weight_decay=params.embed_weight_decay,
+        norm_weight_decay=params.norm_weight_decay,
         b_lr_ratio=params.b_lr_ratio,
         layer_decay=params.layer_decay,
     )

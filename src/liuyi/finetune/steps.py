@@ -21,12 +21,16 @@ class SftParams(TuningParams, LoopParams):
     )
     batch_tokens: int = Field(4096, ge=8, description="tokens in a step's global batch, padding included")
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
-    optimiser: Literal["muon", "adamw"] | None = Field(None, description="muon, and adamw for adapters, when left out")
+    optimiser: Literal["muon", "adamw", "adamw8bit"] | None = Field(
+        None, description="muon, and adamw for adapters, when left out"
+    )
     lr: float | None = Field(
         None, gt=0, description="peak learning rate; 0.005, and 0.0002 for adapters, when left out"
     )
     embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings and head; as `lr`")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of the matrices inside the layers; a step takes lr times it")
+    embed_weight_decay: float = Field(0.0, ge=0, description="of embeddings and head")
+    norm_weight_decay: float = Field(0.0, ge=0, description="of norms and biases")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.03, ge=0, lt=1, description="part of all steps")
     neftune_alpha: float = Field(0.0, ge=0, description="noise on the embeddings (NEFTune); 5 to 15 are usual")

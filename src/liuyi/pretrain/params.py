@@ -22,10 +22,12 @@ class DecoderParams(LoopParams):
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
     init: Literal["bigram", "random"] = Field("bigram", description="what a new model knows before its first step")
     tie_embeddings: bool = Field(False, description="one matrix for embedding and head; needs `init: random`")
-    optimiser: Literal["muon", "adamw"] = "muon"
+    optimiser: Literal["muon", "adamw", "adamw8bit"] = "muon"
     lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices")
     embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings and head")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of the matrices inside the layers; a step takes lr times it")
+    embed_weight_decay: float = Field(0.0, ge=0, description="of embeddings and head")
+    norm_weight_decay: float = Field(0.0, ge=0, description="of norms and biases")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     warmup: float = Field(0.02, ge=0, lt=1, description="part of all steps")
     decay: float = Field(0.5, ge=0, le=1, description="part of all steps in which `wsd` falls to zero")

@@ -129,6 +129,8 @@ def optimiser_config(params: DecoderParams, advice: Recommended) -> OptimiserCon
         embed_lr=params.embed_lr or params.lr or advice.embed_lr * scale,
         scalar_lr=params.lr or advice.scalar_lr * scale,
         weight_decay=params.weight_decay,
+        embed_weight_decay=params.embed_weight_decay,
+        norm_weight_decay=params.norm_weight_decay,
     )
 
 

@@ -1,4 +1,5 @@
-"""Optimisers: AdamW for everything, or Muon for the matrices inside the layers and AdamW for the rest.
+"""Optimisers: AdamW for everything (its state in 32 or 8 bits), or Muon for the matrices inside the layers and AdamW
+for the rest.
 
 State is kept by parameter name as plain tensors, so that a checkpoint needs no pickle and a resumed run is exact.
 """
@@ -12,7 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-OptimiserName = Literal["muon", "adamw"]
+from liuyi.train.adamw8bit import AdamW8bit
+
+OptimiserName = Literal["muon", "adamw", "adamw8bit"]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
 
@@ -30,7 +33,11 @@ class OptimiserConfig:
     scalar_lr: float | None = None
     """For norms and biases; `lr` when left out."""
     weight_decay: float = 0.0
-    """Decoupled, on matrices inside the layers only."""
+    """Of matrices inside the layers. All decay is decoupled: a step takes `lr * decay` of the weights away."""
+    embed_weight_decay: float = 0.0
+    """Of embeddings and the output head."""
+    norm_weight_decay: float = 0.0
+    """Of norms and biases."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     momentum: float = 0.95
@@ -52,13 +59,18 @@ class Optimiser:
         score_lr = config.lr if config.score_lr is None else config.score_lr
         scalar_lr = config.lr if config.scalar_lr is None else config.scalar_lr
         rates = {"matrix": config.lr, "embedding": embed_lr, "score": score_lr, "scalar": scalar_lr}
+        decays = {
+            "matrix": config.weight_decay,
+            "embedding": config.embed_weight_decay,
+            "score": 0.0,
+            "scalar": config.norm_weight_decay,
+        }
         layers = 1 + max(map(layer_number, self.parameters), default=-1)
         groups: dict[tuple[str, float], dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
             kind, share = _kind(name, parameter), _share(name, layers, config)
-            decay = config.weight_decay if kind == "matrix" else 0.0
-            group = groups.setdefault((kind, share), {"params": [], "lr": rates[kind] * share, "weight_decay": decay})
-            group["params"].append(parameter)
+            group: dict[str, Any] = {"params": [], "lr": rates[kind] * share, "weight_decay": decays[kind]}
+            groups.setdefault((kind, share), group)["params"].append(parameter)
         muon = [group for (kind, _), group in groups.items() if kind == "matrix" and config.name == "muon"]
         adamw = [group for group in groups.values() if all(group is not other for other in muon)]
         self.optimisers: list[torch.optim.Optimizer] = []
@@ -66,7 +78,9 @@ class Optimiser:
             self.optimisers.append(
                 Muon(muon, config.lr, config.weight_decay, config.momentum, config.newton_schulz_steps)
             )
-        if adamw:
+        if config.name == "adamw8bit":
+            self.optimisers.append(AdamW8bit(adamw, betas=config.betas, eps=config.eps))
+        elif adamw:
             self.optimisers.append(torch.optim.AdamW(adamw, betas=config.betas, eps=config.eps, fused=True))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
