@@ -22,14 +22,16 @@ from liuyi.model.moe import SparseMLP, balance_loss
 from liuyi.model.rope import Rope
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):
     """y = x·Wᵀ + b, computed in the dtype of x whatever the dtype of the weight."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        """Weights are loaded or set by `init_weights`; only a bias begins as something, zero."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -36,4 +36,4 @@ def recompute(model: Decoder, what: Recompute) -> None:
 def _keep_input_only(module: nn.Module) -> None:
     # No layer draws random numbers, so there is no state of generators to come back to.
     again = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
-    module.forward = again  # type: ignore[method-assign]
+    module.forward = again
