@@ -5,15 +5,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from liuyi.core.errors import ModelError
+from liuyi.train.parallel.float8 import float8
 from liuyi.train.parallel.shard import shard
 from liuyi.train.world import World
 
 
-def parallelize(model: nn.Module, world: World, *, compute_dtype: torch.dtype = torch.float32) -> None:
+def parallelize(
+    model: nn.Module, world: World, *, compute_dtype: torch.dtype = torch.float32, fp8: bool = False
+) -> None:
     """Lay out a model whose weights are set over the processes of `world`, in place; names of parameters stay.
 
     `compute_dtype` is what the objective multiplies in, and what matrices that are cut up travel as. The optimiser is
     made afterwards, since a parameter is then another object. Raises ModelError for a layout that does not suit it.
     """
+    if fp8:
+        if world.layout.tensor > 1:
+            raise ModelError("fp8 and tensor parallelism do not go together", hint="set tensor: 1; shard works")
+        float8(model, world.device)
     if world.layout.shard > 1:
         shard(model, world, compute_dtype)
