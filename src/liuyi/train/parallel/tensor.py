@@ -1,0 +1,93 @@
+"""Tensor parallel: the matrices of each layer are divided over ranks, which compute one layer together.
+
+    divide_layers(model, world)         # before the model is sharded
+
+Queries, keys, values, and the gate and up projections are cut by columns, so that each rank has some heads and some of
+the MLP's inner values; the output and down projections are cut by rows, and what they give is summed over the ranks:
+two sums forward and two backward a layer (Megatron-LM, arXiv 1909.08053). Experts are divided like an MLP. Embeddings,
+head and norms stay whole, and every rank computes them for itself. By PyTorch's own `parallelize_module`: parameters
+become DTensors and keep their names.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+from liuyi.core.errors import ModelError
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Attention, Decoder, Linear, RMSNorm
+from liuyi.model.fused import rms_norm
+from liuyi.train.world import World
+
+COLUMNS, ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
+
+
+def divide_layers(model: Decoder, world: World) -> None:
+    """Cut the layers' matrices over the tensor ranks, each of which has the whole weights when it comes here.
+
+    Raises ModelError where heads or inner values do not divide, and for adapters and quantised weights.
+    """
+    if world.mesh is None or world.layout.tensor == 1:
+        return
+    check_divisible(model.config, world.layout.tensor)
+    mesh = world.mesh["tensor"]
+    for number, layer in enumerate(model.model.layers):
+        plan: dict[str, ParallelStyle] = {}
+        for name, module in layer.named_modules():
+            short = name.rpartition(".")[2]
+            if short not in COLUMNS + ROWS:
+                continue
+            if not isinstance(module, Linear):
+                raise ModelError(
+                    f"layer {number}: '{name}' is no full matrix, and tensor parallel divides only those",
+                    hint="set tensor: 1 with adapters and quantised weights",
+                )
+            plan[name] = ColwiseParallel() if short in COLUMNS else RowwiseParallel()
+        # Every rank has the same weights already: none has to be sent.
+        parallelize_module(layer, mesh, plan, src_data_rank=None)
+        attention = layer.get_submodule("self_attn")
+        if isinstance(attention, Attention):
+            for norm in (attention.q_norm, attention.k_norm):
+                if norm is not None:
+                    norm.forward = partial(_norm_of_own_heads, norm, mesh.get_group())
+
+
+def check_divisible(config: DecoderConfig, ranks: int) -> None:
+    """Raises ModelError unless every rank can have as many heads and inner values as the others."""
+    inner = (config.moe_intermediate_size or config.intermediate_size) if config.num_experts else 0
+    for what, count in (
+        ("attention heads", config.num_attention_heads),
+        ("key-value heads", config.num_key_value_heads),
+        ("inner values of an MLP", config.intermediate_size),
+        ("inner values of an expert", inner),
+    ):
+        if count % ranks:
+            raise ModelError(f"{count} {what} cannot be divided over {ranks} ranks", hint="set a smaller tensor: size")
+
+
+def _norm_of_own_heads(norm: RMSNorm, group: ProcessGroup, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `RMSNorm.forward`; the gradient of the weight is that of all ranks' heads."""
+    weight: Tensor = _SumGradient.apply(norm.weight, group)  # type: ignore[no-untyped-call]
+    return rms_norm(x, weight, norm.eps).to(dtype)
+
+
+class _SumGradient(torch.autograd.Function):
+    """The same value, whose gradient is summed over the group."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

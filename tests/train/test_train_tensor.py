@@ -1,0 +1,78 @@
+"""Layers divided over ranks: logits, gradients and a curve of losses as one process has them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from parallel_models import SHAPES, Outcome, assert_same, divisible_model, outcome
+from ranks import run_ranks
+from torch.distributed.tensor import DTensor
+from train_support import packed_batch
+
+from liuyi.core.errors import ModelError
+from liuyi.model.lora import LoraConfig, add_lora
+from liuyi.train.parallel.recompute import recompute
+from liuyi.train.parallel.tensor import check_divisible, divide_layers
+from liuyi.train.world import Layout, join
+
+
+def divided(ranks: int, shapes: list[str]) -> dict[str, tuple[Outcome, NDArray[np.float32], int]]:
+    """Loss, gradients, logits, and how many numbers of the weights this rank holds."""
+    world = join(Layout(tensor=ranks))
+    results = {}
+    for shape in shapes:
+        model = divisible_model(shape)
+        divide_layers(model, world)
+        recompute(model, "mlp" if shape == "qwen3" else "none")
+        batch = packed_batch(2, 41, seed=7)
+        loss, grads = outcome(model, batch)
+        whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in grads.items()}
+        with torch.no_grad():
+            logits = model.logits(model(batch.tokens, segments=batch.segments)).numpy()
+        held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters())
+        results[shape] = (loss, {name: grad.double().numpy() for name, grad in whole.items()}), logits, held
+    return results
+
+
+@pytest.mark.parametrize(("ranks", "shapes"), [(2, list(SHAPES)), pytest.param(4, ["mistral"], marks=pytest.mark.slow)])
+def test_loss_gradients_and_logits_are_those_of_one_process(ranks: int, shapes: list[str]) -> None:
+    results = run_ranks(ranks, divided, ranks, shapes)
+    batch = packed_batch(2, 41, seed=7)
+    for shape in shapes:
+        model = divisible_model(shape)
+        expected = outcome(model, batch)
+        logits = model.logits(model(batch.tokens, segments=batch.segments)).detach().numpy()
+        whole = sum(p.numel() for p in model.parameters())
+        in_layers = sum(p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight"))
+        for result in results:
+            found, found_logits, held = result[shape]
+            assert_same(found, expected)
+            np.testing.assert_allclose(found_logits, logits, atol=2e-5 * np.abs(logits).max())
+            # Vectors aside, only the layers' matrices are divided, and these evenly.
+            assert whole - held >= in_layers * (1 - 1 / ranks)
+        # What is whole everywhere must have the same gradient everywhere, to the bit, or copies would drift apart.
+        assert all(
+            np.array_equal(results[0][shape][0][1][name], results[-1][shape][0][1][name]) for name in expected[1]
+        )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"), [(3, "4 attention heads cannot be divided over 3 ranks"), (4, "2 key-value heads cannot")]
+)
+def test_heads_that_do_not_divide_are_refused(ranks: int, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        check_divisible(divisible_model("llama").config, ranks)
+
+
+def adapters() -> str:
+    model = divisible_model("llama")
+    add_lora(model, LoraConfig(rank=2), seed=1)
+    with pytest.raises(ModelError) as error:
+        divide_layers(model, join(Layout(tensor=2)))
+    return error.value.message
+
+
+def test_adapters_are_refused() -> None:
+    assert "'self_attn.q_proj' is no full matrix" in run_ranks(2, adapters)[0]
