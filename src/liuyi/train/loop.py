@@ -4,6 +4,9 @@ An objective gives the *sum* of its losses over a micro-batch and the number of 
 gradient is divided once by the count of the whole global batch, so eight micro-batches of one row train as one of
 eight. The state before every step is a pure function of the start, the seed and the step: where checkpoints fell and
 how often the run was killed changes nothing.
+
+Several processes (`train/world.py`) run the same loop, each on its share of every batch. They add up what they saw and
+decide from the sums, so all of them step, skip, roll back and stop together; the first one writes and tells.
 """
 
 from __future__ import annotations
@@ -26,9 +29,13 @@ from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.guards import Guard, GuardConfig, Jump, Reason
 from liuyi.train.inject import Injector, parse_faults
 from liuyi.train.optim import Optimiser
+from liuyi.train.parallel.gradients import gradient_norm, local, sum_gradients
+from liuyi.train.parallel.shard import hold_gradients
+from liuyi.train.parallel.stragglers import Stragglers
 from liuyi.train.params import LoopParams
 from liuyi.train.schedule import Schedule
 from liuyi.train.watchdog import Watchdog
+from liuyi.train.world import World
 
 LOG_FILE = "training.jsonl"
 MAX_RECOVERIES = 3
@@ -143,7 +150,9 @@ class Trainer(Generic[M, B]):
     """One run in `workdir`: starts, or goes on where the last checkpoint there stands.
 
     `batches(index)` gives global batch `index` as micro-batches, `schedule(step)` the learning rates' factor;
-    `prepare` sets up the weights of a run that starts, and is not called when one goes on.
+    `prepare` sets up the weights of a run that starts, and is not called when one goes on. With several processes the
+    model is laid out over the `world` already, `batches` gives this process's share, in as many micro-batches as the
+    others have, and all see the same `workdir`.
     Raises DataError for a batch without a target and StepError when rollbacks do not help.
     """
 
@@ -160,14 +169,18 @@ class Trainer(Generic[M, B]):
         observer: Observer,
         monitor: Monitor | None = None,
         prepare: Callable[[], None] = lambda: None,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
         self.model = model
         self.batches = batches
         self.objective = objective
         self.optimiser = optimiser
         self.schedule = schedule
         self.config = config
-        self.observer = observer
+        self.observer = observer if self.world.leads else _Deaf()
+        self.told_of_hangs = observer.log
+        self.stragglers = Stragglers(self.world)
         self.monitor = monitor
         self.prepare = prepare
         self.device = next(model.parameters()).device
@@ -190,13 +203,14 @@ class Trainer(Generic[M, B]):
     def run(self) -> Result:
         """Train to the last step, or until the monitor ends it; the model then holds the final weights."""
         self.model.train()
-        self.watchdog = Watchdog(self.config.hang_timeout_s, self.observer.log)
+        self.watchdog = Watchdog(self.config.hang_timeout_s, self.told_of_hangs)
         with self.checkpoints, self.watchdog:
             if self._go_back():
                 self.observer.log(f"resumed at step {self.step} of {self.config.steps}")
             else:
                 self.prepare()
-                self.log_path.write_bytes(b"")
+                if self.world.leads:
+                    self.log_path.write_bytes(b"")
                 self.checksum = checksum(self._tensors())
                 self._save(must=True)
             started = saved = time.monotonic()
@@ -209,7 +223,8 @@ class Trainer(Generic[M, B]):
                 now = time.monotonic()
                 speed = self._learnt / max(now - started, 1e-9)
                 self.observer.progress(self.step, self.config.steps, "steps", loss=loss, tok_s=speed)
-                if now - saved >= self.config.checkpoint_every_s or self._over:
+                due = self.world.leads and now - saved >= self.config.checkpoint_every_s
+                if self._over or self.world.any(due):
                     self._save(must=self._over)
                     saved = now
         return self._result()
@@ -225,7 +240,7 @@ class Trainer(Generic[M, B]):
         self.injector.before_step(step)
         every = self.config.verify_every
         loss = self._step_twice() if every and step % every == every - 1 else self._take_step()
-        self.injector.after_step(step, self.optimiser.parameters)
+        self.injector.after_step(step, {name: local(weight) for name, weight in self.optimiser.parameters.items()})
         return loss
 
     def _step_twice(self) -> float:
@@ -240,9 +255,23 @@ class Trainer(Generic[M, B]):
         self._restore(before)
         second = self._take_step(), self.checksum
         exactly = self.device.type == "cpu"
-        if not agree(first[0], second[0], exactly=exactly) or (exactly and first[1] != second[1]):
-            raise Corrupted(f"step {before.step} came out differently the second time")
+        differs = not agree(first[0], second[0], exactly=exactly) or (exactly and first[1] != second[1])
+        self._all_sound(not differs, f"step {before.step} came out differently the second time")
+        self._all_sound(self._same_as_first_copy(), f"copies of the weights have come apart by step {self.step}")
         return second[0]
+
+    def _all_sound(self, sound: bool, otherwise: str) -> None:
+        """Raises Corrupted on every rank if it is not so on any."""
+        wrong = [str(rank) for rank, found in enumerate(self.world.gather(float(not sound))) if found]
+        if wrong:
+            raise Corrupted(otherwise + (f" (rank {', '.join(wrong)})" if self.world.size > 1 else ""))
+
+    def _same_as_first_copy(self) -> bool:
+        """Whether what this rank holds is what the rank in its place holds in the first copy of the weights."""
+        place = self.world.rank % (self.world.size // self.world.layout.replicate)
+        # A float64 has no room for all 64 bits.
+        halves = divmod(self.checksum % 2**64, 2**32)
+        return all(self.world.gather(float(half))[place] == half for half in halves)
 
     def _recover(self, found: Corrupted) -> None:
         """Go back to the newest sound checkpoint; the steps from there are taken again."""
@@ -260,11 +289,13 @@ class Trainer(Generic[M, B]):
             raise StepError("no sound checkpoint is left to go back to")
 
     def _tensors(self) -> Iterator[Tensor]:
-        yield from self.optimiser.parameters.values()
-        yield from self.optimiser.state().values()
+        """What this process holds of weights and optimiser state."""
+        yield from map(local, self.optimiser.parameters.values())
+        yield from map(local, self.optimiser.state().values())
 
     def _take_step(self) -> float:
         """Do one step, or skip it, or roll back; the mean loss that was seen."""
+        started, waited_s = time.perf_counter(), self.world.waited_s
         index = self.guard.batch_index(self.step)
         factor = self.schedule(self.step)
         loss, count, metrics = self._accumulate(index)
@@ -272,8 +303,8 @@ class Trainer(Generic[M, B]):
             raise DataError(f"batch {index} has no token to learn from", hint="look at how its rows were made")
         grad_norm = self._clip(count)
         decision, reason = self.guard.judge(loss, grad_norm)
-        if checksum(self._tensors()) != self.checksum:
-            raise Corrupted(f"weights or optimiser state changed by themselves before step {self.step}")
+        unchanged = checksum(self._tensors()) == self.checksum
+        self._all_sound(unchanged, f"weights or optimiser state changed by themselves before step {self.step}")
         row: dict[str, Any] = {
             "step": self.step,
             "batch": index,
@@ -292,6 +323,7 @@ class Trainer(Generic[M, B]):
             self.observer.log(f"step {self.step}: {reason} loss {loss:.4g}, gradient norm {grad_norm:.4g}: skipped")
         self.optimiser.zero_grad()
         self._write_log(row)
+        self._look_for_stragglers(time.perf_counter() - started - (self.world.waited_s - waited_s))
         if decision == "rollback":
             self._roll_back(reason)
             return loss
@@ -299,7 +331,8 @@ class Trainer(Generic[M, B]):
         if self.monitor:
             self.watchdog.beat(f"the look after step {self.step}")
             self.stopped = self.monitor.after_step(self.model, self.step)
-            if self.stopped:
+            if self.world.any(bool(self.stopped)):
+                self._all_sound(bool(self.stopped), f"after step {self.step} some ranks would stop and others go on")
                 self.checksum = checksum(self._tensors())
                 self.observer.log(f"stopped after step {self.step}: {self.stopped}")
         return loss
@@ -309,26 +342,41 @@ class Trainer(Generic[M, B]):
         total, count = 0.0, 0
         sums: dict[str, float] = {}
         factor = self.injector.loss_factor(index)
-        for batch in self.batches(index):
+        micro_batches = self.batches(index)
+        for number, batch in enumerate(micro_batches, 1):
+            hold_gradients(self.model, number < len(micro_batches))
             loss = self.objective(self.model, batch.to(self.device))
             summed = loss.total if factor == 1.0 else loss.total * factor
-            if loss.count:
+            # A share without a target has a gradient of zero, which the others wait for.
+            if loss.count or self.world.size > 1:
                 summed.backward()  # type: ignore[no-untyped-call]
             total += summed.item()
             self.watchdog.beat(f"step {self.step}")
             count += loss.count
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        return total / max(count, 1), count, {name: value / max(count, 1) for name, value in sums.items()}
+        total, counted, *values = self.world.sum([total, count, *sums.values()])
+        count = int(counted)
+        means = {name: value / max(count, 1) for name, value in zip(sums, values, strict=True)}
+        return total / max(count, 1), count, means
 
     def _clip(self, count: int) -> float:
         """Turn summed gradients into those of the mean, no longer than `clip_norm`; the norm before clipping."""
+        sum_gradients(self.optimiser.parameters.values(), self.world)
         grads = [p.grad for p in self.optimiser.parameters.values() if p.grad is not None]
-        norm = float(nn.utils.get_total_norm(grads)) / count
+        norm = gradient_norm(grads, self.world) / count
         scale = min(1.0, self.config.clip_norm / max(norm, 1e-12)) / count
         if math.isfinite(norm):
-            torch._foreach_mul_(grads, scale)
+            torch._foreach_mul_([local(grad) for grad in grads], scale)
         return norm
+
+    def _look_for_stragglers(self, computed_s: float) -> None:
+        """Report, now and then, how long each rank computes at a step compared with the others."""
+        report = self.stragglers.after_step(computed_s)
+        for rank, ratio in enumerate(report.ratios if report else ()):
+            self.observer.metric(f"relative_step_time_rank_{rank}", ratio, self.step)
+        if report and report.slow:
+            self.observer.log(f"step {self.step}: {report}")
 
     def _roll_back(self, reason: Reason) -> None:
         """Go back to the anchor and pass over the batches from there to here.
@@ -368,6 +416,8 @@ class Trainer(Generic[M, B]):
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
+        if not self.world.leads:
+            return
         with (
             full_disk_is_told("writing what training measures", self.log_path.parent),
             self.log_path.open("a", encoding="utf-8") as log,
@@ -441,6 +491,7 @@ class Trainer(Generic[M, B]):
             self.monitor.load(dict(found.tensors["monitor"]), found.state["monitor"])
 
     def _result(self) -> Result:
+        self.world.barrier()
         rows = [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
         losses = [row["loss"] for row in rows if "skipped" not in row]
         if not losses:

@@ -6,6 +6,7 @@ them over the copies, and to sum what every rank has whole over all ranks that s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -66,7 +67,8 @@ def _sum_together(bucket: list[Tensor], group: dist.ProcessGroup, world: World) 
     flat = torch.cat([grad.reshape(-1) for grad in bucket])
     with world.waiting():
         dist.all_reduce(flat, group=group)
-    for grad, summed in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+    pieces = torch.split(flat, [grad.numel() for grad in bucket])
+    for grad, summed in zip(bucket, pieces, strict=True):
         grad.copy_(summed.view_as(grad))
 
 
@@ -78,7 +80,7 @@ def gradient_norm(grads: Sequence[Tensor], world: World) -> float:
     norms = torch.stack(torch._foreach_norm([local(grad) for grad in grads])) if grads else torch.zeros(1)
     copies = torch.tensor([float(_copies(grad, world)) for grad in grads] or [1.0], dtype=torch.float64)
     squares = norms.double().cpu().square() / copies
-    return sum(world.gather(squares.sum().item())) ** 0.5
+    return math.sqrt(sum(world.gather(squares.sum().item())))
 
 
 def _copies(grad: Tensor, world: World) -> int:

@@ -49,6 +49,15 @@ def shard(model: nn.Module, world: World, compute_dtype: torch.dtype) -> None:
             module.set_custom_reduce_scatter(_TimedReduceScatter(world))
 
 
+def hold_gradients(model: nn.Module, hold: bool) -> None:
+    """Whether the gradients of a sharded model stay where they come about, for other micro-batches to be added.
+
+    They are whole until they are summed, which costs memory for all of them once and spares all sums but the last.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not hold)
+
+
 class _Buffers:
     def __init__(self, world: World) -> None:
         self.world = world
@@ -64,7 +73,10 @@ class _TimedAllGather(_Buffers, AllGather):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
         with self.world.waiting():
-            return dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+            work: dist.Work | None = dist.all_gather_into_tensor(
+                output_tensor, input_tensor, group=group, async_op=async_op
+            )
+        return work
 
 
 class _TimedReduceScatter(_Buffers, ReduceScatter):
@@ -79,4 +91,7 @@ class _TimedReduceScatter(_Buffers, ReduceScatter):
         async_op: bool = False,
     ) -> dist.Work | None:
         with self.world.waiting():
-            return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+            work: dist.Work | None = dist.reduce_scatter_tensor(
+                output_tensor, input_tensor, op=op, group=group, async_op=async_op
+            )
+        return work
