@@ -115,6 +115,7 @@ class Context(Protocol):
     run_id: str
     name: str
     """The step's name in the recipe."""
+    step: Step
 
     def input(self, name: str) -> Artifact:
         """The one artifact at an input port, already verified."""

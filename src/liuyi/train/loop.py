@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,22 +24,30 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from liuyi.core.disk import full_disk_is_told, sync
+from liuyi.core.disk import full_disk_is_told
 from liuyi.core.errors import DataError, LiuyiError, StepError
-from liuyi.train.checkpoint import Checkpoints, Snapshot, load_rng_state, rng_state
+from liuyi.train.batches import Batch
+from liuyi.train.checkpoint import Checkpoints, Snapshot
 from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.guards import Guard, GuardConfig, Jump, Reason
 from liuyi.train.inject import Injector, parse_faults
+from liuyi.train.meter import Meter
+from liuyi.train.onlookers import Onlooker, looking_on
 from liuyi.train.optim import Optimiser
 from liuyi.train.parallel.gradients import gradient_norm, local, sum_gradients
 from liuyi.train.parallel.shard import hold_gradients
 from liuyi.train.parallel.stragglers import Stragglers
 from liuyi.train.params import LoopParams
+from liuyi.train.remote import RemoteCheckpoints
+from liuyi.train.retention import Retention
+from liuyi.train.rng import load_rng_state, rng_state
 from liuyi.train.schedule import Schedule
+from liuyi.train.stored import Stored
 from liuyi.train.watchdog import Watchdog
 from liuyi.train.world import World
 
 LOG_FILE = "training.jsonl"
+CHECKPOINTS = "checkpoints"
 MAX_RECOVERIES = 3
 """Corruptions in a row, without a step between them, after which the machine is not trusted."""
 MAX_FAILED_SAVES = 3
@@ -45,6 +55,10 @@ MAX_FAILED_SAVES = 3
 
 
 class MicroBatch(Protocol):
+    @property
+    def packed(self) -> Batch:
+        """The rows that go through the model."""
+
     def to(self, device: torch.device) -> Self: ...
 
 
@@ -108,6 +122,10 @@ class LoopConfig:
     """Largest gradient norm, of the gradient of the mean loss."""
     checkpoint_every_s: float = 20.0
     """At 0 one is made after every step, and waited for."""
+    retention: Retention = field(default_factory=Retention)
+    """Which checkpoints stay."""
+    checkpoint_url: str = ""
+    """Where checkpoints are copied to as well, as fsspec has it; each run has a folder there, named as `workdir`."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     hang_timeout_s: float = 600.0
     """Without a micro-batch, a look of the monitor or a checkpoint done for so long, the process ends by
@@ -124,6 +142,8 @@ class LoopConfig:
             steps,
             clip_norm=params.clip_norm,
             checkpoint_every_s=params.checkpoint_every_s,
+            retention=Retention(params.keep_checkpoints, params.keep_every_steps),
+            checkpoint_url=params.checkpoint_url,
             hang_timeout_s=params.hang_timeout_s,
             verify_every=params.verify_every,
             inject=params.inject,
@@ -144,6 +164,8 @@ class Result:
     """How often silent corruption sent this process back to a checkpoint."""
     stopped: str
     """Why the monitor ended the run; empty when it ran to its end."""
+    figures: dict[str, float]
+    """How fast it went and what memory it took, by the clock of the process that ended it."""
 
 
 class Trainer(Generic[M, B]):
@@ -169,6 +191,7 @@ class Trainer(Generic[M, B]):
         observer: Observer,
         monitor: Monitor | None = None,
         prepare: Callable[[], None] = lambda: None,
+        onlookers: Sequence[Onlooker] = (),
         world: World | None = None,
     ) -> None:
         self.world = world or World()
@@ -182,6 +205,10 @@ class Trainer(Generic[M, B]):
         self.told_of_hangs = observer.log
         self.stragglers = Stragglers(self.world)
         self.monitor = monitor
+        self.onlookers = onlookers
+        self.meter = Meter(model, objective, workdir, self.world, self.observer)
+        self.row: dict[str, Any] = {}
+        """What the last step wrote to the log."""
         self.prepare = prepare
         self.device = next(model.parameters()).device
         self.guard = Guard(config.guard)
@@ -196,42 +223,58 @@ class Trainer(Generic[M, B]):
         self._recovered_at = (-1, 0)
         self._failed_saves = 0
         workdir.mkdir(parents=True, exist_ok=True)
-        self.injector = Injector(parse_faults(config.inject), workdir)
+        self.injector = Injector(parse_faults(config.inject), workdir, self.world.rank)
         self.log_path = workdir / LOG_FILE
-        self.checkpoints = Checkpoints(workdir / "checkpoints", observer.log)
+        self.checkpoints = Checkpoints(
+            workdir / CHECKPOINTS,
+            self.observer.log,
+            world=self.world,
+            retention=config.retention,
+            remote=RemoteCheckpoints.of(config.checkpoint_url, workdir.name, config.retention, self.observer.log),
+        )
 
     def run(self) -> Result:
         """Train to the last step, or until the monitor ends it; the model then holds the final weights."""
         self.model.train()
         self.watchdog = Watchdog(self.config.hang_timeout_s, self.told_of_hangs)
-        with self.checkpoints, self.watchdog:
+        with self.checkpoints, self.watchdog, looking_on(self.onlookers):
             if self._go_back():
                 self.observer.log(f"resumed at step {self.step} of {self.config.steps}")
+                self.observer.metric("resumed", 1.0, self.step)
             else:
                 self.prepare()
                 if self.world.leads:
                     self.log_path.write_bytes(b"")
                 self.checksum = checksum(self._tensors())
                 self._save(must=True)
-            started = saved = time.monotonic()
+            saved = time.monotonic()
+            self.meter.begin()
             while not self._over:
                 try:
-                    loss = self._guarded_step()
+                    self._guarded_step()
                 except Corrupted as found:
                     self._recover(found)
                     continue
+                self._tell()
                 now = time.monotonic()
-                speed = self._learnt / max(now - started, 1e-9)
-                self.observer.progress(self.step, self.config.steps, "steps", loss=loss, tok_s=speed)
                 due = self.world.leads and now - saved >= self.config.checkpoint_every_s
-                if self._over or self.world.any(due):
-                    self._save(must=self._over)
+                milestone = self.config.retention.is_milestone(self.step)
+                if self._over or milestone or self.world.any(due):
+                    self._save(must=self._over, wait=milestone)
                     saved = now
         return self._result()
 
     @property
     def _over(self) -> bool:
         return self.step >= self.config.steps or bool(self.stopped)
+
+    def _tell(self) -> None:
+        """Let whoever watches see the step that was done."""
+        figures = self.meter.after_step(self.step, self.row, self._learnt)
+        self.observer.progress(self.step, self.config.steps, "steps", **figures)
+        for onlooker in self.onlookers:
+            self.watchdog.beat(f"looking on after step {self.step}")
+            onlooker.after_step(self.model, self.row, figures)
 
     def _guarded_step(self) -> float:
         """One step under the watchdog, the faults that are asked for, and the checks for corruption."""
@@ -279,6 +322,7 @@ class Trainer(Generic[M, B]):
         self._recovered_at = (self.step, times + 1 if self.step <= at else 1)
         self.recoveries += 1
         self.observer.log(f"silent corruption: {found}; going back to the last checkpoint")
+        self.observer.metric("recovered", 1.0, self.step)
         if self._recovered_at[1] > MAX_RECOVERIES:
             raise StepError(
                 f"silent corruption {MAX_RECOVERIES + 1} times in a row: {found}",
@@ -322,6 +366,7 @@ class Trainer(Generic[M, B]):
             row["skipped"] = reason
             self.observer.log(f"step {self.step}: {reason} loss {loss:.4g}, gradient norm {grad_norm:.4g}: skipped")
         self.optimiser.zero_grad()
+        self.row = row
         self._write_log(row)
         self._look_for_stragglers(time.perf_counter() - started - (self.world.waited_s - waited_s))
         if decision == "rollback":
@@ -344,6 +389,7 @@ class Trainer(Generic[M, B]):
         factor = self.injector.loss_factor(index)
         micro_batches = self.batches(index)
         for number, batch in enumerate(micro_batches, 1):
+            started = time.perf_counter()
             hold_gradients(self.model, number < len(micro_batches))
             loss = self.objective(self.model, batch.to(self.device))
             summed = loss.total if factor == 1.0 else loss.total * factor
@@ -351,7 +397,9 @@ class Trainer(Generic[M, B]):
             if loss.count or self.world.size > 1:
                 summed.backward()  # type: ignore[no-untyped-call]
             total += summed.item()
+            self.injector.slow_down(self.step, time.perf_counter() - started)
             self.watchdog.beat(f"step {self.step}")
+            self.meter.saw(batch.packed)
             count += loss.count
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -405,10 +453,12 @@ class Trainer(Generic[M, B]):
         self._settle_checkpoint(must=False)
         while found := self.checkpoints.load(at_most):
             self._restore(found)
-            if checksum(self._tensors()) == self.checksum:
+            if not found.same_layout:
+                self.checksum = checksum(self._tensors())
+            if not self.world.any(checksum(self._tensors()) != self.checksum):
                 return True
             self.observer.log(f"the checkpoint of step {found.step} was corrupt before it was written: passing over it")
-            self.checkpoints.forget_newest(at_most)
+            self.checkpoints.forget(found)
         return False
 
     def _write_log(self, row: dict[str, Any]) -> None:
@@ -427,21 +477,19 @@ class Trainer(Generic[M, B]):
             if isinstance(value, float):
                 self.observer.metric(name, value, self.step)
 
-    def _save(self, *, must: bool) -> None:
-        """Write a checkpoint in the background, unless the last one is still being written.
+    def _save(self, *, must: bool, wait: bool = False) -> None:
+        """Write a checkpoint in the background, unless the last one is still being written and not waited for.
 
         One that cannot be written is told, and the next is tried in its turn. When several in a row fail, or this one
         does and there `must` be one, the run fails with what was met.
         """
-        if self.checkpoints.busy and not must:
+        if not (must or wait) and self.checkpoints.busy():
             self.observer.log(f"step {self.step}: the checkpoint before is still being written; none is made now")
             return
         self.watchdog.beat(f"the checkpoint of step {self.step}")
         self._settle_checkpoint(must=False)
         started = time.monotonic()
-        self.checkpoints.save(
-            self._snapshot(), anchors=self.guard.anchors(self.step), before=lambda: sync(self.log_path)
-        )
+        self.checkpoints.save(self._snapshot(), anchors=self.guard.anchors(self.step), log=self.log_path)
         self.observer.metric("checkpoint_stall_s", time.monotonic() - started, self.step)
         if must or not self.config.checkpoint_every_s:
             self.watchdog.beat(f"the checkpoint of step {self.step}")
@@ -466,29 +514,33 @@ class Trainer(Generic[M, B]):
         state: dict[str, Any] = {
             "tokens": self.tokens,
             "stopped": self.stopped,
-            "checksum": self.checksum,
             "guard": self.guard.state(),
-            "rng": rng_state(),
-            "log_bytes": self.log_path.stat().st_size,
+            "log_bytes": self.log_path.stat().st_size if self.world.leads else 0,
         }
         if self.monitor:
             tensors["monitor"] = self.monitor.tensors()
             state["monitor"] = self.monitor.state()
-        return Snapshot(self.step, tensors, state)
+        return Snapshot(self.step, tensors, state, {"checksum": self.checksum, "rng": rng_state()})
 
     @torch.no_grad()
-    def _restore(self, found: Snapshot) -> None:
-        for name, parameter in self.optimiser.parameters.items():
-            parameter.copy_(found.tensors["model"][name])
-        self.optimiser.load_state({key: value.to(self.device) for key, value in found.tensors["optimiser"].items()})
+    def _restore(self, found: Snapshot | Stored) -> None:
+        parameters = self.optimiser.parameters
+        weights = found.group("model", parameters.get)
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+        state = found.group("optimiser", lambda key: parameters[key.rsplit(":", 1)[0]])
+        self.optimiser.load_state({key: value.to(self.device) for key, value in state.items()})
         self.step, self.tokens, self.stopped = found.step, found.state["tokens"], found.state["stopped"]
-        self.checksum = found.state["checksum"]
+        self.checksum = found.own["checksum"]
         self.guard.load_state(found.state["guard"])
-        load_rng_state(found.state["rng"])
-        with self.log_path.open("r+b") as log:
-            log.truncate(found.state["log_bytes"])
+        load_rng_state(found.own["rng"])
+        if self.world.leads and isinstance(found, Stored):
+            shutil.copyfile(found.path / LOG_FILE, self.log_path)
+        elif self.world.leads:
+            os.truncate(self.log_path, found.state["log_bytes"])
         if self.monitor:
-            self.monitor.load(dict(found.tensors["monitor"]), found.state["monitor"])
+            tensors = dict(found.group("monitor", self.monitor.tensors().get))
+            self.monitor.load(tensors, found.state["monitor"])
 
     def _result(self) -> Result:
         self.world.barrier()
@@ -505,4 +557,5 @@ class Trainer(Generic[M, B]):
             jumps=self.guard.jumps,
             recoveries=self.recoveries,
             stopped=self.stopped,
+            figures=self.meter.summary(),
         )

@@ -7,15 +7,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from liuyi.core.artifact import Artifact
+from liuyi.core.artifact import Artifact, Kind
 from liuyi.core.errors import StepError, did_you_mean
 from liuyi.core.runner.events import EventLog
 from liuyi.core.step import Staging, Step
-from liuyi.core.store import Store
 
 PROGRESS_S = 0.2
 """How far apart progress events are at first; in long steps they come once a second."""
+
+
+class Shelf(Protocol):
+    """Where inputs come from and outputs are filled; a `Store` is one."""
+
+    def open(self, digest: str) -> Artifact: ...
+
+    def stage(self, kind: Kind) -> Staging: ...
+
+    def discard(self, staging: Staging) -> None: ...
 
 
 class StepContext:
@@ -30,12 +40,12 @@ class StepContext:
         seed: int,
         workdir: Path,
         inputs: Mapping[str, Sequence[str]],
-        store: Store,
+        store: Shelf,
         events: EventLog,
         record: Callable[[str, int | None, float], None],
     ) -> None:
         self.name, self.run_id, self.seed, self.workdir = name, run_id, seed, workdir
-        self._step, self._store, self._events, self._record = step, store, events, record
+        self.step, self._store, self._events, self._record = step, store, events, record
         self._digests = inputs
         self._opened: dict[str, Artifact] = {}
         self._stagings: dict[str, Staging] = {}
@@ -46,7 +56,7 @@ class StepContext:
     def input(self, name: str) -> Artifact:
         found = self.inputs(name)
         if len(found) != 1:
-            raise StepError(f"input '{name}' holds {len(found)} artifacts, not one", where=self._step.name)
+            raise StepError(f"input '{name}' holds {len(found)} artifacts, not one", where=self.step.name)
         return found[0]
 
     def inputs(self, name: str) -> list[Artifact]:
@@ -57,17 +67,17 @@ class StepContext:
 
     @contextmanager
     def output(self, name: str) -> Iterator[Staging]:
-        if name not in self._step.outputs:
-            hint = did_you_mean(name, self._step.outputs)
-            raise StepError(f"{self._step.name} has no output '{name}'", hint=hint)
+        if name not in self.step.outputs:
+            hint = did_you_mean(name, self.step.outputs)
+            raise StepError(f"{self.step.name} has no output '{name}'", hint=hint)
         if name in self._stagings:
-            raise StepError(f"output '{name}' is written twice", where=self._step.name)
-        staging = self._store.stage(self._step.outputs[name].kind)
+            raise StepError(f"output '{name}' is written twice", where=self.step.name)
+        staging = self._store.stage(self.step.outputs[name].kind)
         self._stagings[name] = staging
         yield staging
         for metric, value in staging.metrics.items():
             if not math.isfinite(value):
-                raise StepError(f"metric '{metric}' of output '{name}' is {value}", where=self._step.name)
+                raise StepError(f"metric '{metric}' of output '{name}' is {value}", where=self.step.name)
             self._record(f"{name}.{metric}", None, float(value))
         self._written.add(name)
 
@@ -91,11 +101,11 @@ class StepContext:
 
     def finished(self) -> dict[str, Staging]:
         """The written outputs. Raises StepError unless every one that the step always gives is there."""
-        for name in sorted(self._step.always):
+        for name in sorted(self.step.always):
             if name not in self._written:
-                raise StepError(f"output '{name}' was not written", where=self._step.name)
+                raise StepError(f"output '{name}' was not written", where=self.step.name)
         if not self._written:
-            raise StepError("no output was written", where=self._step.name)
+            raise StepError("no output was written", where=self.step.name)
         return self._stagings
 
     def discard(self) -> None:
@@ -104,8 +114,8 @@ class StepContext:
             self._store.discard(staging)
 
     def _port(self, name: str) -> Sequence[str]:
-        if name not in self._step.inputs:
-            raise StepError(f"{self._step.name} has no input '{name}'", hint=did_you_mean(name, self._step.inputs))
+        if name not in self.step.inputs:
+            raise StepError(f"{self.step.name} has no input '{name}'", hint=did_you_mean(name, self.step.inputs))
         return self._digests.get(name, ())
 
     def _open(self, digest: str) -> Artifact:

@@ -15,8 +15,8 @@ MAX_CHARACTERS = 3_000
 """Of each text: in any encoding all of them fit into a pipe's buffer."""
 
 
-def as_error(error: BaseException, log: Path) -> LiuyiError:
-    """What a step raised, as an error for people; `log` is where the traceback was written."""
+def as_error(error: BaseException, log: Path | str) -> LiuyiError:
+    """What a step raised, as an error for people; `log` says where the traceback was written."""
     if isinstance(error, LiuyiError):
         return error
     see = f"the traceback is in {log}"

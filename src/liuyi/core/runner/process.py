@@ -133,7 +133,7 @@ def _work(home: Home, order: StepOrder, figures: _Figures) -> None:
         events=EventLog(home.run_dir(order.run_id)),
         record=figures.add,
     )
-    _seed_everything(context.seed, step)
+    seed_everything(context.seed, step)
     try:
         params = step.params.model_validate(order.params)
         step.run(context, params)
@@ -143,7 +143,7 @@ def _work(home: Home, order: StepOrder, figures: _Figures) -> None:
     shutil.rmtree(context.workdir, ignore_errors=True)
 
 
-def _seed_everything(seed: int, step: Step) -> None:
+def seed_everything(seed: int, step: Step) -> None:
     """Seed the random numbers of Python, numpy, and of torch where the step's module says that it uses it."""
     import numpy as np
 

@@ -42,13 +42,12 @@ from liuyi.core.runner.process import (
     lease_name,
     preloads,
 )
+from liuyi.core.runner.restarts import Restarts
 from liuyi.core.step import START_AGAIN
 
 GRACE_S = 10.0
 """How long a step that is told to stop may take before it is killed."""
 POLL_S = 0.25
-MAX_STARTS = 3
-"""How often in a row a step is started again without having kept anything new."""
 
 
 class Worker:
@@ -186,20 +185,14 @@ class Worker:
 
     def _run_processes(self, order: StepOrder, step: RecipeStep, position: int, ahead: tuple[RecipeStep, ...]) -> bool:
         """As `_run_process`, and once more whenever the process of a step that can go on from there has died."""
-        starts, kept = 0, self._kept(order)
+        restarts = Restarts(self._home.work_dir(order.key))
         while True:
             try:
                 return self._run_process(order, step, position, ahead)
             except StepError as error:
-                known, kept = kept, self._kept(order)
-                starts = 1 if kept != known else starts + 1
-                if self._cancelled or not (step.step.starts_again and self._died) or starts > MAX_STARTS:
+                if self._cancelled or not (step.step.starts_again and self._died) or not restarts.again():
                     raise
                 self._events.emit("log", step=step.name, text=f"{error.message}: starting it again")
-
-    def _kept(self, order: StepOrder) -> set[Path]:
-        """What the step has in its working folder, by name."""
-        return set(self._home.work_dir(order.key).rglob("*"))
 
     def _run_process(self, order: StepOrder, step: RecipeStep, position: int, ahead: tuple[RecipeStep, ...]) -> bool:
         """Have a process do the step; False if it turned out that another one does it or has done it."""
