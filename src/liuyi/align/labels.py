@@ -20,7 +20,7 @@ from liuyi.align.pairs import nothing_left
 from liuyi.core.errors import DataError, ModelError
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import Ints
+from liuyi.train.batches import Batch, Ints
 from liuyi.train.packing import Example
 
 
@@ -50,6 +50,10 @@ class LabelBatch:
     mismatched: Answers
     desirable: Tensor
     kl: Tensor
+
+    @property
+    def packed(self) -> Batch:
+        return self.answers.packed
 
     def to(self, device: torch.device) -> LabelBatch:
         parts = (self.answers, self.mismatched, self.desirable, self.kl)

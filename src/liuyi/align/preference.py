@@ -52,6 +52,7 @@ class PairObjective:
     label_smoothing: float = 0.1
     nll_weight: float = 0.0
     compute_dtype: torch.dtype = torch.float32
+    unit = "pairs"
 
     def __call__(self, model: Decoder, batch: Answers) -> Loss:
         policy = answer_logprobs(model, batch, self.compute_dtype).view(-1, 2)
@@ -99,6 +100,7 @@ class Kto:
     weights: tuple[float, float] = (1.0, 1.0)
     """Of wanted and of unwanted answers."""
     compute_dtype: torch.dtype = torch.float32
+    unit = "answers"
 
     def __call__(self, model: Decoder, batch: LabelBatch) -> Loss:
         gain = answer_logprobs(model, batch.answers, self.compute_dtype) - batch.answers.reference

@@ -27,7 +27,7 @@ from liuyi.model.lora import lora_adapter
 from liuyi.model.merge import merge_adapter
 from liuyi.model.reward import RewardModel, save_reward
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import Ints, ShuffledBatches
+from liuyi.train.batches import Batch, Ints, ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.loop import LOG_FILE, LoopConfig, Loss, Trainer
@@ -45,6 +45,10 @@ class RewardBatch:
 
     answers: Answers
     margin: Tensor
+
+    @property
+    def packed(self) -> Batch:
+        return self.answers.packed
 
     def to(self, device: torch.device) -> RewardBatch:
         return RewardBatch(self.answers.to(device), self.margin.to(device))
@@ -68,6 +72,7 @@ class BradleyTerry:
     """The objective, summed over pairs."""
 
     compute_dtype: torch.dtype = torch.float32
+    unit = "pairs"
 
     def __call__(self, model: RewardModel, batch: RewardBatch) -> Loss:
         found = rewards(model, batch.answers, self.compute_dtype).view(-1, 2)

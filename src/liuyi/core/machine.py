@@ -23,6 +23,8 @@ from liuyi.core.home import Home
 
 CACHE = "machine.json"
 _SECONDS_EACH = 0.45
+_CPU_SIZE, _GPU_SIZE = 1024, 8192
+"""Rows and columns of the matrices that are multiplied."""
 _DISK_BYTES = 128 * 2**20
 _DISK_SECONDS = 0.8
 _PIECE = 8 * 2**20
@@ -137,9 +139,9 @@ def _measure(machine: Machine, folder: Path) -> Machine:
     write, read = _disk_rates(folder)
     return machine.model_copy(
         update={
-            "gemm_flops": _gemm_flops("cpu", 1024),
+            "gemm_flops": _gemm_flops("cpu", _CPU_SIZE),
             "memory_bytes_per_s": _memory_rate("cpu", _beyond_cache()),
-            "gpu_gemm_flops": _gemm_flops("cuda", 8192) if machine.gpu else {},
+            "gpu_gemm_flops": _gemm_flops("cuda", _GPU_SIZE) if machine.gpu else {},
             "gpu_memory_bytes_per_s": _memory_rate("cuda", 2**30) if machine.gpu else None,
             "disk_write_bytes_per_s": write,
             "disk_read_bytes_per_s": read,
@@ -156,16 +158,27 @@ def _busy_share() -> float:
     return 1 - float(times.idle + getattr(times, "iowait", 0.0)) / 100
 
 
+def gemm_flops(dtype: str, device: str = "cpu") -> float:
+    """FLOP/s of a large square matrix product in `fp32` or `bf16`, the best of half a second.
+
+    Random numbers that others draw are left alone.
+    """
+    import torch
+
+    size = _CPU_SIZE if device == "cpu" else _GPU_SIZE
+    generator = torch.Generator(device).manual_seed(1)
+    left, right = torch.randn(2, size, size, device=device, generator=generator).to(
+        {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    )
+    out = torch.empty_like(left)
+    return 2.0 * size**3 / _best_seconds(lambda: torch.mm(left, right, out=out), device)
+
+
 def _gemm_flops(device: str, size: int) -> dict[str, float]:
     import torch
 
     work = 2.0 * size**3
-    left, right = torch.randn(2, size, size, device=device)
-    rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = left.to(dtype), right.to(dtype)
-        out = torch.empty_like(a)
-        rates[name] = work / _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)  # type: ignore[misc]
+    rates = {dtype: gemm_flops(dtype, device) for dtype in ("fp32", "bf16")}
     if device != "cpu" or has_int8():
         whole = torch.randint(-127, 128, (size, size), dtype=torch.int8, device=device)
         rates["int8"] = work / _best_seconds(lambda: torch._int_mm(whole, whole.t()), device)

@@ -40,6 +40,10 @@ class Batch:
     segments: Tensor
     positions: Tensor
 
+    @property
+    def packed(self) -> Batch:
+        return self
+
     def to(self, device: torch.device) -> Self:
         return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
