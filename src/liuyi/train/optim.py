@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from liuyi.train.adamw8bit import AdamW8bit
+from liuyi.train.parallel.gradients import like, local
+from liuyi.train.parallel.orthogonal import orthogonal_pieces
 
 OptimiserName = Literal["muon", "adamw", "adamw8bit"]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -171,32 +174,54 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of every matrix that has a gradient."""
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[Tensor]] = {}
+            alike: dict[tuple[Any, ...], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    rows, columns = parameter.shape
-                    shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(parameter)
-            for matrices in shapes.values():
-                self._step_shape(matrices, group)
+                    cut = isinstance(parameter, DTensor) and (*parameter.shape, parameter.placements)
+                    alike.setdefault(cut or tuple(sorted(parameter.shape)), []).append(parameter)
+            for matrices in alike.values():
+                self._step_alike(matrices, group)
 
-    def _step_shape(self, matrices: Sequence[Tensor], group: Mapping[str, float]) -> None:
-        momentum, lr = group["momentum"], group["lr"]
-        short, long = min(matrices[0].shape), max(matrices[0].shape)
-        updates = matrices[0].new_empty(len(matrices), short, long)
-        for update, matrix in zip(updates, matrices, strict=True):
-            assert matrix.grad is not None
-            state = self.state[matrix]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(matrix)
-            velocity: Tensor = state["momentum"]
-            velocity.lerp_(matrix.grad, 1 - momentum)
-            nesterov = torch.lerp(matrix.grad, velocity, momentum)
-            update.copy_(nesterov if matrix.shape[0] == short else nesterov.T)
-        updates = orthogonalise(updates, int(group["newton_schulz_steps"]))
-        for update, matrix in zip(updates, matrices, strict=True):
+    def _step_alike(self, matrices: Sequence[Tensor], group: Mapping[str, float]) -> None:
+        """One step of matrices of one shape, or its transpose; those that are cut up are all cut in one way."""
+        lr, long = group["lr"], max(matrices[0].shape)
+        directions = [self._direction(matrix, group["momentum"]) for matrix in matrices]
+        for matrix, update in zip(matrices, _orthogonal(directions, int(group["newton_schulz_steps"])), strict=True):
+            weights = local(matrix)
             if group["weight_decay"]:
-                matrix.mul_(1 - lr * group["weight_decay"])
-            matrix.add_(update if matrix.shape[0] == short else update.T, alpha=-lr * 0.2 * long**0.5)
+                weights.mul_(1 - lr * group["weight_decay"])
+            weights.add_(update, alpha=-lr * 0.2 * long**0.5)
+
+    def _direction(self, matrix: Tensor, momentum: float) -> Tensor:
+        """Nesterov's look ahead of the momentum, which is brought up to date; cut up as the matrix is."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(matrix)
+        grad, velocity = local(matrix.grad), local(state["momentum"])
+        velocity.lerp_(grad, 1 - momentum)
+        return like(matrix, torch.lerp(grad, velocity, momentum))
+
+
+def _orthogonal(directions: Sequence[Tensor], steps: int) -> Sequence[Tensor]:
+    """What this process holds of each direction, orthogonalised."""
+    if isinstance(directions[0], DTensor):
+        return orthogonal_pieces(directions, lambda whole: _orthogonalise_any(whole, steps))  # type: ignore[arg-type]
+    short, long = sorted(directions[0].shape)
+    updates = directions[0].new_empty(len(directions), short, long)
+    for update, direction in zip(updates, directions, strict=True):
+        update.copy_(direction if direction.shape[0] == short else direction.T)
+    updates = orthogonalise(updates, steps)
+    return [
+        update if direction.shape[0] == short else update.T
+        for update, direction in zip(updates, directions, strict=True)
+    ]
+
+
+def _orthogonalise_any(matrices: Tensor, steps: int) -> Tensor:
+    """`orthogonalise` for matrices that may have more rows than columns."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    return orthogonalise(matrices.mT, steps).mT if tall else orthogonalise(matrices, steps)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -26,6 +26,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def like(tensor: Tensor, piece: Tensor) -> Tensor:
+    """A tensor laid out as another of its shape, of which this process holds `piece`."""
+    if not isinstance(tensor, DTensor):
+        return piece
+    mesh, placements = tensor.device_mesh, tensor.placements
+    return DTensor.from_local(piece, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
+
+
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
     """Sum the gradients over the ranks that hold the same piece of the same parameter but saw other tokens."""
