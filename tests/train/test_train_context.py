@@ -15,7 +15,7 @@ from train_support import packed_batch
 from liuyi.core.errors import ModelError
 from liuyi.train.batches import IGNORE, Batch
 from liuyi.train.parallel.context import attend_across, cut, cut_rows
-from liuyi.train.parallel.recompute import recompute
+from liuyi.train.parallel.recompute import checkpoint_activations
 from liuyi.train.world import Layout, World, join
 
 LENGTHS = (64, 41)
@@ -28,7 +28,7 @@ def in_parts(ranks: int) -> dict[tuple[str, int], Outcome]:
     results = {}
     for shape in SHAPES:
         model = divisible_model(shape)
-        recompute(model, "layer" if shape == "qwen3" else "none")
+        checkpoint_activations(model, "layer" if shape == "qwen3" else "none")
         attend_across(model, world)
         for seq in LENGTHS:
             (batch,) = cut_rows(lambda index, seq=seq: [packed_batch(2, seq, seed=index)], world)(7)

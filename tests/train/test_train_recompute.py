@@ -16,7 +16,8 @@ from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.lora import LoraConfig, add_lora
 from liuyi.train.batches import Batch
 from liuyi.train.lm import CausalLM
-from liuyi.train.parallel.recompute import Recompute, recompute
+from liuyi.train.parallel.recompute import checkpoint_activations
+from liuyi.train.params import Recompute
 
 SEQ, HIDDEN = 96, 32
 
@@ -59,7 +60,7 @@ def test_gradients_are_the_same_bits(what: Recompute, kind: str, dtype: torch.dt
     batch = packed_batch(rows=2, seq=SEQ)
     expected = _gradients(_model(kind), batch, dtype)
     model = _model(kind)
-    recompute(model, what)
+    checkpoint_activations(model, what)
     found = _gradients(model, batch, dtype)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -68,7 +69,7 @@ def test_gradients_are_the_same_bits(what: Recompute, kind: str, dtype: torch.dt
 def _saved_bytes_of_layers(what: Recompute) -> int:
     """Storage that the layers keep for the gradient, but for parameters and for what they are given."""
     model, batch = _model(), packed_batch(rows=2, seq=SEQ)
-    recompute(model, what)
+    checkpoint_activations(model, what)
     hidden = model.model.embed_tokens(batch.tokens)
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, int] = {}
@@ -103,7 +104,7 @@ def test_less_is_kept() -> None:
 def test_a_copy_recomputes_itself_and_names_stay() -> None:
     model = _model()
     names = [name for name, _ in model.named_parameters()]
-    recompute(model, "layer")
+    checkpoint_activations(model, "layer")
     assert [name for name, _ in model.named_parameters()] == names
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -116,6 +117,6 @@ def test_a_copy_recomputes_itself_and_names_stay() -> None:
 
 def test_looking_at_the_model_computes_once() -> None:
     model, batch = _model(), packed_batch(rows=1, seq=SEQ)
-    recompute(model, "layer")
+    checkpoint_activations(model, "layer")
     with torch.no_grad():
         assert torch.equal(model(batch.tokens), _model()(batch.tokens))

@@ -13,7 +13,7 @@ from train_support import packed_batch
 
 from liuyi.core.errors import ModelError
 from liuyi.model.lora import LoraConfig, add_lora
-from liuyi.train.parallel.recompute import recompute
+from liuyi.train.parallel.recompute import checkpoint_activations
 from liuyi.train.parallel.tensor import check_divisible, divide_layers
 from liuyi.train.world import Layout, join
 
@@ -25,7 +25,7 @@ def divided(ranks: int, shapes: list[str]) -> dict[str, tuple[Outcome, NDArray[n
     for shape in shapes:
         model = divisible_model(shape)
         divide_layers(model, world)
-        recompute(model, "mlp" if shape == "qwen3" else "none")
+        checkpoint_activations(model, "mlp" if shape == "qwen3" else "none")
         batch = packed_batch(2, 41, seed=7)
         loss, grads = outcome(model, batch)
         whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in grads.items()}
@@ -75,4 +75,4 @@ def adapters() -> str:
 
 
 def test_adapters_are_refused() -> None:
-    assert "'self_attn.q_proj' is no full matrix" in run_ranks(2, adapters)[0]
+    assert "'self_attn.q_proj' of a layer is no full matrix" in run_ranks(2, adapters)[0]

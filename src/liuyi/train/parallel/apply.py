@@ -6,13 +6,22 @@ import torch
 from torch import nn
 
 from liuyi.core.errors import ModelError
+from liuyi.train.parallel.context import attend_across
 from liuyi.train.parallel.float8 import float8
+from liuyi.train.parallel.recompute import checkpoint_activations
 from liuyi.train.parallel.shard import shard
+from liuyi.train.parallel.tensor import divide_layers
+from liuyi.train.params import Recompute
 from liuyi.train.world import World
 
 
 def parallelize(
-    model: nn.Module, world: World, *, compute_dtype: torch.dtype = torch.float32, fp8: bool = False
+    model: nn.Module,
+    world: World,
+    *,
+    compute_dtype: torch.dtype = torch.float32,
+    recompute: Recompute = "none",
+    fp8: bool = False,
 ) -> None:
     """Lay out a model whose weights are set over the processes of `world`, in place; names of parameters stay.
 
@@ -23,5 +32,8 @@ def parallelize(
         if world.layout.tensor > 1:
             raise ModelError("fp8 and tensor parallelism do not go together", hint="set tensor: 1; shard works")
         float8(model, world.device)
+    divide_layers(model, world)
+    attend_across(model, world)
+    checkpoint_activations(model, recompute)
     if world.layout.shard > 1:
         shard(model, world, compute_dtype)

@@ -59,28 +59,29 @@ def cut(batch: Batch, rank: int, ranks: int) -> Batch:
     )
 
 
-def attend_across(model: Decoder, world: World) -> None:
-    """Let the model take cut batches: what it attends to is gathered from all context ranks, which must call it
-    together. Whole rows, with a cache or without, it computes as before.
+def attend_across(model: nn.Module, world: World) -> None:
+    """Let the decoder in a model take cut batches: what it attends to is gathered from all context ranks, which must
+    call it together. Whole rows, with a cache or without, it computes as before.
 
     Raises ModelError for dynamic RoPE scaling, whose angles depend on tokens that other ranks have.
     """
     if world.mesh is None or world.context_size == 1:
         return
-    if model.config.rope_type == "dynamic":
-        raise ModelError(
-            "with dynamic RoPE scaling the rows cannot be divided over ranks",
-            hint="set context: 1, or give the model another rope_scaling",
-        )
 
-    def bring_the_rest(module: nn.Module, args: tuple[Tensor], kwargs: dict[str, Any]) -> Any:
+    def bring_the_rest(decoder: Decoder, args: tuple[Tensor], kwargs: dict[str, Any]) -> Any:
         segments = kwargs.get("segments")
         if segments is None or segments.shape == args[0].shape:
             return None
-        context = GatheredContext(model.config, segments, world)
+        context = GatheredContext(decoder.config, segments, world)
         return args, kwargs | {"segments": None, "cache": context}
 
-    model.register_forward_pre_hook(bring_the_rest, with_kwargs=True)
+    for decoder in [module for module in model.modules() if isinstance(module, Decoder)]:
+        if decoder.config.rope_type == "dynamic":
+            raise ModelError(
+                "with dynamic RoPE scaling the rows cannot be divided over ranks",
+                hint="set context: 1, or give the model another rope_scaling",
+            )
+        decoder.register_forward_pre_hook(bring_the_rest, with_kwargs=True)
 
 
 class GatheredContext:

@@ -1,7 +1,7 @@
 """Recomputation: less memory for longer steps, by keeping less for the gradient and making it again when it is due.
 
-    recompute(model, "mlp")         # each layer's MLP keeps its input only: half as much, and a sixth more to compute
-    recompute(model, "layer")       # each layer keeps its input only: a tenth as much, and a third more to compute
+    checkpoint_activations(model, "mlp")        # of each MLP only its input: half as much, a sixth more to compute
+    checkpoint_activations(model, "layer")      # of each layer only its input: a tenth as much, a third more to compute
 
 (arXiv 1604.06174; the figures are counted for layers shaped as SmolLM2-135M's, in bfloat16.) Applied in place, so that
 parameters keep their names. Attention alone is not on offer: it makes its scores again anyway, and what it keeps is
@@ -11,26 +11,24 @@ little beside what an MLP does.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from liuyi.model.decoder import Decoder
+from liuyi.model.decoder import Block
+from liuyi.train.params import Recompute
 
-Recompute = Literal["none", "mlp", "layer"]
 
-
-def recompute(model: Decoder, what: Recompute) -> None:
+def checkpoint_activations(model: nn.Module, recompute: Recompute) -> None:
     """Have every `mlp` or `layer` keep nothing of its forward pass but its input; gradients stay the same bits.
 
     To be called once, before layers are compiled or sharded.
     """
-    for layer in model.model.layers:
-        if what == "layer":
+    for layer in [module for module in model.modules() if isinstance(module, Block)]:
+        if recompute == "layer":
             _keep_input_only(layer)
-        elif what == "mlp":
-            _keep_input_only(layer.get_submodule("mlp"))
+        elif recompute == "mlp":
+            _keep_input_only(layer.mlp)
 
 
 def _keep_input_only(module: nn.Module) -> None:

@@ -16,47 +16,52 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from liuyi.core.errors import ModelError
 from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Attention, Decoder, Linear, RMSNorm
+from liuyi.model.decoder import Block, Decoder, Linear, RMSNorm
 from liuyi.model.fused import rms_norm
 from liuyi.train.world import World
 
 COLUMNS, ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 
 
-def divide_layers(model: Decoder, world: World) -> None:
+def divide_layers(model: nn.Module, world: World) -> None:
     """Cut the layers' matrices over the tensor ranks, each of which has the whole weights when it comes here.
 
     Raises ModelError where heads or inner values do not divide, and for adapters and quantised weights.
     """
     if world.mesh is None or world.layout.tensor == 1:
         return
-    check_divisible(model.config, world.layout.tensor)
     mesh = world.mesh["tensor"]
-    for number, layer in enumerate(model.model.layers):
-        plan: dict[str, ParallelStyle] = {}
-        for name, module in layer.named_modules():
-            short = name.rpartition(".")[2]
-            if short not in COLUMNS + ROWS:
-                continue
-            if not isinstance(module, Linear):
-                raise ModelError(
-                    f"layer {number}: '{name}' is no full matrix, and tensor parallel divides only those",
-                    hint="set tensor: 1 with adapters and quantised weights",
-                )
-            plan[name] = ColwiseParallel() if short in COLUMNS else RowwiseParallel()
+    for decoder in [module for module in model.modules() if isinstance(module, Decoder)]:
+        check_divisible(decoder.config, world.layout.tensor)
+    for layer in [module for module in model.modules() if isinstance(module, Block)]:
         # Every rank has the same weights already: none has to be sent.
-        parallelize_module(layer, mesh, plan, src_data_rank=None)
-        attention = layer.get_submodule("self_attn")
-        if isinstance(attention, Attention):
-            for norm in (attention.q_norm, attention.k_norm):
-                if norm is not None:
-                    norm.forward = partial(_norm_of_own_heads, norm, mesh.get_group())
+        parallelize_module(layer, mesh, _plan(layer), src_data_rank=None)
+        for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
+            if norm is not None:
+                own = partial(_norm_of_own_heads, norm, mesh.get_group())
+                norm.forward = own  # type: ignore[method-assign]
+
+
+def _plan(layer: Block) -> dict[str, ParallelStyle]:
+    plan: dict[str, ParallelStyle] = {}
+    for name, module in layer.named_modules():
+        short = name.rpartition(".")[2]
+        if short in COLUMNS + ROWS and not isinstance(module, Linear):
+            raise ModelError(
+                f"'{name}' of a layer is no full matrix, and tensor parallel divides only those",
+                hint="set tensor: 1 with adapters and quantised weights",
+            )
+        if short in COLUMNS:
+            plan[name] = ColwiseParallel()
+        elif short in ROWS:
+            plan[name] = RowwiseParallel()
+    return plan
 
 
 def check_divisible(config: DecoderConfig, ranks: int) -> None:
