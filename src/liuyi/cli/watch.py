@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from liuyi.cli.common import (
     figure_text,
     print_error,
     seconds_text,
+    size_text,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ MARKS = {"done": ("✓", "green"), "cached": ("=", "cyan"), "failed": ("✗", "b
 PLAIN_PROGRESS_S = 30.0
 """How often progress is told where the output is not a terminal."""
 MAX_FIGURES = 4
+BAR_CELLS = 24
 
 
 class _Interrupted(Exception):
@@ -184,6 +186,8 @@ class _View:
         self.out.print(line, soft_wrap=True)
 
     def bar(self) -> RenderableType:
+        """The step with its bar; figures that do not fit beside it go below."""
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.spinner import Spinner
         from rich.table import Table
@@ -195,24 +199,66 @@ class _View:
         cells: list[RenderableType] = [Spinner("dots"), Text(self.current.place, style="dim"), Text(self.current.name)]
         latest = self.current.latest
         if latest:
-            cells.append(ProgressBar(total=max(latest["total"], 1e-9), completed=latest["done"], width=24))
+            cells.append(ProgressBar(total=max(latest["total"], 1e-9), completed=latest["done"], width=BAR_CELLS))
         for _ in cells:
             row.add_column(no_wrap=True)
         row.add_column(no_wrap=True, overflow="ellipsis")
-        row.add_row(*cells, Text(self.shown()))
-        return row
+        figures = self.figures()
+        beside = self.shown()
+        used = len(self.current.place) + len(self.current.name) + BAR_CELLS + 6
+        if not figures or used + len(beside) <= self.out.width:
+            row.add_row(*cells, Text(beside))
+            return row
+        row.add_row(*cells, Text(self.pace()))
+        lines = joined(figures, self.out.width - 2)
+        return Group(row, *(Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
 
     def shown(self) -> str:
         """`180/400 steps · loss 2.31 · 1 min 20 s left`, or how long the step has run."""
+        return self.pace(self.figures())
+
+    def pace(self, figures: Sequence[str] = ()) -> str:
+        """How far the step is, figures, and how long the rest will take."""
         assert self.current is not None
         latest = self.current.latest
         if not latest:
             return seconds_text(max(0.0, time.time() - self.current.started))
         unit = f" {latest['unit']}" if latest["unit"] else ""
-        parts = [f"{figure_text(latest['done'])}/{figure_text(latest['total'])}{unit}"]
-        parts += [f"{name} {figure_text(value)}" for name, value in latest["shown"].items() if value is not None]
+        parts = [f"{figure_text(latest['done'])}/{figure_text(latest['total'])}{unit}", *figures]
         left = self.current.left_s()
         return " · ".join([*parts, f"{seconds_text(left)} left"] if left is not None else parts)
+
+    def figures(self) -> list[str]:
+        """What the step shows of itself, in words."""
+        latest = self.current.latest if self.current else {}
+        return [shown_figure(name, value) for name, value in latest.get("shown", {}).items() if value is not None]
+
+
+def joined(parts: Sequence[str], width: int, between: str = " · ") -> list[str]:
+    """The parts on as few lines as they fit on."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(between) + len(part) <= width:
+            lines[-1] += between + part
+        else:
+            lines.append(part)
+    return lines
+
+
+def shown_figure(name: str, value: float) -> str:
+    """A figure beside the bar, by what the end of its name says that it is.
+
+    `tok_s` → `9,120 tok/s`, `bf16_mfu` → `61% of bf16 peak`, `memory_bytes` → `1.2 GiB`, others as `loss 2.31`.
+    """
+    if name.endswith("_mfu"):
+        return f"{value:.0%} of {name.removesuffix('_mfu')} peak"
+    if name.endswith("memory_bytes"):
+        return f"{name.removesuffix('memory_bytes').replace('_', ' ').upper()}{size_text(value)}"
+    if name.endswith("_s"):
+        number = figure_text(round(value)) if value >= 100 else figure_text(value)
+        *learnt, unit = name.removesuffix("_s").split("_")
+        return " ".join([*learnt[:1], number, f"{unit}/s"])
+    return f"{name.replace('_', ' ')} {figure_text(value)}"
 
 
 def _finished_line(event: Mapping[str, Any], place: str) -> Text:

@@ -81,15 +81,13 @@ def _matrices(decoder: Decoder) -> Iterator[tuple[str, int, int, bool]]:
 
 
 def _lowest_trained(decoder: Decoder) -> int:
-    """The lowest layer that something is trained in, or below which something is: −1 with the embeddings."""
+    """The lowest layer with a gradient to pass on: −1 with the embeddings, beyond the head where no layer has."""
     trained = [name for name, parameter in decoder.named_parameters() if parameter.requires_grad]
     inside = [layer_number(name) for name in trained if layer_number(name) >= 0]
     if any("embed_tokens" in name for name in trained):
         return -1
-    return min(inside, default=decoder.config.num_hidden_layers)
+    return min(inside, default=decoder.config.num_hidden_layers + 1)
 
 
 def _share(layer: int, lowest: int, trained: bool) -> int:
-    if layer < lowest:
-        return 2
-    return 6 if trained else 4
+    return 2 + 2 * trained + 2 * (layer >= lowest)

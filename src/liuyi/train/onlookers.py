@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 
-
 class Onlooker(Protocol):
     def after_step(self, model: Any, row: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Called after each step with its line of `training.jsonl` and the figures that are shown.
@@ -33,5 +32,3 @@ def looking_on(onlookers: Sequence[Onlooker]) -> Iterator[None]:
     finally:
         for onlooker in onlookers:
             onlooker.close(failed=failed)
-
-
