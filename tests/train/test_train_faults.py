@@ -17,7 +17,6 @@ import torch
 from drill import Poison, digest, small_run
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from train_support import Listener, tiny_model
 
@@ -27,6 +26,7 @@ from liuyi.core.step import START_AGAIN
 from liuyi.model.decoder import Decoder
 from liuyi.train import checkpoint, loop
 from liuyi.train.batches import Batch
+from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.corruption import checksum
 from liuyi.train.guards import GuardConfig
 from liuyi.train.inject import Fault, parse_faults
@@ -92,12 +92,12 @@ def test_a_checkpoint_of_flipped_weights_is_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "flipped"
     small_run(folder, steps=STEPS, config=LoopConfig(STEPS // 2, checkpoint_every_s=0.0))
     newest = sorted((folder / "work" / "checkpoints").iterdir())[-1]
-    tensors = load_file(newest / "model.safetensors")
+    tensors = load_file(newest / "tensors-0.safetensors")
     next(iter(tensors.values())).view(torch.int32).view(-1)[3] ^= 1
-    save_file(tensors, newest / "model.safetensors")
-    digests = json.loads((newest / "digests.json").read_text())
-    digests["model.safetensors"] = sha256_file(newest / "model.safetensors")
-    (newest / "digests.json").write_text(json.dumps(digests))
+    save_file(tensors, newest / "tensors-0.safetensors")
+    digests = json.loads((newest / "digests-0.json").read_text())
+    digests["tensors-0.safetensors"] = sha256_file(newest / "tensors-0.safetensors")
+    (newest / "digests-0.json").write_text(json.dumps(digests))
     listener = Listener()
     model, _, _ = small_run(folder, steps=STEPS, config=faulty(""), listener=listener)
     assert any("corrupt before it was written" in line for line in listener.logs)
@@ -217,13 +217,13 @@ def test_killed_and_hanging_processes_end_in_the_same_bits(tmp_path: Path, optim
 
 def test_a_slow_disk_delays_checkpoints_and_not_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _, _ = small_run(tmp_path / "whole", steps=STEPS)
-    write = checkpoint.save_file
+    write = checkpoint.write_tensors
 
-    def slowly(*args: object) -> None:
+    def slowly(*args: object) -> str:
         time.sleep(0.2)
-        write(*args)  # type: ignore[arg-type]
+        return write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "save_file", slowly)
+    monkeypatch.setattr(checkpoint, "write_tensors", slowly)
     listener = Listener()
     model, _, _ = small_run(tmp_path / "slow", steps=STEPS, every_s=1e-6, listener=listener)
     assert digest(model) == digest(expected)
@@ -233,15 +233,15 @@ def test_a_slow_disk_delays_checkpoints_and_not_training(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("failures", [2, 3])
 def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     """Training goes on without a checkpoint or two; when three fail in a row the run ends and says so."""
-    write, calls = checkpoint.save_file, [0]
+    write, calls = checkpoint.write_tensors, [0]
 
-    def full(*args: object) -> None:
+    def full(*args: object) -> str:
         calls[0] += 1
         if 10 < calls[0] <= 10 + failures:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(*args)  # type: ignore[arg-type]
+        return write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     listener = Listener()
     if failures == 3:
         with pytest.raises(OutOfDisk):
@@ -257,18 +257,18 @@ def test_going_back_does_not_fail_over_a_checkpoint_that_was_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: str
 ) -> None:
     """The write under way fails while corruption or bad data sends the run back to the checkpoint before."""
-    write = checkpoint.save_file
+    write = checkpoint.write_tensors
     guard = GuardConfig(rollback_steps=10)
 
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> str:
         if re.search(r"step0*1[1-9]$", path.parent.name):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(tensors, path)
+        return write(tensors, path)
 
     expected, _, _ = small_run(
         tmp_path / "whole", steps=STEPS, config=faulty(faults.replace("flip@13", ""), guard=guard)
     )
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     monkeypatch.setattr(loop, "MAX_FAILED_SAVES", 100)
     listener = Listener()
     config = LoopConfig(STEPS, checkpoint_every_s=1e-6, inject=faults, guard=guard)
@@ -277,20 +277,17 @@ def test_going_back_does_not_fail_over_a_checkpoint_that_was_not_written(
     assert digest(model) == digest(expected)
 
 
-def test_a_disk_that_fails_below_the_library_is_met_like_any_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """safetensors has an error of its own for what the operating system says."""
-    write, calls = checkpoint.save_file, [0]
+def test_a_disk_that_fails_for_a_while_is_met_like_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, calls = checkpoint.write_tensors, [0]
 
-    def failing(*args: object) -> None:
+    def failing(*args: object) -> str:
         calls[0] += 1
         if calls[0] in (10, 11):
-            raise SafetensorError("I/O error: Input/output error (os error 5)")
-        write(*args)  # type: ignore[arg-type]
+            raise OSError(errno.EIO, "Input/output error")
+        return write(*args)  # type: ignore[arg-type]
 
     expected, _, _ = small_run(tmp_path / "whole", steps=STEPS)
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    monkeypatch.setattr(checkpoint, "write_tensors", failing)
     listener = Listener()
     model, _, _ = small_run(tmp_path / "failing", steps=STEPS, every_s=0, listener=listener)
     assert sum("without a checkpoint" in line for line in listener.logs) == 2
@@ -301,6 +298,6 @@ def test_a_disk_that_fails_below_the_library_is_met_like_any_other(
 def test_a_disk_without_room_for_the_log_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / LOG_FILE).symlink_to("/dev/full")
-    monkeypatch.setattr(loop, "sync", lambda path: None)
+    monkeypatch.setattr(Checkpoints, "save", lambda *args, **more: None)
     with pytest.raises(OutOfDisk, match="no space left while writing what training measures"):
         small_run(tmp_path, steps=STEPS)

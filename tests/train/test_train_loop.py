@@ -143,11 +143,12 @@ def test_checkpoints_do_not_touch_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "how"),
     [
-        ("model.safetensors", "flip"),
-        ("optimiser.safetensors", "cut"),
-        ("state.json", "flip"),
-        ("state.json", "remove"),
-        ("digests.json", "cut"),
+        ("tensors-0.safetensors", "flip"),
+        ("tensors-0.safetensors", "cut"),
+        ("state-0.json", "flip"),
+        ("state-0.json", "remove"),
+        ("training.jsonl", "flip"),
+        ("digests-0.json", "cut"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, file: str, how: str) -> None:
@@ -174,7 +175,7 @@ def test_when_every_checkpoint_is_damaged_the_run_starts_anew(tmp_path: Path) ->
     with pytest.raises(Killed):
         small_run(folder, steps=12, listener=KilledAt(6))
     for path in (folder / "work" / "checkpoints").iterdir():
-        (path / "model.safetensors").write_bytes(b"")
+        (path / "tensors-0.safetensors").write_bytes(b"")
     model, again = finish(folder, [], steps=12)
     assert (digest(model), again) == (digest(expected), log)
 
@@ -190,7 +191,7 @@ def test_what_is_half_written_is_not_a_checkpoint(tmp_path: Path) -> None:
         small_run(tmp_path, steps=9, listener=KilledAt(4))
     half = tmp_path / "work" / "checkpoints" / "tmp-000099-step000000099"
     half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
+    (half / "tensors-0.safetensors").write_bytes(b"half")
     _, result, _ = small_run(tmp_path, steps=9)
     assert result.steps == 9
     assert not half.exists()
@@ -205,7 +206,7 @@ def test_full_disk_says_so_and_leaves_the_last_checkpoint(tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint, "write_tensors", full)
         with pytest.raises(OutOfDisk):
             small_run(tmp_path, steps=9)
     assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir()) == before

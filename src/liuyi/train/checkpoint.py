@@ -1,75 +1,107 @@
 """Checkpoints of a run: everything that the next step depends on, in safetensors and JSON.
 
 A checkpoint is written beside, fsynced and renamed into place by a background thread, so it is there whole or not at
-all and training goes on meanwhile. Every file's SHA-256 is checked on load; a damaged checkpoint is passed over for
-the one before it.
+all and training goes on meanwhile; the copy that it is written from is the only stand-still. Of several processes each
+writes the parts that it alone holds and its share of what many hold, and the first renames when all are done; the
+folder must be one that all of them see. Every file's SHA-256 is checked on load; a damaged checkpoint is passed over
+for the one before it. What one process meets all of them raise, so that all decide the same.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import random
+import os
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from liuyi.core.digest import sha256_file
+from liuyi.core.digest import sha256_bytes
 from liuyi.core.disk import FULL, sync
 from liuyi.core.errors import OutOfDisk, StepError
+from liuyi.train.retention import Name, Retention
+from liuyi.train.shards import Piece, gather_json, local_part, share_out
+from liuyi.train.stored import Like, Stored, damage, digests_file, state_file, tensors_file
+from liuyi.train.tensor_file import write_tensors
+from liuyi.train.world import World
 
-STATE_FILE = "state.json"
-DIGESTS_FILE = "digests.json"
-KEEP = 2
+if TYPE_CHECKING:
+    from liuyi.train.remote import RemoteCheckpoints
+
+WRITER_NICENESS = 10
+"""Of the writing thread: it should take the time that training leaves."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state before `step`: groups of tensors, each a safetensors file, and what JSON can say."""
+    """The state before `step`: groups of tensors, and what JSON can say."""
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
+    """What all processes have in common."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """What is of this process alone."""
+
+    def group(self, name: str, like: Like | None = None) -> Mapping[str, Tensor]:
+        """The tensors of one group, laid out as they were."""
+        return self.tensors[name]
 
     def copied(self) -> Snapshot:
-        """A snapshot that training does not change any more; tied tensors are copied once."""
-        copies: dict[int, Tensor] = {}
-
-        def copy(tensor: Tensor) -> Tensor:
-            if id(tensor) not in copies:
-                copies[id(tensor)] = tensor.detach().to("cpu", copy=True).contiguous()
-            return copies[id(tensor)]
-
-        groups = {group: {name: copy(t) for name, t in tensors.items()} for group, tensors in self.tensors.items()}
-        return Snapshot(self.step, groups, deepcopy(self.state))
+        """A snapshot that training does not change any more, on the same devices."""
+        groups = {
+            group: {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            for group, tensors in self.tensors.items()
+        }
+        return Snapshot(self.step, groups, deepcopy(self.state), deepcopy(self.own))
 
 
 class Checkpoints:
     """The checkpoints in one folder, numbered in the order of their making.
 
-    `warn` is told of damaged ones.
+    `warn` is told of damaged ones. All processes of `world` call every method together; `remote` is used by the first.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None] = lambda message: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        warn: Callable[[str], None] = lambda message: None,
+        *,
+        world: World | None = None,
+        retention: Retention | None = None,
+        remote: RemoteCheckpoints | None = None,
+    ) -> None:
         self.folder = folder
         self.warn = warn
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("tmp-*"):
-            shutil.rmtree(leftover)
+        self.world = world or World()
+        self.retention = retention or Retention()
+        self.remote = remote if self.world.leads else None
+        if self.world.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob("tmp-*"):
+                shutil.rmtree(leftover)
+        self.world.barrier()
+        # The writing threads agree among themselves, whatever the training threads are telling each other.
+        self._group = None if self.world.size == 1 else torch.distributed.new_group(backend="gloo")
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._serial = 0
+        self._staging: dict[str, Tensor] = {}
+        self._held: dict[str, tuple[Piece, int]] = {}
+        self._writes: set[str] = set()
 
     def __enter__(self) -> Checkpoints:
+        if self.remote:
+            self.remote.fetch(self.folder)
+        self.world.barrier()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -77,21 +109,34 @@ class Checkpoints:
             self.wait()
         finally:
             self._pool.shutdown()
+            if self.remote:
+                self.remote.close()
 
-    def save(
-        self, snapshot: Snapshot, *, anchors: Sequence[int] = (), before: Callable[[], None] = lambda: None
-    ) -> None:
-        """Copy the snapshot now and write it in the background, after `before`; the write before it must have ended.
+    def save(self, snapshot: Snapshot, *, anchors: Sequence[int] = (), log: Path | None = None) -> None:
+        """Copy the snapshot now and write it in the background, once the write before it has ended.
 
-        The newest two stay, and for each step of `anchors` the newest one at or before it.
+        What stays of the others is said by the retention, and for each step of `anchors` the newest one at or before it
+        does. The leading process's `log`, which may grow meanwhile, is kept with it as it is now.
         """
         self.wait()
-        self._pending = self._pool.submit(self._write, snapshot.copied(), anchors, before)
+        pieces, copies = self._copy(snapshot)
+        serials = [name.serial for name in self._names()]
+        self._serial = max([self._serial, *serials], default=0) + 1
+        name = Name(self._serial, snapshot.step)
+        state = {
+            "name": name,
+            "writers": self.world.size,
+            "layout": asdict(self.world.layout),
+            "pieces": {name: piece.to_json() for name, piece in pieces.items() if not piece.is_all},
+            "state": deepcopy(snapshot.state) if self.world.leads else {},
+            "own": deepcopy(snapshot.own),
+        }
+        written = (log, log.stat().st_size) if log and self.world.leads else None
+        self._pending = self._pool.submit(self._write, name, copies, state, written, anchors)
 
-    @property
     def busy(self) -> bool:
-        """Whether a write is under way."""
-        return self._pending is not None and not self._pending.done()
+        """Whether a write is under way anywhere."""
+        return self.world.any(self._pending is not None and not self._pending.done())
 
     def wait(self) -> bool:
         """Wait for the write under way, if there is one; raises what it met (OutOfDisk, StepError, OSError)."""
@@ -101,115 +146,153 @@ class Checkpoints:
         pending.result()
         return True
 
-    def load(self, at_most: int | None = None) -> Snapshot | None:
+    def load(self, at_most: int | None = None) -> Stored | None:
         """The newest undamaged checkpoint, of those at or before step `at_most` when it is given."""
         self.wait()
-        for path in reversed(self._paths()):
-            if at_most is not None and _step(path) > at_most:
+        self.world.barrier()
+        for name in reversed(self._names()):
+            if at_most is not None and name.step > at_most:
                 continue
-            problem = _damage(path)
-            if not problem:
-                return _read(path)
-            self.warn(f"checkpoint {path.name} is damaged ({problem}): passing to the one before it")
-            shutil.rmtree(path)
+            problem = damage(self._path(name), self.world.rank, self.world.size)
+            if not self.world.any(bool(problem)):
+                return Stored(self._path(name), asdict(self.world.layout), self.world.rank)
+            problem = problem or "another process found it"
+            self.warn(f"checkpoint {name} is damaged ({problem}): passing to the one before it")
+            self._remove([name])
         return None
 
-    def forget_newest(self, at_most: int | None = None) -> None:
-        """Remove the checkpoint that `load` has given, of which the caller has found out more than it can know."""
+    def forget(self, stored: Stored) -> None:
+        """Remove a checkpoint that `load` has given, of which the caller has found out more than it can know."""
         self.wait()
-        shutil.rmtree(next(path for path in reversed(self._paths()) if at_most is None or _step(path) <= at_most))
+        self._remove([stored.name])
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, which a rollback has made untrue."""
         self.wait()
-        for path in reversed(self._paths()):
-            if _step(path) > step:
-                shutil.rmtree(path)
+        self._remove([name for name in self._names() if name.step > step])
 
-    def _paths(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("tmp-"))
+    def _path(self, name: Name) -> Path:
+        return self.folder / str(name)
 
-    def _write(self, snapshot: Snapshot, anchors: Sequence[int], before: Callable[[], None]) -> None:
-        before()
-        paths = self._paths()
-        serial = int(paths[-1].name.split("-")[0]) + 1 if paths else 0
-        name = f"{serial:06d}-step{snapshot.step:09d}"
+    def _names(self) -> list[Name]:
+        return sorted(name for path in self.folder.iterdir() if (name := Name.parse(path.name)))
+
+    def _remove(self, names: Sequence[Name]) -> None:
+        self.world.barrier()
+        if self.world.leads:
+            for name in names:
+                shutil.rmtree(self._path(name))
+        self.world.barrier()
+
+    def _copy(self, snapshot: Snapshot) -> tuple[dict[str, Piece], dict[str, Tensor]]:
+        """This process's share of the snapshot, in buffers that are the same from checkpoint to checkpoint."""
+        parts = {
+            f"{group}/{name}": local_part(tensor)
+            for group, tensors in snapshot.tensors.items()
+            for name, tensor in tensors.items()
+        }
+        self._agree_on_shares({name: (piece, local.nbytes) for name, (piece, local) in parts.items()})
+        mine = {name: parts[name] for name in parts if name in self._writes}
+        buffers: dict[str, Tensor] = {}
+        for name, (_, local) in mine.items():
+            buffer = self._staging.get(name)
+            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
+                buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+            buffers[name] = buffer.copy_(local, non_blocking=True)
+        if any(local.is_cuda for _, local in mine.values()):
+            torch.cuda.synchronize()
+        self._staging = buffers
+        return {name: piece for name, (piece, _) in mine.items()}, buffers
+
+    def _agree_on_shares(self, held: dict[str, tuple[Piece, int]]) -> None:
+        """Who writes what, decided anew when what is held has changed: the optimiser's state appears after a step."""
+        if self._group is None:
+            self._writes = set(held)
+        elif self.world.any(held != self._held):
+            told = {name: [piece.to_json(), size] for name, (piece, size) in held.items()}
+            everyone = [
+                {name: (Piece.from_json(piece), size) for name, (piece, size) in one.items()}
+                for one in gather_json(told, self._group)
+            ]
+            self._held, self._writes = held, share_out(everyone)[self.world.rank]
+
+    def _write(
+        self,
+        name: Name,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        log: tuple[Path, int] | None,
+        anchors: Sequence[int],
+    ) -> None:
         temporary = self.folder / f"tmp-{name}"
-        try:
-            temporary.mkdir()
-            files = []
-            for group, tensors in snapshot.tensors.items():
-                files.append(f"{group}.safetensors")
-                save_file(dict(tensors), temporary / files[-1])
-            _dump(temporary / STATE_FILE, {"step": snapshot.step, "groups": list(snapshot.tensors), **snapshot.state})
-            digests = {file: sha256_file(temporary / file) for file in [*files, STATE_FILE]}
-            _dump(temporary / DIGESTS_FILE, digests)
-            for path in [*temporary.iterdir(), temporary]:
-                sync(path)
-            temporary.rename(self.folder / name)
+        _yield_to_training()
+
+        def write() -> None:
+            temporary.mkdir(exist_ok=True)
+            _write_part(temporary, self.world.rank, tensors, state, log)
+
+        def commit() -> None:
+            sync(temporary)
+            temporary.rename(self._path(name))
             sync(self.folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if getattr(error, "errno", None) in FULL or any(f"os error {number})" in str(error) for number in FULL):
+            self._prune(anchors)
+
+        try:
+            self._together(write)
+            self._together(commit if self.world.leads else lambda: None)
+        except BaseException as error:
+            if self.world.leads:
+                shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise OutOfDisk("no space is left for a checkpoint", where=str(self.folder)) from error
-            if isinstance(error, SafetensorError):
-                raise StepError(f"a checkpoint could not be written: {error}", where=str(self.folder)) from error
             raise
-        paths = self._paths()
-        kept = set(paths[-KEEP:])
-        for anchor in anchors:
-            kept.update([path for path in paths if _step(path) <= anchor][-1:])
-        for path in paths:
-            if path not in kept:
-                shutil.rmtree(path)
+        if self.remote:
+            self.remote.offer(self._path(name), anchors)
+
+    def _together(self, act: Callable[[], None]) -> None:
+        """Act, and wait for the others' writing threads to have done so; raises where any of them failed."""
+        met: Exception | None = None
+        try:
+            act()
+        except Exception as error:
+            met = error
+        failed = met is not None
+        if self._group is not None:
+            flag = torch.tensor([failed], dtype=torch.int64)
+            torch.distributed.all_reduce(flag, group=self._group)
+            failed = bool(flag)
+        if met:
+            raise met
+        if failed:
+            raise StepError("another process could not write its part of a checkpoint", where=str(self.folder))
+
+    def _prune(self, anchors: Sequence[int]) -> None:
+        names = self._names()
+        kept = self.retention.kept(names, anchors) | (self.remote.wanted() if self.remote else set())
+        for name in names:
+            if name not in kept:
+                shutil.rmtree(self._path(name))
 
 
-def _step(path: Path) -> int:
-    return int(path.name.split("-step")[1])
+def _write_part(
+    folder: Path, rank: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], log: tuple[Path, int] | None
+) -> None:
+    files = {tensors_file(rank): write_tensors(tensors, folder / tensors_file(rank))}
+    files[state_file(rank)] = _write_file(folder / state_file(rank), json.dumps(state).encode())
+    if log:
+        path, size = log
+        with path.open("rb") as source:
+            files[path.name] = _write_file(folder / path.name, source.read(size))
+    _write_file(folder / digests_file(rank), json.dumps(files).encode())
 
 
-def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint; empty when nothing is."""
-    try:
-        digests = json.loads((path / DIGESTS_FILE).read_text(encoding="utf-8"))
-        wrong = [file for file, digest in digests.items() if sha256_file(path / file) != digest]
-    except (OSError, ValueError) as error:
-        return str(error)
-    return f"{wrong[0]} does not match its digest" if wrong else ""
+def _write_file(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    sync(path)
+    return sha256_bytes(data)
 
 
-def _read(path: Path) -> Snapshot:
-    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    groups = state.pop("groups")
-    return Snapshot(state.pop("step"), {group: load_file(path / f"{group}.safetensors") for group in groups}, state)
-
-
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def rng_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's global generators, as JSON values."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    devices = [torch.cuda.get_rng_state(device) for device in range(torch.cuda.device_count())]
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, _encode(np.asarray(keys).tobytes()), *rest],
-        "torch": [_encode(state.numpy().tobytes()) for state in [torch.get_rng_state(), *devices]],
-    }
-
-
-def load_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what `rng_state` gave."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.frombuffer(base64.b64decode(keys), dtype=np.uint32), *rest))
-    host, *devices = [torch.frombuffer(bytearray(base64.b64decode(part)), dtype=torch.uint8) for part in state["torch"]]
-    torch.set_rng_state(host)
-    for device, device_state in enumerate(devices):
-        torch.cuda.set_rng_state(device_state, device)
-
-
-def _encode(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def _yield_to_training() -> None:
+    """Let the writing thread have only the time that others leave; where threads have no priority, nothing happens."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICENESS)
