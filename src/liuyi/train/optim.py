@@ -69,12 +69,13 @@ class Optimiser:
             "scalar": config.norm_weight_decay,
         }
         layers = 1 + max(map(layer_number, self.parameters), default=-1)
-        groups: dict[tuple[str, float], dict[str, Any]] = {}
+        groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
             kind, share = _kind(name, parameter), _share(name, layers, config)
             group: dict[str, Any] = {"params": [], "lr": rates[kind] * share, "weight_decay": decays[kind]}
-            groups.setdefault((kind, share), group)["params"].append(parameter)
-        muon = [group for (kind, _), group in groups.items() if kind == "matrix" and config.name == "muon"]
+            # One call of the fused step takes no mixture: biases may be cut up where norms are whole.
+            groups.setdefault((kind, share, isinstance(parameter, DTensor)), group)["params"].append(parameter)
+        muon = [group for (kind, *_), group in groups.items() if kind == "matrix" and config.name == "muon"]
         adamw = [group for group in groups.values() if all(group is not other for other in muon)]
         self.optimisers: list[torch.optim.Optimizer] = []
         if muon:
