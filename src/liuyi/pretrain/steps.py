@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
 from liuyi.pretrain.ablate.steps import ablate, regmix
 from liuyi.pretrain.params import DecoderParams
+from liuyi.train.params import ParallelParams
 
 __all__ = ("ablate", "regmix")
 
 PRELOAD = ("torch",)
 
 
-class TrainParams(DecoderParams):
+class TrainParams(DecoderParams, ParallelParams):
     epochs: float = Field(1.0, gt=0, description="passes over the tokens, unless `token_budget` is given")
     token_budget: int | None = Field(None, ge=1, description="tokens to train on in all")
+
+    @model_validator(mode="after")
+    def _rows_can_be_shared(self) -> Self:
+        if self.batch_tokens:
+            self.demand_shares(max(1, self.batch_tokens // self.seq_len), "rows")
+        return self
 
 
 @step(
@@ -32,8 +41,9 @@ class TrainParams(DecoderParams):
 def train(ctx: Context, params: TrainParams) -> None:
     """Train a decoder on tokens, from scratch or on from a checkpoint."""
     from liuyi.pretrain.train import pretrain
+    from liuyi.train import launch
 
-    pretrain(ctx, params)
+    launch.run(ctx, params, pretrain)
 
 
 class EvaluateParams(Params):

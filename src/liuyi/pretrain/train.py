@@ -25,7 +25,10 @@ from liuyi.train.effect import training_effect
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.loop import LOG_FILE, LoopConfig, Monitor, Observer, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.parallel.apply import parallelize
+from liuyi.train.parallel.context import cut_rows
 from liuyi.train.schedule import make_schedule
+from liuyi.train.world import World
 
 if TYPE_CHECKING:
     from liuyi.pretrain.steps import TrainParams
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
 DEFAULT_SIZE = "5m"
 
 
-def pretrain(ctx: Context, params: TrainParams) -> None:
-    """Train as `params` say and publish the checkpoint.
+def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
+    """Train as `params` say, together with the other processes of `world`, and publish the checkpoint.
 
     Raises ModelError when tokens, tokenizer and model do not belong together.
     """
@@ -42,6 +45,8 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
     tokenizer = Tokenizer.load(ctx.input("tokenizer").path)
     model = starting_model(ctx, params, stream, tokenizer)
     batch_rows = rows_in_batch(model, params)
+    if not ctx.has("model"):
+        fresh_weights(model, params.init, stream, ctx.seed)
     trainer = make_trainer(
         model,
         stream,
@@ -50,11 +55,13 @@ def pretrain(ctx: Context, params: TrainParams) -> None:
         seed=ctx.seed,
         workdir=ctx.workdir,
         observer=ctx,
-        prepare=lambda: None if ctx.has("model") else fresh_weights(model, params.init, stream, ctx.seed),
+        world=world,
     )
     parameters = model.config.num_parameters
     ctx.log(f"{parameters / 1e6:.1f}M parameters, {trainer.config.steps} steps of {batch_rows * params.seq_len} tokens")
     result = trainer.run()
+    if not world.leads:
+        return
     with ctx.output("checkpoint") as out:
         extra = {
             "stage": "pretraining",
@@ -87,19 +94,33 @@ def make_trainer(
     seed: int,
     workdir: Path,
     observer: Observer,
-    prepare: Callable[[], None],
+    prepare: Callable[[], None] = lambda: None,
     monitor: Monitor | None = None,
+    world: World | None = None,
 ) -> Trainer[Decoder, Batch]:
-    """A trainer of `model` for `token_budget` tokens of `stream`, rounded up to whole batches."""
+    """A trainer of `model` for `token_budget` tokens of `stream`, rounded up to whole batches.
+
+    With several processes in the `world` the model's weights must be set already.
+    """
+    world = world or World()
     rows = TokenRows(stream, params.seq_len)
     batch_rows = rows_in_batch(model, params)
     steps = max(1, math.ceil(token_budget / (batch_rows * params.seq_len)))
+    batches = ShuffledBatches(
+        rows,
+        batch_rows=batch_rows,
+        seed=seed,
+        micro_rows=params.micro_rows,
+        worker=world.data_rank,
+        workers=world.data_size,
+        phase_starts=rows.phase_starts,
+    )
+    dtype = choose_compute_dtype(params.compute_dtype, workdir, world)
+    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute)
     return Trainer(
         model,
-        ShuffledBatches(
-            rows, batch_rows=batch_rows, seed=seed, micro_rows=params.micro_rows, phase_starts=rows.phase_starts
-        ),
-        CausalLM(choose_compute_dtype(params.compute_dtype, workdir)),
+        cut_rows(batches, world),
+        CausalLM(dtype),
         Optimiser(model, optimiser_config(params, recommended(model.config))),
         make_schedule(
             params.schedule,
@@ -112,6 +133,7 @@ def make_trainer(
         observer=observer,
         monitor=monitor,
         prepare=prepare,
+        world=world,
     )
 
 

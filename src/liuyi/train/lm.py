@@ -14,6 +14,7 @@ from liuyi.model.decoder import Decoder
 from liuyi.model.loss import linear_cross_entropy
 from liuyi.train.batches import IGNORE, Batch
 from liuyi.train.loop import Loss
+from liuyi.train.world import World
 
 ComputeDtype = Literal["auto", "fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -41,22 +42,30 @@ class CausalLM:
         return Loss(total + count * balance, count, {"balance": count * balance.detach()})
 
 
-def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, device: torch.device | None = None) -> torch.dtype:
-    """The dtype to compute in; `auto` times a product in each, once per workdir, so that a resumed run agrees."""
+def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, world: World | None = None) -> torch.dtype:
+    """The dtype to compute in; `auto` times a product in each, once per workdir, so that a resumed run agrees.
+
+    Of several processes the first measures while the others wait.
+    """
     if wanted != "auto":
         return _DTYPES[wanted]
-    device = device or torch.device("cpu")
+    world = world or World()
     path = workdir / "compute-dtype.json"
-    if path.exists():
-        return _DTYPES[json.loads(path.read_text(encoding="utf-8"))["dtype"]]
+    if world.leads and not path.exists():
+        _measure_dtypes(path, world.device)
+    world.barrier()
+    return _DTYPES[json.loads(path.read_text(encoding="utf-8"))["dtype"]]
+
+
+def _measure_dtypes(path: Path, device: torch.device) -> None:
+    """Time both and write the verdict to `path`."""
     seconds = {name: _matmul_s(dtype, device) for name, dtype in _DTYPES.items()}
     # bf16 costs conversions besides, so it has to win clearly.
     name = "bf16" if seconds["bf16"] < 0.7 * seconds["fp32"] else "fp32"
-    workdir.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"dtype": name, "matmul_s": seconds}), encoding="utf-8")
     temporary.rename(path)
-    return _DTYPES[name]
 
 
 def _matmul_s(dtype: torch.dtype, device: torch.device, size: int = 768) -> float:

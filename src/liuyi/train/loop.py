@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -202,10 +203,11 @@ class Trainer(Generic[M, B]):
         self.schedule = schedule
         self.config = config
         self.observer = observer if self.world.leads else _Deaf()
-        self.told_of_hangs = observer.log
+        # Of a hang everybody speaks, since it may be the others that wait.
+        self.told_of_hangs = observer.log if self.world.leads else partial(print, flush=True)
         self.stragglers = Stragglers(self.world)
         self.monitor = monitor
-        self.onlookers = onlookers
+        self.onlookers = list(onlookers)
         self.meter = Meter(model, objective, workdir, self.world, self.observer)
         self.row: dict[str, Any] = {}
         """What the last step wrote to the log."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from liuyi.core.errors import DataError
 from liuyi.core.secrets import hide_secrets
@@ -100,3 +100,21 @@ class ParallelParams(LoopParams):
         from liuyi.train.world import Layout
 
         return Layout.of(self.processes, shard=self.shard, context=self.context, tensor=self.tensor)
+
+
+class SamplesParams(Params):
+    """Of a step whose model may say something while it is trained."""
+
+    samples_every: int = Field(0, ge=0, description="steps between samples of what the model says; 0: none")
+    sample_prompts: tuple[str, ...] = Field(
+        (), description="what samples go on from or answer; left out: a document's beginning, or prompts of the data"
+    )
+    sample_tokens: int = Field(64, ge=1, description="longest sample")
+
+    @field_validator("sample_prompts", "sample_tokens")
+    @classmethod
+    def _has_samples(cls, value: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default and not info.data.get("samples_every", 1):
+            raise ValueError(f"'{info.field_name}' means nothing without samples; set samples_every")
+        return value

@@ -153,7 +153,7 @@ class RankShelf:
 
 
 class RankContext(StepContext):
-    """The `Context` of a rank. What rank 0 tells goes to the step's process; the others' logs to their own output."""
+    """The `Context` of a rank. What rank 0 tells goes to the step's process; the others would say the same."""
 
     def __init__(self, order: Order, folder: Path, world: World) -> None:
         given = [each for port in order.inputs.values() for each in port]
@@ -181,8 +181,6 @@ class RankContext(StepContext):
     def log(self, message: str) -> None:
         if self.world.leads:
             self._events.emit("log", step=self.name, text=message)
-        else:
-            print(message, flush=True)
 
 
 def find_order(rendezvous: str) -> Path:
