@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import resource
 import struct
@@ -25,6 +26,7 @@ from liuyi.model.gguf import GGUF
 from liuyi.model.gguf_export import export_gguf
 from liuyi.model.gguf_import import load_gguf
 from liuyi.model.gguf_vocabulary import read_vocabulary
+from liuyi.model.loss import linear_cross_entropy
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 
 Kind = gguf.GGMLQuantizationType
@@ -257,3 +259,34 @@ def test_weights_that_are_not_numbers_are_named(tmp_path: Path) -> None:
         load_gguf(path)
     with pytest.raises(ModelError, match="cannot be read: No such file"):
         load_gguf(tmp_path / "none.gguf")
+
+
+def test_perplexity_of_a_file_in_q4_1_is_that_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As SmolLM2-135M-Instruct is packaged: imported, and read by transformers from the file itself."""
+    import transformers
+
+    random_model = our_model(hf_model("smollm2"))
+    shape = dataclasses.replace(
+        random_model.config, vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=96, head_dim=16
+    )
+    model = Decoder(dataclasses.replace(shape, num_attention_heads=4, num_key_value_heads=2))
+    init_weights(model, seed=2, std=0.2)
+    path = tmp_path / "small.gguf"
+    writer = _writer(path, model, "llama", tokenizer)
+    _add_tensors(writer, model, "llama", Kind.Q4_1)
+    _finish(writer)
+
+    loaded, read = load_gguf(path)
+    text = "".join(TEXTS)
+    ids = torch.tensor([read.encode(text)])
+    with torch.inference_mode():
+        hidden = loaded(ids)[0, :-1]
+        ours = linear_cross_entropy(hidden, loaded.head_weight, ids[0, 1:]).item() / hidden.shape[0]
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+        expected = theirs.eval()(ids, labels=ids).loss.item()
+        unrounded = model(ids)[0, :-1]
+        exact = linear_cross_entropy(unrounded, model.head_weight, ids[0, 1:]).item() / hidden.shape[0]
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    assert their_tokenizer(text, add_special_tokens=False)["input_ids"] == ids[0].tolist()
+    assert math.exp(ours) == pytest.approx(math.exp(expected), rel=1e-5)
+    assert abs(math.expm1(exact - expected)) > 1e-3, "four bits should be seen in the perplexity"
