@@ -19,6 +19,7 @@ from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.guards import GuardConfig
 from liuyi.train.lm import CausalLM
 from liuyi.train.loop import LoopConfig, Loss, Monitor, Result, Trainer
+from liuyi.train.onlookers import Onlooker
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.schedule import make_schedule
 
@@ -54,6 +55,7 @@ def small_run(
     every_s: float = 0.0,
     listener: Listener | None = None,
     monitor: Monitor | None = None,
+    onlookers: Sequence[Onlooker] = (),
     guard: GuardConfig | None = None,
     model: Decoder | None = None,
     prepare: Callable[[], None] = lambda: None,
@@ -76,6 +78,7 @@ def small_run(
         workdir=folder / "work",
         observer=listener or Listener(),
         monitor=monitor,
+        onlookers=onlookers,
         prepare=prepare,
     )
     return model, trainer.run(), poison

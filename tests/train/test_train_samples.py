@@ -1,0 +1,143 @@
+"""Samples while training: what they say is what the whole sequence gives, and they leave no trace in the weights."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drill import digest, small_run
+from train_support import EOS, VOCAB, Listener, tiny_model
+
+from liuyi.core.errors import DataError
+from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.loop import LOG_FILE
+from liuyi.train.params import SamplesParams
+from liuyi.train.samples import SAMPLES_FILE, Prompt, Samples, complete, read_samples
+
+
+def likeliest(model: Decoder, prompt: list[int], max_tokens: int, stop: int | None = None) -> list[int]:
+    """Greedy tokens, each from the whole sequence anew."""
+    ids = list(prompt)
+    with torch.no_grad():
+        while len(ids) < len(prompt) + max_tokens and (len(ids) == len(prompt) or ids[-1] != stop):
+            ids.append(int(model.logits(model(torch.tensor([ids])))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def model_of(**changes: object) -> Decoder:
+    """Weights large enough that the text depends on what came before."""
+    model = Decoder(replace(tiny_model().config, **changes))  # type: ignore[arg-type]
+    init_weights(model, seed=3, std=0.6)
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"family": "mistral", "qk_norm": False, "sliding_window": 4},
+        {"family": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 8},
+    ],
+    ids=["dense", "window", "experts"],
+)
+def test_prompts_of_any_length_go_forward_side_by_side(changes: dict[str, object]) -> None:
+    model = model_of(**changes).train()
+    prompts = [[EOS], [5, 9, 2, 7, 11, 3, 3, 8], [4, 1, 6]]
+    said = complete(model, prompts, max_tokens=9)
+    assert [ids for ids, _ in said] == [likeliest(model, prompt, 9) for prompt in prompts]
+    assert len({tuple(ids) for ids, _ in said}) == 3
+    assert model.training
+
+
+def test_a_text_ends_where_the_model_ends_it() -> None:
+    model = model_of()
+    whole = likeliest(model, [5, 9], 12)
+    stop = whole[4]
+    ids, ended = complete(model, [[5, 9], [4]], max_tokens=12, stop=[stop])[0]
+    assert (ids, ended) == (whole[: whole.index(stop)], True)
+    assert complete(model, [[5, 9]], max_tokens=2, stop=[VOCAB - 1])[0] == (whole[:2], False)
+
+
+def test_nothing_is_said_beyond_the_context() -> None:
+    model = model_of(max_position_embeddings=10)
+    said = complete(model, [[1, 2, 3, 4], [5]], max_tokens=30)
+    assert [len(ids) for ids, _ in said] == [6, 9]
+
+
+def letters() -> Tokenizer:
+    """A tokenizer in which every token of the tiny model is a character."""
+    import tokenizers
+
+    vocabulary = {chr(ord("0") + number): number for number in range(VOCAB)}
+    return Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[])))
+
+
+def samples(folder: Path, listener: Listener, steps: int, every: int = 5) -> Samples:
+    return Samples(
+        prompts=[Prompt("a", (EOS,)), Prompt("b", (5, 6, 7))],
+        tokenizer=letters(),
+        params=SamplesParams(samples_every=every, sample_tokens=6),
+        config=tiny_model().config,
+        steps=steps,
+        workdir=folder / "work",
+        log=listener.log,
+    )
+
+
+def test_samples_change_no_bit(tmp_path: Path) -> None:
+    """Neither of weights nor of the log, nor of random numbers that others draw."""
+    plain, _, _ = small_run(tmp_path / "plain", steps=12)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    listener = Listener()
+    watched = samples(tmp_path / "watched", listener, 12)
+    model, _, _ = small_run(tmp_path / "watched", steps=12, listener=listener, onlookers=[watched])
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    assert digest(model) == digest(plain)
+    assert (tmp_path / "plain/work" / LOG_FILE).read_bytes() == (tmp_path / "watched/work" / LOG_FILE).read_bytes()
+    rows = read_samples(tmp_path / "watched/work")
+    assert [(row["step"], row["prompt"]) for row in rows] == [(s, p) for s in (5, 10, 12) for p in "ab"]
+    last = likeliest(model, [5, 6, 7], 6, stop=EOS)
+    assert rows[-1]["text"] == letters().decode([id for id in last if id != EOS])
+    assert sum(line.startswith("step 5: 'a' → ") for line in listener.logs) == 1
+
+
+def test_a_run_that_was_killed_has_the_same_samples(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Killer(Listener):
+        def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
+            if done == 11:
+                raise Killed
+
+    for name in ("whole", "broken"):
+        kills = [Killer()] if name == "broken" else []
+        for listener in [*kills, Listener()]:
+            looked = samples(tmp_path / name, listener, 15)
+            try:
+                # The newest checkpoint is that of the start: all samples are made again.
+                small_run(tmp_path / name, steps=15, every_s=1e9, listener=listener, onlookers=[looked])
+            except Killed:
+                assert len(read_samples(tmp_path / name / "work")) == 4
+    whole, broken = (tmp_path / name / "work" / SAMPLES_FILE for name in ("whole", "broken"))
+    assert whole.read_bytes() == broken.read_bytes()
+    assert len([json.loads(line) for line in whole.read_text().splitlines()]) == 6
+
+
+def test_a_prompt_has_to_leave_room(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has 2048 tokens"):
+        replace(samples(tmp_path, Listener(), 5), prompts=[Prompt("long", (1,) * 2048)])
+
+
+def test_parameters_of_samples_need_samples() -> None:
+    with pytest.raises(ValueError, match="'sample_prompts' means nothing without samples"):
+        SamplesParams(sample_prompts=("a",))
+    assert SamplesParams(**SamplesParams(samples_every=2, sample_prompts=("a",)).model_dump()).sample_tokens == 64
+    assert SamplesParams(**SamplesParams().model_dump()) == SamplesParams()
