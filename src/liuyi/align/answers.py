@@ -17,6 +17,7 @@ from liuyi.model.loss import token_logprobs
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import IGNORE, Batch, Ints
 from liuyi.train.packing import Example, lay_out, pack
+from liuyi.train.world import World
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,18 @@ def reference_logprobs(
     model: Decoder,
     compute_dtype: torch.dtype = torch.float32,
     at_once: int = 64,
+    world: World | None = None,
 ) -> Tensor:
-    """Log-probabilities of what `read` gives for the rows `0 … count - 1`, on the CPU."""
-    parts = [
-        answer_logprobs(model, read(np.arange(at, min(at + at_once, count))).to(model.device), compute_dtype).cpu()
-        for at in range(0, count, at_once)
-    ]
-    return torch.cat(parts)
+    """Log-probabilities of what `read` gives for the rows `0 … count - 1`, on the CPU.
+
+    Several processes, each of which has the whole model still, share the rows.
+    """
+    world = world or World()
+    parts = []
+    for number, at in enumerate(range(0, count, at_once)):
+        answers = read(np.arange(at, min(at + at_once, count)))
+        if number % world.data_size == world.data_rank:
+            parts.append(answer_logprobs(model, answers.to(model.device), compute_dtype).cpu())
+        else:
+            parts.append(torch.zeros(len(answers)))
+    return torch.tensor(world.sum(torch.cat(parts).tolist()))

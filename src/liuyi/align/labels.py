@@ -22,6 +22,7 @@ from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import Batch, Ints
 from liuyi.train.packing import Example
+from liuyi.train.world import World
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,13 @@ class LabelRows:
         desirable = torch.tensor([self.labels[row].desirable for row in rows])
         return LabelBatch(self._answers(rows), self._mismatched(rows), desirable, torch.zeros(()))
 
-    def with_reference(self, model: Decoder, compute_dtype: torch.dtype = torch.float32) -> LabelRows:
+    def with_reference(
+        self, model: Decoder, compute_dtype: torch.dtype = torch.float32, world: World | None = None
+    ) -> LabelRows:
         """The same labels with log-probabilities under `model` as their reference."""
         columns = [
-            reference_logprobs(read, len(self), model, compute_dtype) for read in (self._answers, self._mismatched)
+            reference_logprobs(read, len(self), model, compute_dtype, world=world)
+            for read in (self._answers, self._mismatched)
         ]
         return LabelRows(self.labels, self.seq_len, self.pad_id, torch.stack(columns, dim=1))
 
@@ -146,9 +150,13 @@ class LabelRows:
 
 
 def with_reference_point(
-    batches: Callable[[int], Sequence[LabelBatch]], model: Decoder, compute_dtype: torch.dtype = torch.float32
+    batches: Callable[[int], Sequence[LabelBatch]],
+    model: Decoder,
+    compute_dtype: torch.dtype = torch.float32,
+    world: World | None = None,
 ) -> Callable[[int], Sequence[LabelBatch]]:
     """The same batches, each with the global batch's reference point under the model as it is when asked for them."""
+    world = world or World()
 
     @torch.no_grad()
     def batch(index: int) -> Sequence[LabelBatch]:
@@ -160,7 +168,8 @@ def with_reference_point(
             mismatched = part.mismatched.to(model.device)
             gain += (answer_logprobs(model, mismatched, compute_dtype) - mismatched.reference).sum().cpu()
         model.train(mode)
-        kl = (gain / sum(len(part.mismatched) for part in parts)).clamp(min=0)
+        total, count = world.sum([float(gain), sum(len(part.mismatched) for part in parts)])
+        kl = torch.tensor(total / count).clamp(min=0)
         return [replace(part, kl=kl) for part in parts]
 
     return batch

@@ -17,6 +17,7 @@ from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import Ints
 from liuyi.train.packing import Example
+from liuyi.train.world import World
 
 _COLUMNS = ("id", "prompt", "chosen", "rejected", "margin")
 
@@ -108,8 +109,12 @@ class PairRows:
 
 
 def with_reference(
-    rows: PairRows, model: Decoder, compute_dtype: torch.dtype = torch.float32, pairs_at_once: int = 64
+    rows: PairRows,
+    model: Decoder,
+    compute_dtype: torch.dtype = torch.float32,
+    pairs_at_once: int = 64,
+    world: World | None = None,
 ) -> PairRows:
     """The same pairs with log-probabilities under `model` as their reference."""
-    found = reference_logprobs(rows.read, len(rows), model, compute_dtype, pairs_at_once)
+    found = reference_logprobs(rows.read, len(rows), model, compute_dtype, pairs_at_once, world)
     return PairRows(rows.pairs, rows.seq_len, rows.pad_id, found.view(-1, 2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,18 +26,22 @@ from liuyi.model.checkpoint import load_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.lora import without_lora
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import ShuffledBatches
+from liuyi.train.batches import Rows, ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.loop import LoopConfig, Loss, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example
+from liuyi.train.parallel.apply import parallelize
+from liuyi.train.parallel.gather import gather_model
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import prepare
+from liuyi.train.world import World
 
 if TYPE_CHECKING:
     from liuyi.align.steps import PreferenceParams
 
+B = TypeVar("B")
 REFERENCE_FREE = ("simpo", "orpo")
 """Objectives that need no reference log-probabilities."""
 
@@ -126,28 +130,32 @@ class _Material:
     left_out: dict[str, str]
 
 
-def align_preference(ctx: Context, params: PreferenceParams) -> None:
+def align_preference(ctx: Context, params: PreferenceParams, world: World) -> None:
     """Train as `params` say, under the collapse watch, and publish the checkpoint or the adapter."""
     folder = ctx.input("model").path
     tokenizer = Tokenizer.load(folder)
     table = read_preferences(ctx.input("preferences").file("preferences.parquet"))
     model = load_model(folder)
     prepare(model, params.tuning(), ctx.seed)
-    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir)
-    material = (_labels if params.objective == "kto" else _pairs)(ctx, params, table, model, tokenizer, dtype)
+    model.to(world.device)
+    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
+    material = (_labels if params.objective == "kto" else _pairs)(ctx, params, table, model, tokenizer, dtype, world)
     for id, reason in list(material.left_out.items())[:20]:
         ctx.log(f"left out {id}: {reason}")
     unit = "answers" if params.objective == "kto" else "pairs"
     ctx.log(f"{material.count} {unit}, {len(material.left_out)} left out; {trained_note(model)}")
     steps = params.max_steps or max(1, math.ceil(params.epochs * material.count / _batch(params, material.count)))
+    # A reference that shares its weights with the policy cannot do so with what is cut up.
+    shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
+    reference = (without_lora(model) if shared else load_model(folder).to(world.device)) if params.watch else None
+    parallelize(model, world, compute_dtype=dtype)
     watch = None
-    if params.watch:
+    if reference:
         probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len)
-        shared = params.method == "lora" and not params.pissa
         watch = CollapseWatch(
             probe,
             model,
-            without_lora(model) if shared else load_model(folder),
+            reference,
             every=params.watch_every,
             steps=steps,
             thresholds=Thresholds(
@@ -174,8 +182,12 @@ def align_preference(ctx: Context, params: PreferenceParams) -> None:
         workdir=ctx.workdir,
         observer=ctx,
         monitor=watch,
+        world=world,
     )
     result = trainer.run()
+    whole = gather_model(model, world)
+    if whole is None:
+        return
     with ctx.output(tuned_output(params)) as out:
         about = {
             "stage": "alignment",
@@ -192,7 +204,7 @@ def align_preference(ctx: Context, params: PreferenceParams) -> None:
             "watch": watch.report() if watch else None,
             "seed": ctx.seed,
         }
-        save_tuned(out, ctx, params, model, tokenizer, about)
+        save_tuned(out, ctx, params, whole, tokenizer, about)
         ended = f"The collapse watch ended it: {result.stopped}." if result.stopped else "No bound was broken."
         name = params.objective.upper().replace("CDPO", "cDPO").replace("SIMPO", "SimPO")
         summary = f"{name} on {material.count:,} {unit} in {result.steps} steps. {ended if watch else ''}".strip()
@@ -206,6 +218,18 @@ def _batch(params: PreferenceParams, count: int) -> int:
     return min(params.batch_pairs, count)
 
 
+def _batches(rows: Rows[B], params: PreferenceParams, seed: int, world: World) -> ShuffledBatches[B]:
+    """This process's share of the batches."""
+    return ShuffledBatches(
+        rows,
+        batch_rows=_batch(params, len(rows)),
+        seed=seed,
+        micro_rows=params.micro_pairs,
+        worker=world.data_rank,
+        workers=world.data_size,
+    )
+
+
 def _pairs(
     ctx: Context,
     params: PreferenceParams,
@@ -213,11 +237,12 @@ def _pairs(
     model: Decoder,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
+    world: World,
 ) -> _Material:
     encoded = encode_pairs(table, tokenizer, min(params.seq_len, model.config.context_tokens))
     rows = PairRows(encoded.pairs, params.seq_len, pad_id=tokenizer.pad_id or 0)
     if params.objective not in REFERENCE_FREE:
-        rows = with_reference(rows, model.eval(), dtype)
+        rows = with_reference(rows, model.eval(), dtype, world=world)
     objective = PairObjective(
         params.objective,
         beta=params.strength,
@@ -226,8 +251,7 @@ def _pairs(
         nll_weight=params.likelihood,
         compute_dtype=dtype,
     )
-    size = _batch(params, len(rows))
-    batches = ShuffledBatches(rows, batch_rows=size, seed=ctx.seed, micro_rows=params.micro_pairs)
+    batches = _batches(rows, params, ctx.seed, world)
     wanted = [(pair.id, pair.chosen) for pair in encoded.pairs]
     return _Material(batches, objective, len(rows), wanted, encoded.left_out)
 
@@ -239,11 +263,13 @@ def _labels(
     model: Decoder,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
+    world: World,
 ) -> _Material:
     encoded = encode_labels(table, tokenizer, min(params.seq_len, model.config.context_tokens))
-    rows = LabelRows(encoded.labels, params.seq_len, pad_id=tokenizer.pad_id or 0).with_reference(model.eval(), dtype)
-    size = _batch(params, len(rows))
-    batches = ShuffledBatches(rows, batch_rows=size, seed=ctx.seed, micro_rows=params.micro_pairs)
+    rows = LabelRows(encoded.labels, params.seq_len, pad_id=tokenizer.pad_id or 0)
+    rows = rows.with_reference(model.eval(), dtype, world)
+    batches = _batches(rows, params, ctx.seed, world)
     objective = Kto(params.strength, (params.desirable_weight, params.undesirable_weight), dtype)
     wanted = [(label.id, label.answer) for label in encoded.labels if label.desirable]
-    return _Material(with_reference_point(batches, model, dtype), objective, len(rows), wanted, encoded.left_out)
+    pointed = with_reference_point(batches, model, dtype, world)
+    return _Material(pointed, objective, len(rows), wanted, encoded.left_out)

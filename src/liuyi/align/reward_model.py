@@ -32,8 +32,11 @@ from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.loop import LOG_FILE, LoopConfig, Loss, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.parallel.apply import parallelize
+from liuyi.train.parallel.gather import gather_model
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import prepare
+from liuyi.train.world import World
 
 if TYPE_CHECKING:
     from liuyi.align.steps import RewardParams
@@ -117,7 +120,7 @@ def accuracy(model: RewardModel, pairs: Sequence[Pair], seq_len: int, pad_id: in
     return right, len(rows)
 
 
-def align_reward(ctx: Context, params: RewardParams) -> None:
+def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
     """Train as `params` say and publish the reward model; an adapter is merged into it."""
     folder = ctx.input("model").path
     tokenizer = Tokenizer.load(folder)
@@ -128,19 +131,28 @@ def align_reward(ctx: Context, params: RewardParams) -> None:
     longest = min(params.seq_len, model.config.context_tokens)
     encoded, unseen = (encode_pairs(part, tokenizer, longest) for part in (kept, apart))
     prepare(model, params.tuning(), ctx.seed)
-    reward = RewardModel(model)
-    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir)
+    trained = RewardModel(model).to(world.device)
+    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
+    parallelize(trained, world, compute_dtype=dtype)
     pad_id = tokenizer.pad_id or 0
     rows = RewardRows(PairRows(encoded.pairs, params.seq_len, pad_id))
     ctx.log(f"{len(rows)} pairs, {len(unseen.pairs)} held out, {len(encoded.left_out)} left out; {trained_note(model)}")
     size = min(params.batch_pairs, len(rows))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / size))
+    batches = ShuffledBatches(
+        rows,
+        batch_rows=size,
+        seed=ctx.seed,
+        micro_rows=params.micro_pairs,
+        worker=world.data_rank,
+        workers=world.data_size,
+    )
     trainer = Trainer(
-        reward,
-        ShuffledBatches(rows, batch_rows=size, seed=ctx.seed, micro_rows=params.micro_pairs),
+        trained,
+        batches,
         BradleyTerry(dtype),
         Optimiser(
-            reward,
+            trained,
             OptimiserConfig(
                 params.optimiser,
                 lr=params.lr,
@@ -153,8 +165,12 @@ def align_reward(ctx: Context, params: RewardParams) -> None:
         config=LoopConfig.of(params, steps),
         workdir=ctx.workdir,
         observer=ctx,
+        world=world,
     )
     result = trainer.run()
+    reward = gather_model(trained, world)
+    if reward is None:
+        return
     if params.method == "lora":
         reward.decoder = _merged(folder, reward.decoder, params)
     right, count = accuracy(reward, unseen.pairs, params.seq_len, pad_id)

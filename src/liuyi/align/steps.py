@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import LoopParams
+from liuyi.train.params import ParallelParams
 
 PRELOAD = ("torch",)
 
@@ -76,7 +76,14 @@ _USED_BY = {
 """The objectives that use a parameter; others take part in all."""
 
 
-class PreferenceParams(TuningParams, LoopParams):
+def _demand_shares(params: ParallelParams, batch_pairs: int) -> None:
+    """Raises ValueError for processes that cannot share the batches."""
+    if params.context > 1:
+        raise ValueError("'context' divides rows of text, and answers are read whole; it is for pretraining and sft")
+    params.demand_shares(batch_pairs, "pairs")
+
+
+class PreferenceParams(TuningParams, ParallelParams):
     objective: Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "kto"] = Field("dpo", description="what is minimised")
     beta: float | None = Field(
         None, gt=0, description="how dearly a departure from the start model is paid; 0.1, and 2 for simpo, if left out"
@@ -117,6 +124,11 @@ class PreferenceParams(TuningParams, LoopParams):
             raise ValueError(f"'{info.field_name}' means nothing to {objective}; it is for {', '.join(users)}")
         return value
 
+    @model_validator(mode="after")
+    def _pairs_can_be_shared(self) -> Self:
+        _demand_shares(self, self.batch_pairs)
+        return self
+
     @property
     def strength(self) -> float:
         """β, as given or as the objective's authors take it."""
@@ -143,11 +155,12 @@ class PreferenceParams(TuningParams, LoopParams):
 def preference(ctx: Context, params: PreferenceParams) -> None:
     """Learn from preferences (DPO, cDPO, IPO, SimPO, ORPO or KTO), under the collapse watch."""
     from liuyi.align.preference import align_preference
+    from liuyi.train import launch
 
-    align_preference(ctx, params)
+    launch.run(ctx, params, align_preference)
 
 
-class RewardParams(TuningParams, LoopParams):
+class RewardParams(TuningParams, ParallelParams):
     heldout: float = Field(0.1, gt=0, lt=1, description="share of the prompts whose pairs are kept to measure accuracy")
     epochs: float = Field(1.0, gt=0, description="passes over the pairs, unless `max_steps` is given")
     max_steps: int | None = Field(None, ge=1)
@@ -163,6 +176,11 @@ class RewardParams(TuningParams, LoopParams):
     warmup: float = Field(0.1, ge=0, lt=1, description="part of all steps")
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
 
+    @model_validator(mode="after")
+    def _pairs_can_be_shared(self) -> Self:
+        _demand_shares(self, self.batch_pairs)
+        return self
+
 
 @step(
     "align.reward",
@@ -174,5 +192,6 @@ class RewardParams(TuningParams, LoopParams):
 def reward(ctx: Context, params: RewardParams) -> None:
     """Train a reward model on pairs (Bradley-Terry), and measure it on pairs of prompts that it did not see."""
     from liuyi.align.reward_model import align_reward
+    from liuyi.train import launch
 
-    align_reward(ctx, params)
+    launch.run(ctx, params, align_reward)

@@ -18,8 +18,12 @@ from liuyi.train.loop import LoopConfig, Trainer
 from liuyi.train.neftune import Neftune
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import PackedRows
+from liuyi.train.parallel.apply import parallelize
+from liuyi.train.parallel.context import cut_rows
+from liuyi.train.parallel.gather import gather_model
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import prepare
+from liuyi.train.world import World
 
 if TYPE_CHECKING:
     from liuyi.finetune.steps import SftParams
@@ -30,8 +34,8 @@ NAMED = 20
 """How many left-out conversations the log names one by one; `liuyi.json` names all."""
 
 
-def finetune(ctx: Context, params: SftParams) -> None:
-    """Fine-tune as `params` say and publish the checkpoint, or the adapter."""
+def finetune(ctx: Context, params: SftParams, world: World) -> None:
+    """Fine-tune as `params` say, together with the other processes of `world`, and publish checkpoint or adapter."""
     folder = ctx.input("model").path
     tokenizer = Tokenizer.load(folder)
     table = read_chats(ctx.input("chats").file("chats.parquet"))
@@ -47,18 +51,29 @@ def finetune(ctx: Context, params: SftParams) -> None:
     rows = PackedRows(chats.examples, params.seq_len, pad_id=tokenizer.pad_id or 0)
     batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
+    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
+    parallelize(model.to(world.device), world, compute_dtype=dtype)
     ema = Ema(model, params.ema) if params.ema else None
-    batches = ShuffledBatches(rows, batch_rows=batch_rows, seed=ctx.seed, micro_rows=params.micro_rows)
+    batches = ShuffledBatches(
+        rows,
+        batch_rows=batch_rows,
+        seed=ctx.seed,
+        micro_rows=params.micro_rows,
+        worker=world.data_rank,
+        workers=world.data_size,
+    )
+    noise = Neftune(model, params.neftune_alpha, ctx.seed) if params.neftune_alpha else None
     trainer = Trainer(
         model,
-        Neftune(model, params.neftune_alpha, ctx.seed).seeded(batches) if params.neftune_alpha else batches,
-        CausalLM(choose_compute_dtype(params.compute_dtype, ctx.workdir)),
+        noise.seeded(batches, (world.data_rank * batches.share, rows.seq_len)) if noise else cut_rows(batches, world),
+        CausalLM(dtype),
         Optimiser(model, _optimiser(params)),
         make_schedule(params.schedule, steps=steps, warmup_steps=round(params.warmup * steps)),
         config=LoopConfig.of(params, steps),
         workdir=ctx.workdir,
         observer=ctx,
         monitor=ema,
+        world=world,
     )
     filled = chats.tokens / (len(rows) * params.seq_len)
     ctx.log(
@@ -68,6 +83,9 @@ def finetune(ctx: Context, params: SftParams) -> None:
     result = trainer.run()
     if ema:
         ema.apply(model)
+    whole = gather_model(model, world)
+    if whole is None:
+        return
     with ctx.output(tuned_output(params)) as out:
         extra = {
             "stage": "fine-tuning",
@@ -82,7 +100,7 @@ def finetune(ctx: Context, params: SftParams) -> None:
             "left_out": chats.left_out,
             "seed": ctx.seed,
         }
-        save_tuned(out, ctx, params, model, tokenizer, extra)
+        save_tuned(out, ctx, params, whole, tokenizer, extra)
         summary = (
             f"{len(chats.examples):,} conversations, {result.tokens:,} tokens learnt in {result.steps} steps: "
             f"loss {result.loss:.4f}. {len(chats.left_out)} conversations were left out."

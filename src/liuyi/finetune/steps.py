@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import LoopParams
+from liuyi.train.params import ParallelParams
 
 PRELOAD = ("torch",)
 
 
-class SftParams(TuningParams, LoopParams):
+class SftParams(TuningParams, ParallelParams):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")
     max_steps: int | None = Field(None, ge=1)
     seq_len: int = Field(
@@ -39,6 +39,12 @@ class SftParams(TuningParams, LoopParams):
     )
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
 
+    @model_validator(mode="after")
+    def _noise_has_whole_rows(self) -> Self:
+        if self.neftune_alpha and self.context > 1:
+            raise ValueError("'neftune_alpha' is for whole rows, and with 'context' a process has parts of them")
+        return self
+
 
 @step(
     "finetune.sft",
@@ -50,8 +56,9 @@ class SftParams(TuningParams, LoopParams):
 def sft(ctx: Context, params: SftParams) -> None:
     """Fine-tune a model on conversations; only what the assistant says is learnt."""
     from liuyi.finetune.sft import finetune
+    from liuyi.train import launch
 
-    finetune(ctx, params)
+    launch.run(ctx, params, finetune)
 
 
 class MergeParams(Params):

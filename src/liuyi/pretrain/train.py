@@ -27,6 +27,7 @@ from liuyi.train.loop import LOG_FILE, LoopConfig, Monitor, Observer, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
+from liuyi.train.parallel.gather import gather_model
 from liuyi.train.schedule import make_schedule
 from liuyi.train.world import World
 
@@ -60,7 +61,8 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
     parameters = model.config.num_parameters
     ctx.log(f"{parameters / 1e6:.1f}M parameters, {trainer.config.steps} steps of {batch_rows * params.seq_len} tokens")
     result = trainer.run()
-    if not world.leads:
+    whole = gather_model(model, world)
+    if whole is None:
         return
     with ctx.output("checkpoint") as out:
         extra = {
@@ -75,7 +77,7 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
             "batch_rows": batch_rows,
             "seed": ctx.seed,
         }
-        save_model(out.path, model, tokenizer, extra)
+        save_model(out.path, whole, tokenizer, extra)
         shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
         summary = (
             f"{parameters / 1e6:.1f}M parameters on {result.tokens / 1e6:.2f}M tokens "

@@ -28,16 +28,26 @@ class Neftune:
     def __init__(self, model: Decoder, alpha: float, seed: int) -> None:
         self.alpha, self.seed = alpha, seed
         self._generator = torch.Generator()
+        self._hidden_size = model.config.hidden_size
         self._lengths: Tensor | None = None
         model.register_forward_pre_hook(self._begin, with_kwargs=True)
         model.register_forward_hook(self._end)
         model.model.embed_tokens.register_forward_hook(self._add)
 
-    def seeded(self, batches: Callable[[int], Sequence[B]]) -> Callable[[int], Sequence[B]]:
-        """The same batches; the noise begins anew with each."""
+    def seeded(
+        self, batches: Callable[[int], Sequence[B]], before: tuple[int, int] = (0, 0)
+    ) -> Callable[[int], Sequence[B]]:
+        """The same batches; the noise begins anew with each.
+
+        Where they are the share of one process, `before` are the rows of the shares before it and the tokens of a row:
+        a row has the noise that it has in the whole batch.
+        """
+        rows, seq_len = before
 
         def batch(index: int) -> Sequence[B]:
             self._generator.manual_seed(int(sha256_bytes(f"{self.seed}/{index}".encode())[:15], 16))
+            for _ in range(rows):
+                torch.rand(seq_len, self._hidden_size, generator=self._generator)
             return batches(index)
 
         return batch
