@@ -38,6 +38,7 @@ INSTRUCTION_SETS = {
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
     ],
 }
+INSTRUCTION_SETS["amx"] = [*INSTRUCTION_SETS["avx512"], "-mamx-tile", "-mamx-bf16"]
 """The end of a file's name → the flags it is compiled with; other files run on any x86-64."""
 
 

@@ -44,6 +44,7 @@ LIUYI_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a
 LIUYI_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 LIUYI_INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 LIUYI_INLINE Floats abs(Floats a) { return _mm512_abs_ps(a); }
+LIUYI_INLINE Floats square_root(Floats a) { return _mm512_sqrt_ps(a); }
 LIUYI_INLINE Floats nearest(Floats a) { return _mm512_roundscale_ps(a, 0); }
 LIUYI_INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 LIUYI_INLINE Ints to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
@@ -66,6 +67,10 @@ LIUYI_INLINE Floats load_bytes(const int8_t* p) {
 LIUYI_INLINE Floats load_bf16(const void* p) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16));
+}
+// Nearest bfloat16, ties to even; NaN stays NaN.
+LIUYI_INLINE void store_bf16(void* p, Floats v) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 }
 // The first or second of each pair of bfloat16 numbers.
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
@@ -106,6 +111,7 @@ LIUYI_INLINE Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 LIUYI_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 LIUYI_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 LIUYI_INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+LIUYI_INLINE Floats square_root(Floats a) { return _mm256_sqrt_ps(a); }
 LIUYI_INLINE Floats abs(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 LIUYI_INLINE Floats nearest(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 LIUYI_INLINE Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
@@ -130,6 +136,15 @@ LIUYI_INLINE Floats load_bytes(const int8_t* p) {
 LIUYI_INLINE Floats load_bf16(const void* p) {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))), 16));
+}
+LIUYI_INLINE void store_bf16(void* p, Floats v) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i numbers = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_ORD_Q));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(_mm256_set1_epi32(0x7fc00000), rounded, numbers), 16);
+    const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0xd8);
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(halves));
 }
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 LIUYI_INLINE Floats second_bf16(Ints pairs) {
@@ -168,9 +183,10 @@ LIUYI_INLINE float largest(Floats v) { return largest(_mm256_max_ps(lower_half(v
 LIUYI_INLINE int32_t sum(Ints v) { return sum(_mm256_add_epi32(lower_half(v), upper_half(v))); }
 #endif
 
-// e^x to 2 units in the last place; 0 below −87, and no more than e^88.
+// e^x to 2 units in the last place; 0 below −87, and no more than e^88. NaN stays NaN: of two operands the processor
+// gives the second where one of them is none.
 LIUYI_INLINE Floats exp(Floats x) {
-    x = min(max(x, all(-87.3f)), all(88.0f));
+    x = min(all(88.0f), max(all(-87.3f), x));
     const Floats n = nearest(mul(x, all(1.44269504f)));
     const Floats r = fma(n, all(-1.42860677e-6f), fma(n, all(-0.693145752f), x));  // x − n·ln 2, in two parts
     Floats p = all(1.9875691500e-4f);  // Cephes' expf

@@ -1,0 +1,54 @@
+// What lies between the matrix products of a training step, each in one pass over memory.
+//
+// Activations are bfloat16, the residual stream and everything that is summed float32. Widths of rows and numbers of
+// elements are multiples of 16; arrays do not overlap unless said.
+#pragma once
+
+#include <cstdint>
+
+#include "team.h"
+
+namespace liuyi {
+
+struct AdamW {
+    float lr, beta1, beta2, eps, decay;     // decay: the part of the weight that a step takes away
+    float correction1, correction2;         // 1 − β^step
+    float grad_scale;
+};
+
+// Sums of the 64-bit words of weight and moments, modulo 2⁶⁴.
+struct Sums {
+    uint64_t before, after;
+};
+
+#define LIUYI_TRAINING_KERNELS                                                                                          \
+    /* sum = x + delta where there is a delta; out = sum · scale · weight, scale [rows] = 1 / rms(sum) */               \
+    void norm(const Team&, const float* x, const uint16_t* delta, const float* weight, float eps, int64_t rows,         \
+              int size, float* sum, uint16_t* out, float* scale);                                                       \
+    /* grad_x = stream (what the sum got from elsewhere, or null) + the norm's own; the same as bfloat16 in grad_delta  \
+       where that is wanted; partials [ceil(rows / 64), size] is scratch */                                             \
+    void norm_backward(const Team&, const uint16_t* grad, const float* stream, const float* x, const float* scale,      \
+                       const float* weight, int64_t rows, int size, float* partials, float* grad_x,                     \
+                       uint16_t* grad_delta, float* grad_weight);                                                       \
+    void swiglu_pair(const Team&, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* out);              \
+    /* grad_gate may be gate, and grad_up up */                                                                         \
+    void swiglu_backward(const Team&, const uint16_t* gate, const uint16_t* up, const uint16_t* grad, int64_t count,    \
+                         uint16_t* grad_gate, uint16_t* grad_up);                                                       \
+    /* x [rows, heads, 2 · half], angles [angle_rows, half] repeated over the rows; sign −1 turns back */               \
+    void turn(const Team&, const uint16_t* x, const float* cosines, const float* sines, int64_t rows, int heads,        \
+              int half, int64_t angle_rows, float sign, uint16_t* out);                                                 \
+    /* losses [rows] in nats, each times its weight; logits [rows, vocab] become their gradient */                      \
+    void cross_entropy(const Team&, uint16_t* logits, const int64_t* targets, const float* weights, int64_t rows,       \
+                       int vocab, float* losses);                                                                       \
+    /* copy: the new weight as bfloat16, or null */                                                                     \
+    Sums adamw(const Team&, const AdamW&, const float* grad, int64_t count, float* weight, float* first, float* second, \
+               uint16_t* copy);
+
+namespace avx2 {
+LIUYI_TRAINING_KERNELS
+}
+namespace avx512 {
+LIUYI_TRAINING_KERNELS
+}
+
+}  // namespace liuyi

@@ -1,0 +1,77 @@
+// Training kernels through the C interface: what `kernels/training.py` calls.
+
+#include "api.h"
+#include "cpu.h"
+#include "flash.h"
+#include "training.h"
+
+using namespace liuyi;
+
+namespace {
+
+Parallel borrowed = nullptr;
+bool newest = false;
+
+}  // namespace
+
+// `parallel` is GOMP_parallel of the OpenMP library that PyTorch runs on; `set` an instruction set's name.
+LIUYI_API void liuyi_training_open(Parallel parallel, int avx512) {
+    borrowed = parallel;
+    newest = avx512 != 0;
+}
+
+// Whether this process may use the matrix unit (AMX).
+LIUYI_API int liuyi_training_has_amx() { return newest && may_use_amx() ? 1 : 0; }
+
+LIUYI_API void liuyi_training_norm(int threads, const float* x, const uint16_t* delta, const float* weight, float eps,
+                                   int64_t rows, int size, float* sum, uint16_t* out, float* scale) {
+    (newest ? avx512::norm : avx2::norm)({borrowed, threads}, x, delta, weight, eps, rows, size, sum, out, scale);
+}
+
+LIUYI_API void liuyi_training_norm_backward(int threads, const uint16_t* grad, const float* stream, const float* x,
+                                            const float* scale, const float* weight, int64_t rows, int size,
+                                            float* partials, float* grad_x, uint16_t* grad_delta, float* grad_weight) {
+    (newest ? avx512::norm_backward : avx2::norm_backward)({borrowed, threads}, grad, stream, x, scale, weight, rows, size,
+                                                          partials, grad_x, grad_delta, grad_weight);
+}
+
+LIUYI_API void liuyi_training_swiglu(int threads, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* out) {
+    (newest ? avx512::swiglu_pair : avx2::swiglu_pair)({borrowed, threads}, gate, up, count, out);
+}
+
+LIUYI_API void liuyi_training_swiglu_backward(int threads, const uint16_t* gate, const uint16_t* up, const uint16_t* grad,
+                                              int64_t count, uint16_t* grad_gate, uint16_t* grad_up) {
+    (newest ? avx512::swiglu_backward : avx2::swiglu_backward)({borrowed, threads}, gate, up, grad, count, grad_gate,
+                                                              grad_up);
+}
+
+LIUYI_API void liuyi_training_turn(int threads, const uint16_t* x, const float* cosines, const float* sines, int64_t rows,
+                                   int heads, int half, int64_t angle_rows, float sign, uint16_t* out) {
+    (newest ? avx512::turn : avx2::turn)({borrowed, threads}, x, cosines, sines, rows, heads, half, angle_rows, sign, out);
+}
+
+LIUYI_API void liuyi_training_cross_entropy(int threads, uint16_t* logits, const int64_t* targets, const float* weights,
+                                            int64_t rows, int vocab, float* losses) {
+    (newest ? avx512::cross_entropy : avx2::cross_entropy)({borrowed, threads}, logits, targets, weights, rows, vocab,
+                                                          losses);
+}
+
+LIUYI_API void liuyi_training_adamw(int threads, const AdamW* settings, const float* grad, int64_t count, float* weight,
+                                    float* first, float* second, uint16_t* copy, Sums* sums) {
+    const Sums found = (newest ? avx512::adamw : avx2::adamw)({borrowed, threads}, *settings, grad, count, weight, first,
+                                                             second, copy);
+    sums->before += found.before;
+    sums->after += found.after;
+}
+
+LIUYI_API void liuyi_training_attention(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
+                                        const uint16_t* v, const int64_t* starts, uint16_t* out, float* lse) {
+    flash_forward({borrowed, threads}, *shape, q, k, v, starts, out, lse);
+}
+
+LIUYI_API void liuyi_training_attention_backward(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
+                                                 const uint16_t* v, const int64_t* starts, const uint16_t* out,
+                                                 const float* lse, const uint16_t* grad, uint16_t* grad_q,
+                                                 uint16_t* grad_k, uint16_t* grad_v) {
+    flash_backward({borrowed, threads}, *shape, q, k, v, starts, out, lse, grad, grad_q, grad_k, grad_v);
+}

@@ -1,0 +1,179 @@
+// The kernels of training.h, compiled once for each instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "simd.h"
+#include "training.h"
+
+namespace liuyi {
+namespace LIUYI_ISA {
+
+constexpr int64_t kRows = 64;           // rows of a part
+constexpr int64_t kElements = 1 << 15;  // elements of a part
+constexpr int64_t kLogitRows = 4;
+
+inline int parts_of(int64_t count, int64_t each) { return static_cast<int>((count + each - 1) / each); }
+inline int64_t end_of(int part, int64_t count, int64_t each) { return count < (part + 1) * each ? count : (part + 1) * each; }
+
+void norm(const Team& team, const float* x, const uint16_t* delta, const float* weight, float eps, int64_t rows, int size,
+          float* sum_out, uint16_t* out, float* scale) {
+    for_each_part(team, parts_of(rows, kRows), [&](int part) {
+        for (int64_t row = part * kRows; row < end_of(part, rows, kRows); ++row) {
+            const float* from = x + row * size;
+            Floats squares = zero();
+            for (int i = 0; i < size; i += kWidth) {
+                Floats v = load(from + i);
+                if (delta != nullptr) {
+                    v = add(v, load_bf16(delta + row * size + i));
+                    store(sum_out + row * size + i, v);
+                }
+                squares = fma(v, v, squares);
+            }
+            if (delta != nullptr) from = sum_out + row * size;
+            scale[row] = 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps);
+            for (int i = 0; i < size; i += kWidth) {
+                store_bf16(out + row * size + i, mul(mul(load(from + i), all(scale[row])), load(weight + i)));
+            }
+        }
+    });
+}
+
+void norm_backward(const Team& team, const uint16_t* grad, const float* stream, const float* x, const float* scale,
+                   const float* weight, int64_t rows, int size, float* partials, float* grad_x, uint16_t* grad_delta,
+                   float* grad_weight) {
+    const int parts = parts_of(rows, kRows);
+    for_each_part(team, parts, [&](int part) {
+        float* mine = partials + static_cast<int64_t>(part) * size;
+        std::memset(mine, 0, sizeof(float) * size);
+        for (int64_t row = part * kRows; row < end_of(part, rows, kRows); ++row) {
+            const uint16_t* g = grad + row * size;
+            const float* from = x + row * size;
+            const Floats r = all(scale[row]);
+            Floats along = zero();
+            for (int i = 0; i < size; i += kWidth) {
+                const Floats product = mul(load_bf16(g + i), mul(load(from + i), r));
+                store(mine + i, add(load(mine + i), product));
+                along = fma(product, load(weight + i), along);
+            }
+            const Floats mean = all(sum(along) / static_cast<float>(size));
+            for (int i = 0; i < size; i += kWidth) {
+                const Floats weighted = mul(load_bf16(g + i), load(weight + i));
+                Floats v = mul(r, sub(weighted, mul(mul(load(from + i), r), mean)));
+                if (stream != nullptr) v = add(v, load(stream + row * size + i));
+                store(grad_x + row * size + i, v);
+                if (grad_delta != nullptr) store_bf16(grad_delta + row * size + i, v);
+            }
+        }
+    });
+    std::memset(grad_weight, 0, sizeof(float) * size);
+    for (int part = 0; part < parts; ++part) {
+        const float* theirs = partials + static_cast<int64_t>(part) * size;
+        for (int i = 0; i < size; i += kWidth) store(grad_weight + i, add(load(grad_weight + i), load(theirs + i)));
+    }
+}
+
+void swiglu_pair(const Team& team, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* out) {
+    for_each_part(team, parts_of(count, kElements), [&](int part) {
+        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
+            store_bf16(out + i, mul(silu(load_bf16(gate + i)), load_bf16(up + i)));
+        }
+    });
+}
+
+void swiglu_backward(const Team& team, const uint16_t* gate, const uint16_t* up, const uint16_t* grad, int64_t count,
+                     uint16_t* grad_gate, uint16_t* grad_up) {
+    for_each_part(team, parts_of(count, kElements), [&](int part) {
+        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
+            const Floats g = load_bf16(gate + i), u = load_bf16(up + i), d = load_bf16(grad + i);
+            const Floats sigmoid = div(all(1.0f), add(all(1.0f), exp(sub(zero(), g))));
+            const Floats activated = mul(g, sigmoid);
+            const Floats slope = fma(activated, sub(all(1.0f), sigmoid), sigmoid);
+            store_bf16(grad_gate + i, mul(mul(d, u), slope));
+            store_bf16(grad_up + i, mul(d, activated));
+        }
+    });
+}
+
+void turn(const Team& team, const uint16_t* x, const float* cosines, const float* sines, int64_t rows, int heads, int half,
+          int64_t angle_rows, float sign, uint16_t* out) {
+    for_each_part(team, parts_of(rows, kRows), [&](int part) {
+        for (int64_t row = part * kRows; row < end_of(part, rows, kRows); ++row) {
+            const float *cosine = cosines + row % angle_rows * half, *sine = sines + row % angle_rows * half;
+            for (int head = 0; head < heads; ++head) {
+                const uint16_t* low = x + (row * heads + head) * 2 * half;
+                uint16_t* to = out + (row * heads + head) * 2 * half;
+                for (int i = 0; i < half; i += kWidth) {
+                    const Floats a = load_bf16(low + i), b = load_bf16(low + half + i);
+                    const Floats c = load(cosine + i), s = mul(load(sine + i), all(sign));
+                    store_bf16(to + i, sub(mul(a, c), mul(b, s)));
+                    store_bf16(to + half + i, add(mul(b, c), mul(a, s)));
+                }
+            }
+        }
+    });
+}
+
+void cross_entropy(const Team& team, uint16_t* logits, const int64_t* targets, const float* weights, int64_t rows,
+                   int vocab, float* losses) {
+    for_each_part(team, parts_of(rows, kLogitRows), [&](int part) {
+        for (int64_t row = part * kLogitRows; row < end_of(part, rows, kLogitRows); ++row) {
+            uint16_t* z = logits + row * vocab;
+            Floats most = all(-INFINITY);
+            for (int i = 0; i < vocab; i += kWidth) most = max(most, load_bf16(z + i));
+            const float highest = largest(most);
+            Floats total = zero();
+            for (int i = 0; i < vocab; i += kWidth) total = add(total, exp(sub(load_bf16(z + i), all(highest))));
+            const float log_total = highest + std::log(sum(total));
+            const float wanted = from_bf16(z[targets[row]]) - log_total;
+            const float weight = weights != nullptr ? weights[row] : 1.0f;
+            losses[row] = -wanted * weight;
+            for (int i = 0; i < vocab; i += kWidth) {
+                store_bf16(z + i, mul(exp(sub(load_bf16(z + i), all(log_total))), all(weight)));
+            }
+            z[targets[row]] = to_bf16((std::exp(wanted) - 1.0f) * weight);
+        }
+    });
+}
+
+LIUYI_INLINE uint64_t words_of(const float* values) {
+    uint64_t words[kWidth / 2], total = 0;
+    std::memcpy(words, values, sizeof(words));
+    for (const uint64_t word : words) total += word;
+    return total;
+}
+
+Sums adamw(const Team& team, const AdamW& a, const float* grad, int64_t count, float* weight, float* first, float* second,
+           uint16_t* copy) {
+    const int parts = parts_of(count, kElements);
+    const std::unique_ptr<Sums[]> sums(new Sums[parts]);
+    const Floats rate = all(a.lr / a.correction1), root = all(1.0f / std::sqrt(a.correction2));
+    for_each_part(team, parts, [&](int part) {
+        uint64_t before = 0, after = 0;
+        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
+            before += words_of(weight + i) + words_of(first + i) + words_of(second + i);
+            const Floats g = mul(load(grad + i), all(a.grad_scale));
+            const Floats m = fma(sub(g, load(first + i)), all(1.0f - a.beta1), load(first + i));
+            const Floats v = fma(mul(g, g), all(1.0f - a.beta2), mul(load(second + i), all(a.beta2)));
+            const Floats kept = mul(load(weight + i), all(1.0f - a.decay));
+            const Floats w = sub(kept, div(mul(rate, m), fma(square_root(v), root, all(a.eps))));
+            store(first + i, m);
+            store(second + i, v);
+            store(weight + i, w);
+            if (copy != nullptr) store_bf16(copy + i, w);
+            after += words_of(weight + i) + words_of(first + i) + words_of(second + i);
+        }
+        sums[part] = {before, after};
+    });
+    Sums total{0, 0};
+    for (int part = 0; part < parts; ++part) {
+        total.before += sums[part].before;
+        total.after += sums[part].after;
+    }
+    return total;
+}
+
+}  // namespace LIUYI_ISA
+}  // namespace liuyi

@@ -1,0 +1,190 @@
+"""The native kernels of training, on torch's tensors and torch's threads.
+
+    native = training_kernels()          # None where there are none
+    native.swiglu(gate, up, out)
+
+Each function's formula is a plain one in `model/fused.py`, `model/loss.py`, `model/attention.py` or
+`train/native_adamw.py`, which also choose between the two. Activations are contiguous bfloat16 tensors in memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liuyi.kernels.library import KernelsAbsent, Library, kernels
+
+LANES = 16
+"""Widths of rows and numbers of elements are multiples of it."""
+
+
+class AdamWSettings(Structure):
+    """As in `native/training.h`."""
+
+    _fields_ = tuple(
+        (name, c_float)
+        for name in ("lr", "beta1", "beta2", "eps", "decay", "correction1", "correction2", "grad_scale")
+    )
+
+
+class Sums(Structure):
+    """Sums of all 64-bit words before and after, modulo 2⁶⁴."""
+
+    _fields_ = (("before", c_uint64), ("after", c_uint64))
+
+
+class FlashShape(Structure):
+    """As in `native/flash.h`."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("batch", "seq", "heads", "kv_heads", "head_dim", "window")),
+        ("scale", c_float),
+    )
+
+
+def training_kernels() -> TrainingKernels | None:
+    """The kernels, or None where the library, its instructions or torch's OpenMP threads are not there."""
+    try:
+        return _open(kernels())
+    except KernelsAbsent:
+        return None
+
+
+@cache
+def _open(library: Library) -> TrainingKernels:
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except AttributeError:
+        raise KernelsAbsent("torch's threads are not OpenMP's, so training has no native kernels") from None
+    return TrainingKernels(library, parallel)
+
+
+class TrainingKernels:
+    """Every argument that is `None` in C is None here; see `native/training.h` and `native/flash.h` for each."""
+
+    def __init__(self, library: Library, parallel: Any) -> None:
+        functions = library.functions
+        functions.liuyi_training_open.argtypes = (c_void_p, c_int)
+        functions.liuyi_training_open(ctypes.cast(parallel, c_void_p), library.instruction_set == "avx512")
+        self.has_amx = bool(functions.liuyi_training_has_amx())
+        pointer, size, count, number = c_void_p, c_int, c_int64, c_float
+        self._norm = self._declare(library, "norm", *(pointer,) * 3, number, count, size, *(pointer,) * 3)
+        self._norm_backward = self._declare(
+            library, "norm_backward", *(pointer,) * 5, count, size, *(pointer,) * 4
+        )
+        self._swiglu = self._declare(library, "swiglu", pointer, pointer, count, pointer)
+        self._swiglu_backward = self._declare(library, "swiglu_backward", *(pointer,) * 3, count, pointer, pointer)
+        self._turn = self._declare(library, "turn", *(pointer,) * 3, count, size, size, count, number, pointer)
+        self._cross_entropy = self._declare(library, "cross_entropy", *(pointer,) * 3, count, size, pointer)
+        self._adamw = self._declare(
+            library, "adamw", POINTER(AdamWSettings), pointer, count, *(pointer,) * 4, POINTER(Sums)
+        )
+        self._attention = self._declare(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
+        self._attention_backward = self._declare(
+            library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10
+        )
+
+    @staticmethod
+    def _declare(library: Library, name: str, *arguments: Any) -> Any:
+        function = getattr(library.functions, f"liuyi_training_{name}")
+        function.restype, function.argtypes = None, (c_int, *arguments)
+        return function
+
+    def norm(
+        self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, total: Tensor | None, out: Tensor, scale: Tensor
+    ) -> None:
+        """total = x + delta; out = total / √(mean(total²) + eps) · weight, of which scale [rows] is the first part."""
+        size = x.shape[-1]
+        self._norm(
+            torch.get_num_threads(), x.data_ptr(), _of(delta), weight.data_ptr(), eps, x.numel() // size, size,
+            _of(total), out.data_ptr(), scale.data_ptr(),
+        )  # fmt: skip
+
+    def norm_backward(
+        self,
+        grad: Tensor,
+        stream: Tensor | None,
+        x: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        grad_x: Tensor,
+        grad_delta: Tensor | None,
+        grad_weight: Tensor,
+    ) -> None:
+        """grad_x = stream + what the norm gives; grad_delta is the same, rounded."""
+        size = x.shape[-1]
+        rows = x.numel() // size
+        partials = torch.empty(-(-rows // 64), size)
+        self._norm_backward(
+            torch.get_num_threads(), grad.data_ptr(), _of(stream), x.data_ptr(), scale.data_ptr(), weight.data_ptr(),
+            rows, size, partials.data_ptr(), grad_x.data_ptr(), _of(grad_delta), grad_weight.data_ptr(),
+        )  # fmt: skip
+
+    def swiglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
+        """out = silu(gate) · up."""
+        self._swiglu(torch.get_num_threads(), gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr())
+
+    def swiglu_backward(self, gate: Tensor, up: Tensor, grad: Tensor, grad_gate: Tensor, grad_up: Tensor) -> None:
+        """Gradients of gate and up, which may be written over them."""
+        self._swiglu_backward(
+            torch.get_num_threads(), gate.data_ptr(), up.data_ptr(), grad.data_ptr(), gate.numel(),
+            grad_gate.data_ptr(), grad_up.data_ptr(),
+        )  # fmt: skip
+
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
+        """Rotate x [batch, seq, heads, head_dim] by angles [batch or 1, seq, 1, head_dim / 2], back for sign −1."""
+        half = x.shape[3] // 2
+        self._turn(
+            torch.get_num_threads(), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), x.shape[0] * x.shape[1], x.shape[2],
+            half, cos.numel() // half, sign, out.data_ptr(),
+        )  # fmt: skip
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor, weights: Tensor | None, losses: Tensor) -> None:
+        """losses [rows] of logits [rows, vocab], which become their gradient."""
+        rows, vocab = logits.shape
+        self._cross_entropy(
+            torch.get_num_threads(), logits.data_ptr(), targets.data_ptr(), _of(weights), rows, vocab, losses.data_ptr()
+        )
+
+    def adamw(
+        self,
+        settings: AdamWSettings,
+        grad: Tensor,
+        weight: Tensor,
+        first: Tensor,
+        second: Tensor,
+        copy: Tensor | None,
+        sums: Sums,
+    ) -> None:
+        """One step of a float32 weight and its moments, which `sums` grows by; `copy` becomes it in bfloat16."""
+        self._adamw(
+            torch.get_num_threads(), byref(settings), grad.data_ptr(), weight.numel(), weight.data_ptr(),
+            first.data_ptr(), second.data_ptr(), _of(copy), byref(sums),
+        )  # fmt: skip
+
+    def attention(
+        self, shape: FlashShape, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
+    ) -> None:
+        """Causal attention; needs `has_amx`."""
+        self._attention(
+            torch.get_num_threads(), byref(shape), q.data_ptr(), k.data_ptr(), v.data_ptr(), _of(starts),
+            out.data_ptr(), lse.data_ptr(),
+        )  # fmt: skip
+
+    def attention_backward(
+        self, shape: FlashShape, kept: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor], grad: Tensor,
+        grads: tuple[Tensor, Tensor, Tensor],
+    ) -> None:  # fmt: skip
+        """Gradients of q, k and v; `kept` are the arguments of `attention` and its results."""
+        self._attention_backward(
+            torch.get_num_threads(), byref(shape), *map(_of, kept), grad.data_ptr(), *(one.data_ptr() for one in grads)
+        )
+
+
+def _of(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
