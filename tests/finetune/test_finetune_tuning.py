@@ -206,6 +206,7 @@ def test_the_command_line_finds_the_model_of_an_adapter(home: Home, inputs: dict
     [
         ({"rank": 8}, "'rank' means nothing with method: full; it is for lora"),
         ({"method": "freeze", "train_layers": 1, "dora": True}, "'dora' means nothing with method: freeze"),
+        ({"method": "lora", "processes": 2, "tensor": 2}, "'tensor' divides the matrices that an adapter is beside"),
         ({"method": "lora", "train_layers": 2}, "'train_layers' means nothing with method: lora; it is for freeze"),
         ({"method": "freeze"}, "say what is trained"),
         ({"method": "lora", "targets": []}, "at least 1 item"),

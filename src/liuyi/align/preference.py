@@ -29,11 +29,13 @@ from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import Rows, ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
+from liuyi.train.looking import let_export, let_speak
 from liuyi.train.loop import LoopConfig, Loss, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.gather import gather_model
+from liuyi.train.samples import chat_prompts
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import prepare
 from liuyi.train.world import World
@@ -148,7 +150,7 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     # A reference that shares its weights with the policy cannot do so with what is cut up.
     shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
     reference = (without_lora(model) if shared else load_model(folder).to(world.device)) if params.watch else None
-    parallelize(model, world, compute_dtype=dtype)
+    parallelize(model, world, compute_dtype=dtype, recompute=params.recompute)
     watch = None
     if reference:
         probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len)
@@ -184,6 +186,10 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
         monitor=watch,
         world=world,
     )
+    let_speak(
+        trainer, ctx, params, tokenizer, lambda texts: chat_prompts(texts, [row["prompt"] for row in table], tokenizer)
+    )
+    let_export(trainer, ctx, params)
     result = trainer.run()
     whole = gather_model(model, world)
     if whole is None:
@@ -212,6 +218,7 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
         training_effect(out.path, "alignment", "The training", summary, ("loss", "accuracy"), more).save(out.path)
         out.metrics.update({"loss": result.loss, "steps": result.steps, unit: material.count})
         out.metrics["stopped"] = float(bool(result.stopped))
+        out.metrics.update(result.figures)
 
 
 def _batch(params: PreferenceParams, count: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,8 @@ from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import Batch, Ints, ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
-from liuyi.train.loop import LOG_FILE, LoopConfig, Loss, Trainer
+from liuyi.train.looking import keep_logs, let_export
+from liuyi.train.loop import LoopConfig, Loss, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.gather import gather_model
@@ -133,7 +133,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
     prepare(model, params.tuning(), ctx.seed)
     trained = RewardModel(model).to(world.device)
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
-    parallelize(trained, world, compute_dtype=dtype)
+    parallelize(trained, world, compute_dtype=dtype, recompute=params.recompute)
     pad_id = tokenizer.pad_id or 0
     rows = RewardRows(PairRows(encoded.pairs, params.seq_len, pad_id))
     ctx.log(f"{len(rows)} pairs, {len(unseen.pairs)} held out, {len(encoded.left_out)} left out; {trained_note(model)}")
@@ -167,6 +167,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
         observer=ctx,
         world=world,
     )
+    let_export(trainer, ctx, params)
     result = trainer.run()
     reward = gather_model(trained, world)
     if reward is None:
@@ -188,7 +189,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
             "seed": ctx.seed,
         }
         save_reward(out.path, reward, tokenizer, about)
-        shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        keep_logs(ctx.workdir, out.path)
         summary = (
             f"A reward model of {len(rows):,} pairs. On {count:,} pairs of prompts held out it prefers the chosen "
             f"answer in {right / count:.1%} ({low:.1%} to {high:.1%})."
@@ -203,7 +204,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
             out.path
         )
         out.metrics.update(loss=result.loss, steps=result.steps, pairs=len(rows), heldout_accuracy=right / count)
-        out.metrics.update(heldout_low=low, heldout_high=high)
+        out.metrics.update(heldout_low=low, heldout_high=high, **result.figures)
 
 
 def _merged(folder: Any, trained: Decoder, params: RewardParams) -> Decoder:

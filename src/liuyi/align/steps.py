@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
+from liuyi.train.params import SamplesParams
 from liuyi.train.params import ParallelParams
 
 PRELOAD = ("torch",)
@@ -83,7 +84,7 @@ def _demand_shares(params: ParallelParams, batch_pairs: int) -> None:
     params.demand_shares(batch_pairs, "pairs")
 
 
-class PreferenceParams(TuningParams, ParallelParams):
+class PreferenceParams(TuningParams, SamplesParams):
     objective: Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "kto"] = Field("dpo", description="what is minimised")
     beta: float | None = Field(
         None, gt=0, description="how dearly a departure from the start model is paid; 0.1, and 2 for simpo, if left out"
@@ -160,7 +161,7 @@ def preference(ctx: Context, params: PreferenceParams) -> None:
     launch.run(ctx, params, align_preference)
 
 
-class RewardParams(TuningParams, ParallelParams):
+class RewardParams(TuningParams):
     heldout: float = Field(0.1, gt=0, lt=1, description="share of the prompts whose pairs are kept to measure accuracy")
     epochs: float = Field(1.0, gt=0, description="passes over the pairs, unless `max_steps` is given")
     max_steps: int | None = Field(None, ge=1)

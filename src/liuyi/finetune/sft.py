@@ -14,6 +14,7 @@ from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.ema import Ema
 from liuyi.train.lm import CausalLM, choose_compute_dtype
+from liuyi.train.looking import let_export, let_speak
 from liuyi.train.loop import LoopConfig, Trainer
 from liuyi.train.neftune import Neftune
 from liuyi.train.optim import Optimiser, OptimiserConfig
@@ -21,6 +22,7 @@ from liuyi.train.packing import PackedRows
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
 from liuyi.train.parallel.gather import gather_model
+from liuyi.train.samples import chat_prompts
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import prepare
 from liuyi.train.world import World
@@ -52,7 +54,7 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
     batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
-    parallelize(model.to(world.device), world, compute_dtype=dtype)
+    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute)
     ema = Ema(model, params.ema) if params.ema else None
     batches = ShuffledBatches(
         rows,
@@ -80,6 +82,10 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
         f"{len(chats.examples)} conversations in {len(rows)} rows, {filled:.0%} full; "
         f"{steps} steps of {batch_rows * params.seq_len} tokens"
     )
+    let_speak(
+        trainer, ctx, params, tokenizer, lambda texts: chat_prompts(texts, [chat[1] for chat in table], tokenizer)
+    )
+    let_export(trainer, ctx, params)
     result = trainer.run()
     if ema:
         ema.apply(model)
@@ -112,6 +118,7 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
             steps=result.steps,
             conversations=len(chats.examples),
             left_out=len(chats.left_out),
+            **result.figures,
         )
 
 

@@ -8,12 +8,12 @@ from pydantic import Field, model_validator
 
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import ParallelParams
+from liuyi.train.params import SamplesParams
 
 PRELOAD = ("torch",)
 
 
-class SftParams(TuningParams, ParallelParams):
+class SftParams(TuningParams, SamplesParams):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")
     max_steps: int | None = Field(None, ge=1)
     seq_len: int = Field(

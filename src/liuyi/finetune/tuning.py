@@ -6,13 +6,13 @@ without being used by the method is refused.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from liuyi.core.step import Context, Output, Params, Staging
+from liuyi.core.step import Context, Output, Staging
+from liuyi.train.params import ParallelParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ _OF_LORA = ("rank", "alpha", "rslora", "dora", "pissa", "base", "targets", "b_lr
 _OF_FREEZE = ("train_layers", "train_modules")
 
 
-class TuningParams(Params):
+class TuningParams(ParallelParams):
     """Parameters of a step that trains a model."""
 
     method: Literal["full", "freeze", "lora"] = Field("full", description="train all weights, some, or an adapter")
@@ -63,6 +63,12 @@ class TuningParams(Params):
     def _trains_something(self) -> Self:
         if self.method == "freeze" and not (self.train_layers or self.train_modules):
             raise ValueError("with method: freeze, say what is trained: train_layers or train_modules")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_beside_whole_matrices(self) -> Self:
+        if self.method == "lora" and self.tensor > 1:
+            raise ValueError("'tensor' divides the matrices that an adapter is beside; 'shard' goes with adapters")
         return self
 
     def lora(self) -> LoraConfig | None:
@@ -106,7 +112,7 @@ def save_tuned(
     from liuyi.model.checkpoint import save_model
     from liuyi.model.files import write_json
     from liuyi.model.lora import lora_adapter
-    from liuyi.train.loop import LOG_FILE
+    from liuyi.train.looking import keep_logs
 
     lora = params.lora()
     if lora is None:
@@ -116,7 +122,7 @@ def save_tuned(
         adapter.save(out.path)
         write_json(out.path / "liuyi.json", {**about, "base": ctx.input("model").digest, "base_format": params.base})
         out.metrics["parameters"] = adapter.num_parameters
-    shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+    keep_logs(ctx.workdir, out.path)
 
 
 def trained_note(model: Decoder) -> str:
