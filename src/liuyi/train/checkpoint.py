@@ -127,7 +127,7 @@ class Checkpoints:
             "name": name,
             "writers": self.world.size,
             "layout": asdict(self.world.layout),
-            "pieces": {name: piece.to_json() for name, piece in pieces.items() if not piece.is_all},
+            "pieces": {name: piece.to_json() for name, piece in pieces.items()},
             "state": deepcopy(snapshot.state) if self.world.leads else {},
             "own": deepcopy(snapshot.own),
         }

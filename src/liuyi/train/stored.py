@@ -70,13 +70,11 @@ class Stored:
         """Whether the processes that wrote it were laid out as those that read it are."""
         self.own: dict[str, Any] = states[rank if self.same_layout else 0]["own"]
         """What is of each process alone; that of the first one under another layout."""
-        self._files = [safe_open(path / tensors_file(writer), "pt") for writer in range(len(states))]
+        files: list[Any] = [safe_open(path / tensors_file(writer), "pt") for writer in range(len(states))]
         self._pieces: dict[str, list[tuple[Any, Piece]]] = {}
-        for file, state in zip(self._files, states, strict=True):
-            for name in file.keys():  # noqa: SIM118 - the reader is no mapping
-                partial = state["pieces"].get(name)
-                piece = Piece.from_json(partial) if partial else Piece.all_of(file.get_slice(name).get_shape())
-                self._pieces.setdefault(name, []).append((file, piece))
+        for file, state in zip(files, states, strict=True):
+            for name, part in state["pieces"].items():
+                self._pieces.setdefault(name, []).append((file, Piece.from_json(part)))
 
     def group(self, name: str, like: Like | None = None) -> dict[str, Tensor]:
         """The tensors of one group by name, each cut among the processes as what `like` gives for its name is.

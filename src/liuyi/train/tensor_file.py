@@ -57,6 +57,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
         put(memoryview(len(text).to_bytes(8, "little") + text))
         for name in names:
             if tensors[name].numel():
-                put(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+                put(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
         os.fsync(file.fileno())
     return digest.hexdigest()
