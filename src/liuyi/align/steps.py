@@ -9,8 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import SamplesParams
-from liuyi.train.params import ParallelParams
+from liuyi.train.params import ParallelParams, SamplesParams
 
 PRELOAD = ("torch",)
 

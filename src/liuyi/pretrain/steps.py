@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
 from liuyi.pretrain.ablate.steps import ablate, regmix
 from liuyi.pretrain.params import DecoderParams
-from liuyi.train.params import ParallelParams
+from liuyi.train.params import ParallelParams, SamplesParams
 
 __all__ = ("ablate", "regmix")
 
 PRELOAD = ("torch",)
 
 
-class TrainParams(DecoderParams, ParallelParams):
+class TrainParams(DecoderParams, ParallelParams, SamplesParams):
     epochs: float = Field(1.0, gt=0, description="passes over the tokens, unless `token_budget` is given")
     token_budget: int | None = Field(None, ge=1, description="tokens to train on in all")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +22,13 @@ from liuyi.train.batches import Batch, ShuffledBatches
 from liuyi.train.data import Stream, TokenRows, TokenStream
 from liuyi.train.effect import training_effect
 from liuyi.train.lm import CausalLM, choose_compute_dtype
-from liuyi.train.loop import LOG_FILE, LoopConfig, Monitor, Observer, Trainer
+from liuyi.train.looking import keep_logs, let_export, let_speak
+from liuyi.train.loop import LoopConfig, Monitor, Observer, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
 from liuyi.train.parallel.gather import gather_model
+from liuyi.train.samples import text_prompts
 from liuyi.train.schedule import make_schedule
 from liuyi.train.world import World
 
@@ -60,6 +61,8 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
     )
     parameters = model.config.num_parameters
     ctx.log(f"{parameters / 1e6:.1f}M parameters, {trainer.config.steps} steps of {batch_rows * params.seq_len} tokens")
+    let_speak(trainer, ctx, params, tokenizer, lambda texts: text_prompts(texts, tokenizer, stream.eos_id))
+    let_export(trainer, ctx, params)
     result = trainer.run()
     whole = gather_model(model, world)
     if whole is None:
@@ -78,13 +81,14 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
             "seed": ctx.seed,
         }
         save_model(out.path, whole, tokenizer, extra)
-        shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        keep_logs(ctx.workdir, out.path)
         summary = (
             f"{parameters / 1e6:.1f}M parameters on {result.tokens / 1e6:.2f}M tokens "
             f"({result.tokens / len(stream):.2g} passes): loss {result.loss:.3f}."
         )
         training_effect(out.path, "pretraining", "The training", summary).save(out.path)
         out.metrics.update(loss=result.loss, tokens=result.tokens, steps=result.steps, parameters=parameters)
+        out.metrics.update(result.figures)
 
 
 def make_trainer(

@@ -28,6 +28,13 @@ class LoopParams(Params):
     recompute: Annotated[Recompute, BesideKey] = Field(
         "none", description="what is computed again for the gradient rather than kept: saves memory, takes time"
     )
+    export: Annotated[tuple[Literal["tensorboard", "mlflow", "trackio", "wandb"], ...], BesideKey] = Field(
+        (), description="tools that figures go to while training; each is an extra of this package"
+    )
+    export_project: Annotated[str, BesideKey] = Field("liuyi", min_length=1, description="project or experiment there")
+    export_folder: Annotated[str, BesideKey] = Field(
+        "runs", min_length=1, description="folder of TensorBoard's files, relative to the recipe's"
+    )
     hang_timeout_s: float = Field(600.0, gt=0, description="seconds without progress after which it starts again")
     verify_every: int = Field(500, ge=0, description="take one step in so many twice and compare; 0 for none")
     inject: str = Field("", description="faults to meet on purpose, such as nan@120,kill:1@300,hang@500,flip@900")
