@@ -175,6 +175,20 @@ def test_metrics_keep_order_and_figures_that_are_no_numbers(ledger: Ledger) -> N
         ledger.add_metrics("nosuch", "sft", [("loss", 0, 1.0)])
 
 
+def test_of_a_training_step_that_is_taken_again_the_last_figure_counts(ledger: Ledger) -> None:
+    """Figures without a step, and those of other steps and runs, are kept as often as they are entered."""
+    run_id, other = new_run(ledger), new_run(ledger)
+    ledger.add_metrics(run_id, "sft", [("loss", step, 3.0 - step) for step in range(4)])
+    ledger.add_metrics(run_id, "dpo", [("loss", 2, 0.5)])
+    ledger.add_metrics(other, "sft", [("loss", 3, 7.0)])
+    ledger.add_metrics(run_id, "sft", [("loss", 2, 9.0), ("loss", 3, 8.0), ("exact", None, 0.1), ("exact", None, 0.1)])
+    taken = [(metric.index, metric.value) for metric in ledger.metrics(run_id, "sft", "loss")]
+    assert taken == [(0, 3.0), (1, 2.0), (2, 9.0), (3, 8.0)]
+    assert len(ledger.metrics(run_id, "sft", "exact")) == 2
+    assert [metric.value for metric in ledger.metrics(run_id, "dpo")] == [0.5]
+    assert [metric.value for metric in ledger.metrics(other)] == [7.0]
+
+
 def test_verdicts_and_answers(ledger: Ledger) -> None:
     run_id = new_run(ledger)
     ledger.add_verdict(run_id, "gate", "d", "alignment", "held", "exact", 0.02, -0.01, 0.05, 0.2)

@@ -132,12 +132,12 @@ def test_threads_share_one_ledger(ledger: Ledger) -> None:
 def test_a_forked_child_uses_the_ledger_and_leaves_its_parents_alone(ledger: Ledger) -> None:
     run_id = ledger.create_run(recipe="r", text="", source="", overrides=[], seed=0)
 
-    def child() -> None:
-        for index in range(20):
+    def child(first: int) -> None:
+        for index in range(first, first + 20):
             ledger.add_metrics(run_id, "child", [("n", index, 1.0)])
         ledger.close()
 
-    children = [_fork.Process(target=child) for _ in range(2)]
+    children = [_fork.Process(target=child, args=(first,)) for first in (0, 20)]
     for process in children:
         process.start()
     for index in range(20):

@@ -265,6 +265,7 @@ def test_bad_batches_in_a_row_roll_back_and_are_passed_over(tmp_path: Path) -> N
     """From step 20 on, batches come 5 later: those of steps 20 to 24 are gone, and nothing else is."""
     _, result, poison = small_run(tmp_path, steps=30, poisoned=(22, 23, 24), guard=GuardConfig(rollback_steps=5))
     assert [(jump.step, jump.batches, jump.reason) for jump in result.jumps] == [(20, 5, "non-finite")]
+    assert result.skipped == 3
     rows = [json.loads(line) for line in (tmp_path / "work" / LOG_FILE).read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(30))
     assert not any("skipped" in row for row in rows)
@@ -318,16 +319,16 @@ def test_a_spike_is_skipped_and_noise_is_not(tmp_path: Path) -> None:
     assert (result.skipped, result.jumps) == (1, [])
     guard = Guard(GuardConfig(spike_z=10))
     rng = np.random.default_rng(0)
-    normal = [guard.judge(3.0 + 0.2 * rng.standard_normal(), 1.0)[0] for _ in range(2000)]
+    normal = [guard.judge(step, 3.0 + 0.2 * rng.standard_normal(), 1.0)[0] for step in range(2000)]
     assert set(normal) == {"step"}
-    assert guard.judge(6.0, 1.0) == ("skip", "spike")
-    assert guard.judge(3.0, math.inf) == ("skip", "non-finite")
-    assert guard.judge(6.0, 1.0) == ("rollback", "spike")
+    assert guard.judge(2000, 6.0, 1.0) == ("skip", "spike")
+    assert guard.judge(2001, 3.0, math.inf) == ("skip", "non-finite")
+    assert guard.judge(2002, 6.0, 1.0) == ("rollback", "spike")
     tuned = Guard(GuardConfig(spike_z=10))
-    quiet = [tuned.judge(0.01 + 0.001 * rng.standard_normal(), 1.0)[0] for _ in range(100)]
+    quiet = [tuned.judge(step, 0.01 + 0.001 * rng.standard_normal(), 1.0)[0] for step in range(100)]
     assert set(quiet) == {"step"}
-    assert tuned.judge(0.2, 1.0) == ("step", "")
-    assert tuned.judge(0.6, 1.0) == ("skip", "spike")
+    assert tuned.judge(100, 0.2, 1.0) == ("step", "")
+    assert tuned.judge(101, 0.6, 1.0) == ("skip", "spike")
 
 
 def test_a_batch_without_a_target_is_an_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 
 from liuyi.core.artifact import Manifest
 from liuyi.core.database import Database
@@ -285,9 +285,13 @@ class Ledger(Leases):
                 session.bulk_insert_mappings(MetricRow.__mapper__, values)
 
     def metrics(self, run_id: str, step_name: str | None = None, name: str | None = None) -> list[Metric]:
-        """The figures of a run in the order in which they were entered."""
+        """The figures of a run in the order in which they were entered; of a training step that was taken again, what
+        was entered last."""
         columns = [getattr(MetricRow, field.name) for field in fields(Metric)]
+        place = (MetricRow.step_name, MetricRow.name, MetricRow.index)
+        last = select(func.max(MetricRow.id)).where(MetricRow.run_id == run_id).group_by(*place)
         query = select(*columns).where(MetricRow.run_id == run_id).order_by(MetricRow.id)
+        query = query.where(MetricRow.index.is_(None) | MetricRow.id.in_(last))
         if step_name is not None:
             query = query.where(MetricRow.step_name == step_name)
         if name is not None:

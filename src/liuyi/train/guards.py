@@ -43,6 +43,8 @@ class Jump:
     step: int
     batches: int
     reason: Reason
+    skipped: int = 0
+    """How many of the steps that were rolled back had been skipped."""
 
 
 @dataclass
@@ -52,10 +54,16 @@ class Guard:
     config: GuardConfig = field(default_factory=GuardConfig)
     losses: deque[float] = field(default_factory=deque)
     bad_in_a_row: int = 0
-    skipped: int = 0
+    skips: list[int] = field(default_factory=list)
+    """The steps that were skipped, of those that no rollback has undone."""
     jumps: list[Jump] = field(default_factory=list)
 
-    def judge(self, loss: float, grad_norm: float) -> tuple[Decision, Reason]:
+    @property
+    def skipped(self) -> int:
+        """How often a step was skipped, before rollbacks too."""
+        return len(self.skips) + sum(jump.skipped for jump in self.jumps)
+
+    def judge(self, step: int, loss: float, grad_norm: float) -> tuple[Decision, Reason]:
         """What to do with a step of this mean loss and gradient norm."""
         reason = self._reason(loss, grad_norm)
         if not reason:
@@ -65,7 +73,7 @@ class Guard:
                 self.losses.popleft()
             return "step", reason
         self.bad_in_a_row += 1
-        self.skipped += 1
+        self.skips.append(step)
         return ("rollback" if self.bad_in_a_row >= self.config.patience else "skip"), reason
 
     def _reason(self, loss: float, grad_norm: float) -> Reason:
@@ -84,6 +92,11 @@ class Guard:
         last = self.jumps[-1].step if self.jumps else 0
         return max(last, (step - self.config.patience) // self.config.rollback_steps * self.config.rollback_steps)
 
+    def jump(self, step: int, reason: Reason) -> Jump:
+        """The rollback from `step`, which passes over the batches from the anchor to it."""
+        anchor = self.anchor(step)
+        return Jump(anchor, step - anchor + 1, reason, sum(skip >= anchor for skip in self.skips))
+
     def anchors(self, step: int) -> list[int]:
         """The steps that rollbacks from here on may go to."""
         return list(range(self.anchor(step), step + 1, self.config.rollback_steps))
@@ -96,12 +109,12 @@ class Guard:
         return {
             "losses": list(self.losses),
             "bad_in_a_row": self.bad_in_a_row,
-            "skipped": self.skipped,
+            "skips": self.skips,
             "jumps": [asdict(jump) for jump in self.jumps],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.losses = deque(state["losses"])
         self.bad_in_a_row = state["bad_in_a_row"]
-        self.skipped = state["skipped"]
+        self.skips = list(state["skips"])
         self.jumps = [Jump(**jump) for jump in state["jumps"]]

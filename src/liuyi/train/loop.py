@@ -348,7 +348,7 @@ class Trainer(Generic[M, B]):
         if not count:
             raise DataError(f"batch {index} has no token to learn from", hint="look at how its rows were made")
         grad_norm = self._clip(count)
-        decision, reason = self.guard.judge(loss, grad_norm)
+        decision, reason = self.guard.judge(self.step, loss, grad_norm)
         unchanged = checksum(self._tensors()) == self.checksum
         self._all_sound(unchanged, f"weights or optimiser state changed by themselves before step {self.step}")
         row: dict[str, Any] = {
@@ -433,18 +433,18 @@ class Trainer(Generic[M, B]):
 
         The state at the anchor comes from the newest checkpoint before it, by taking the steps in between once more.
         """
-        guard, anchor = self.guard, self.guard.anchor(self.step)
-        jumps = [*guard.jumps, Jump(anchor, self.step - anchor + 1, reason)]
+        guard, jump = self.guard, self.guard.jump(self.step, reason)
+        jumps = [*guard.jumps, jump]
         if len(jumps) > guard.config.max_rollbacks:
             raise StepError(
                 f"{reason} losses at step {self.step} again, after {len(guard.jumps)} rollbacks",
                 hint="a lower learning rate, or a look at the data, should help",
             )
         step = self.step
-        if not self._go_back(at_most=anchor):
+        if not self._go_back(at_most=jump.step):
             raise StepError(f"no checkpoint is left to roll back to from step {step}")
-        self.observer.log(f"step {step}: rolling back to step {anchor}, passing over {jumps[-1].batches} batches")
-        self.checkpoints.forget_after(anchor)
+        self.observer.log(f"step {step}: rolling back to step {jump.step}, passing over {jump.batches} batches")
+        self.checkpoints.forget_after(jump.step)
         guard.jumps = jumps
 
     def _go_back(self, at_most: int | None = None) -> bool:

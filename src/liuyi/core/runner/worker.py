@@ -64,8 +64,6 @@ class Worker:
         self._server: ForkServer | None = None
         self._resources = ExitStack()
         self._cancelled = False
-        self._died = False
-        """Whether the last step process ended without having been able to say why."""
         signal.signal(signal.SIGTERM, self._cancel)
 
     def _cancel(self, number: int, frame: object) -> None:
@@ -186,16 +184,19 @@ class Worker:
     def _run_processes(self, order: StepOrder, step: RecipeStep, position: int, ahead: tuple[RecipeStep, ...]) -> bool:
         """As `_run_process`, and once more whenever the process of a step that can go on from there has died."""
         restarts = Restarts(self._home.work_dir(order.key))
-        while True:
-            try:
-                return self._run_process(order, step, position, ahead)
-            except StepError as error:
-                if self._cancelled or not (step.step.starts_again and self._died) or not restarts.again():
-                    raise
-                self._events.emit("log", step=step.name, text=f"{error.message}: starting it again")
+        while isinstance(death := self._run_process(order, step, position, ahead), LiuyiError):
+            if not (step.step.starts_again and isinstance(death, StepError) and restarts.again()):
+                raise death
+            self._events.emit("log", step=step.name, text=f"{death.message}: starting it again")
+        return death
 
-    def _run_process(self, order: StepOrder, step: RecipeStep, position: int, ahead: tuple[RecipeStep, ...]) -> bool:
-        """Have a process do the step; False if it turned out that another one does it or has done it."""
+    def _run_process(
+        self, order: StepOrder, step: RecipeStep, position: int, ahead: tuple[RecipeStep, ...]
+    ) -> bool | LiuyiError:
+        """Have a process do the step; False if it turned out that another one does it or has done it.
+
+        Raises what the process says that it met. Of one that ended without a word, the error that tells so is given.
+        """
         self._ledger.put_step(self._run.id, step.name, key=order.key, status="running", error="", seconds=None)
         self._tell(step, position, "running")
         if self._server is None:
@@ -214,12 +215,11 @@ class Worker:
                     os.killpg(pid, signal.SIGKILL)
         if ended.status == CANCELLED or self._cancelled:
             raise Cancelled("the run was cancelled")
-        self._died = ended.status < 0 or ended.status == START_AGAIN
         if ended.status < 0:
             out_of_memory = ended.status == -signal.SIGKILL and oom_kills() > kills
-            raise killed_error(-ended.status, out_of_memory=out_of_memory, log=order.log)
+            return killed_error(-ended.status, out_of_memory=out_of_memory, log=order.log)
         if ended.status == START_AGAIN:
-            raise StepError("the step's process stood still and was ended", hint=f"the stacks are in {order.log}")
+            return StepError("the step's process stood still and was ended", hint=f"the stacks are in {order.log}")
         if ended.status not in (DONE, BUSY):
             raise unpack(ended.error) if ended.error else StepError("the process failed", hint=f"see {order.log}")
         return ended.status == DONE
