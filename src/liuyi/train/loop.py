@@ -316,7 +316,7 @@ class Trainer(Generic[M, B]):
         place = self.world.rank % (self.world.size // self.world.layout.replicate)
         # A float64 has no room for all 64 bits.
         halves = divmod(self.checksum % 2**64, 2**32)
-        return all(self.world.gather(float(half))[place] == half for half in halves)
+        return [self.world.gather(float(half))[place] for half in halves] == list(halves)
 
     def _recover(self, found: Corrupted) -> None:
         """Go back to the newest sound checkpoint; the steps from there are taken again."""
