@@ -65,7 +65,10 @@ class SparseMLP(nn.Module):
         order = experts.flatten().argsort(stable=True)
         tokens = order // self.chosen
         pieces = torch.split(flat.index_select(0, tokens), counts.tolist())
-        outputs = [expert(piece) for expert, piece in zip(self.experts, pieces, strict=True) if len(piece)]
+        # In training an expert without tokens takes part too: its gradient is zero rather than none, since other
+        # micro-batches, and other processes, may have tokens for it.
+        idle = torch.is_grad_enabled()
+        outputs = [expert(piece) for expert, piece in zip(self.experts, pieces, strict=True) if idle or len(piece)]
         mixed = torch.cat(outputs) * weights.flatten()[order, None]
         return torch.zeros_like(flat).index_add(0, tokens, mixed).view_as(x)
 
