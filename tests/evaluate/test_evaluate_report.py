@@ -18,10 +18,10 @@ from liuyi.core.effect import Bars, Comparison, Curves, Effect, Sample, Samples,
 from liuyi.core.errors import DataError
 from liuyi.evaluate import figures
 from liuyi.evaluate.report import build_report, page, print_report, read_report
-from liuyi.evaluate.report.gather import thinned
 from liuyi.evaluate.report.svg import bar_rows, curves_chart, forest_rows, ticks
 from liuyi.evaluate.report.terminal import spark
 from liuyi.evaluate.stats import compare
+from liuyi.train.curves import thinned
 
 EVIL = "<script>alert('x')</script>&\"'><img src=http://evil.example/x onerror=alert(1)> {{ 7*7 }} 中文"
 
@@ -177,7 +177,7 @@ def test_training_curves_of_checkpoints(publish, published) -> None:
     curve = sections[0].effect.blocks[0].series[0]
     assert len(curve.x) <= 400
     assert np.interp(500, curve.x, curve.y) == pytest.approx(3.0, abs=0.02)
-    assert sections[1].effect.blocks[-1].title == "Loss"
+    assert [block.title for block in sections[1].effect.blocks][-2:] == ["Loss", "Learning rate"]
 
 
 def test_thinning_keeps_the_mean() -> None:

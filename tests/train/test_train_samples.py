@@ -16,9 +16,10 @@ from train_support import EOS, VOCAB, Listener, tiny_model
 from liuyi.core.errors import DataError
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.curves import SAMPLES_FILE, read_samples
 from liuyi.train.loop import LOG_FILE
 from liuyi.train.params import SamplesParams
-from liuyi.train.samples import SAMPLES_FILE, Prompt, Samples, complete, read_samples
+from liuyi.train.samples import Prompt, Samples, complete
 
 
 def likeliest(model: Decoder, prompt: list[int], max_tokens: int, stop: int | None = None) -> list[int]:

@@ -76,6 +76,15 @@ class Series(_Part):
     high: tuple[float, ...] = ()
     dots: bool = False
     """Points by themselves in place of a line through them."""
+    faint: bool = False
+    """Behind the others, which stand for it."""
+
+
+class Mark(_Part):
+    """Something that happened at one place of the x axis."""
+
+    x: float
+    name: str
 
 
 class Curves(_Part):
@@ -84,6 +93,7 @@ class Curves(_Part):
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+    marks: tuple[Mark, ...] = ()
     note: str = ""
 
 

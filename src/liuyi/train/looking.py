@@ -9,11 +9,12 @@ from typing import Any
 
 from liuyi.core.step import Context
 from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.curves import SAMPLES_FILE
 from liuyi.train.export import Exporter, External
 from liuyi.train.export_tools import TOOLS
 from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.params import LoopParams, SamplesParams
-from liuyi.train.samples import SAMPLES_FILE, Prompt, Samples
+from liuyi.train.samples import Prompt, Samples
 
 
 def let_export(trainer: Trainer[Any, Any], ctx: Context, params: LoopParams) -> None:

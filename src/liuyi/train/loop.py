@@ -247,7 +247,7 @@ class Trainer(Generic[M, B]):
                 self.prepare()
                 if self.world.leads:
                     self.log_path.write_bytes(b"")
-                self.checksum = checksum(self._tensors())
+                self.checksum = checksum(self.optimiser.tensors())
                 self._save(must=True)
             saved = time.monotonic()
             self.meter.begin()
@@ -334,11 +334,6 @@ class Trainer(Generic[M, B]):
         if not self._go_back():
             raise StepError("no sound checkpoint is left to go back to")
 
-    def _tensors(self) -> Iterator[Tensor]:
-        """What this process holds of weights and optimiser state."""
-        yield from map(local, self.optimiser.parameters.values())
-        yield from map(local, self.optimiser.state().values())
-
     def _take_step(self) -> float:
         """Do one step, or skip it, or roll back; the mean loss that was seen."""
         started, waited_s = time.perf_counter(), self.world.waited_s
@@ -347,10 +342,16 @@ class Trainer(Generic[M, B]):
         loss, count, metrics = self._accumulate(index)
         if not count:
             raise DataError(f"batch {index} has no token to learn from", hint="look at how its rows were made")
-        grad_norm = self._clip(count)
+        grad_norm, grad_scale = self._measure_gradient(count)
         decision, reason = self.guard.judge(self.step, loss, grad_norm)
-        unchanged = checksum(self._tensors()) == self.checksum
+        if decision == "step":
+            # Found out while it is stepped, which costs no reading of its own: what it became is thrown away.
+            before, after = self.optimiser.step(factor, grad_scale)
+        else:
+            before = after = checksum(self.optimiser.tensors())
+        unchanged = before == self.checksum
         self._all_sound(unchanged, f"weights or optimiser state changed by themselves before step {self.step}")
+        self.checksum = after
         row: dict[str, Any] = {
             "step": self.step,
             "batch": index,
@@ -360,8 +361,6 @@ class Trainer(Generic[M, B]):
             **metrics,
         }
         if decision == "step":
-            self.optimiser.step(factor)
-            self.checksum = checksum(self._tensors())
             self.tokens += count
             self._learnt += count
         else:
@@ -380,7 +379,7 @@ class Trainer(Generic[M, B]):
             self.stopped = self.monitor.after_step(self.model, self.step)
             if self.world.any(bool(self.stopped)):
                 self._all_sound(bool(self.stopped), f"after step {self.step} some ranks would stop and others go on")
-                self.checksum = checksum(self._tensors())
+                self.checksum = checksum(self.optimiser.tensors())
                 self.observer.log(f"stopped after step {self.step}: {self.stopped}")
         return loss
 
@@ -410,15 +409,12 @@ class Trainer(Generic[M, B]):
         means = {name: value / max(count, 1) for name, value in zip(sums, values, strict=True)}
         return total / max(count, 1), count, means
 
-    def _clip(self, count: int) -> float:
-        """Turn summed gradients into those of the mean, no longer than `clip_norm`; the norm before clipping."""
+    def _measure_gradient(self, count: int) -> tuple[float, float]:
+        """The norm of the mean's gradient, and what turns the summed one into it, no longer than `clip_norm`."""
         sum_gradients(self.optimiser.parameters.values(), self.world)
         grads = [p.grad for p in self.optimiser.parameters.values() if p.grad is not None]
         norm = gradient_norm(grads, self.world) / count
-        scale = min(1.0, self.config.clip_norm / max(norm, 1e-12)) / count
-        if math.isfinite(norm):
-            torch._foreach_mul_([local(grad) for grad in grads], scale)
-        return norm
+        return norm, min(1.0, self.config.clip_norm / max(norm, 1e-12)) / count
 
     def _look_for_stragglers(self, computed_s: float) -> None:
         """Report, now and then, how long each rank computes at a step compared with the others."""
@@ -456,8 +452,8 @@ class Trainer(Generic[M, B]):
         while found := self.checkpoints.load(at_most):
             self._restore(found)
             if not found.same_layout:
-                self.checksum = checksum(self._tensors())
-            if not self.world.any(checksum(self._tensors()) != self.checksum):
+                self.checksum = checksum(self.optimiser.tensors())
+            if not self.world.any(checksum(self.optimiser.tensors()) != self.checksum):
                 return True
             self.observer.log(f"the checkpoint of step {found.step} was corrupt before it was written: passing over it")
             self.checkpoints.forget(found)

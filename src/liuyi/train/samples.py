@@ -25,10 +25,10 @@ from liuyi.model.chat import encode_chat
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.curves import SAMPLES_FILE, read_samples
 from liuyi.train.params import SamplesParams
 from liuyi.train.world import World
 
-SAMPLES_FILE = "samples.jsonl"
 DRAWN = 3
 """Prompts that are taken from the data where none are given."""
 LOGGED = 160
@@ -117,14 +117,6 @@ class Samples:
             draft = path.with_suffix(".tmp")
             draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
             draft.rename(path)
-
-
-def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `samples.jsonl`; none where there is no such file."""
-    path = folder / SAMPLES_FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _short(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
@@ -11,14 +9,13 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from liuyi.core.artifact import Artifact
-from liuyi.core.effect import Block, Comparison, Curves, Effect, Series, Stage
+from liuyi.core.effect import Block, Comparison, Effect, Stage
 from liuyi.core.errors import DataError
 from liuyi.evaluate.figures import number
+from liuyi.train.curves import read_log, training_curves
 
 REPORT = "report.json"
 STAGES: tuple[Stage, ...] = get_args(Stage)
-TRAINING_LOG = "training.jsonl"
-_MOST_POINTS = 400
 _STAGE_OF_ROOM: dict[str, Stage] = {
     "data": "data",
     "pretrain": "pretraining",
@@ -26,14 +23,6 @@ _STAGE_OF_ROOM: dict[str, Stage] = {
     "align": "alignment",
     "infer": "inference",
     "apply": "application",
-}
-_CURVES = {
-    "loss": "Loss",
-    "chosen_logprob": "Log-probability of chosen answers",
-    "rejected_logprob": "Log-probability of rejected answers",
-    "reward": "Reward",
-    "kl": "KL divergence from the reference",
-    "entropy": "Entropy",
 }
 
 
@@ -110,7 +99,7 @@ def _effect(artifact: Artifact) -> Effect | None:
         raise DataError(
             f"its effect cannot be read: {error}", where=f"{artifact.kind} {artifact.digest[:12]}"
         ) from error
-    curves = training_curves(artifact.path)
+    curves = training_curves(read_log(artifact.path))
     if not curves:
         return effect
     if effect is not None:
@@ -121,36 +110,6 @@ def _effect(artifact: Artifact) -> Effect | None:
     stage = _STAGE_OF_ROOM.get(artifact.manifest.step.partition(".")[0])
     if stage is None:
         return None
-    losses = curves[0].series[0]
+    losses = curves[0].series[-1]
     summary = f"{number(losses.x[-1])} steps: {curves[0].title.lower()} {number(losses.y[0])} → {number(losses.y[-1])}."
     return Effect(stage=stage, title="Training", summary=summary, blocks=tuple(curves))
-
-
-def training_curves(folder: Path) -> list[Curves]:
-    """The curves of `training.jsonl`: a line a training step; empty where there is none or it has no known figure."""
-    path = folder / TRAINING_LOG
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    curves = []
-    for name, title in _CURVES.items():
-        points = [
-            (float(row["step"]), float(row[name]))
-            for row in rows
-            if isinstance(row.get(name), int | float) and math.isfinite(row[name])
-        ]
-        if len(points) > 1:
-            x, y = zip(*thinned(points), strict=True)
-            curves.append(
-                Curves(title=title, x_label="training step", y_label=name, series=(Series(name=name, x=x, y=y),))
-            )
-    return curves
-
-
-def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most 400 points: the mean of each stretch, so that noise is smoothed and no stretch is skipped."""
-    size = -(-len(points) // _MOST_POINTS)
-    if size == 1:
-        return points
-    parts = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from liuyi.core.effect import Bars, Comparison, Curves
+from liuyi.core.effect import Bars, Comparison, Curves, Series
 from liuyi.core.svg import element, percent, strip, tick, ticks
 from liuyi.evaluate.figures import is_margin_test, number, show
 from liuyi.evaluate.stats import is_proven
@@ -93,17 +93,27 @@ def curves_chart(curves: Curves) -> Markup:
         if band:
             path = " ".join(f"{across(x)},{down(y)}" for x, y in band)
             parts.append(element("polygon", css=f"band c{index % COLOURS}", points=path))
+    for mark in curves.marks:
+        if x_low <= mark.x <= x_high:
+            at, title = across(mark.x), element("title", f"{mark.name} at {tick(mark.x)}")
+            parts.append(element("line", title, css="event", x1=at, x2=at, y1=_TOP, y2=bottom))
     for index, (name, line) in enumerate(series):
         if curves.series[index].dots:
             parts += [element("circle", css=f"dot c{index % COLOURS}", cx=across(x), cy=down(y), r=3) for x, y in line]
             continue
         path = " ".join(f"{across(x)},{down(y)}" for x, y in line)
-        parts.append(element("polyline", element("title", name), css=f"line c{index % COLOURS}", points=path))
+        parts.append(
+            element("polyline", element("title", name), css=_line_css(curves.series[index], index), points=path)
+        )
     middle = (_LEFT + right) / 2
     parts.append(element("text", curves.x_label, css="axis", x=middle, y=_HEIGHT - 6, text_anchor="middle"))
     label = f"{curves.title}: {curves.y_label} over {curves.x_label}"
     box = f"0 0 {_WIDTH} {_HEIGHT}"
     return element("svg", *parts, css="chart", viewBox=box, role="img", aria_label=label)
+
+
+def _line_css(series: Series, index: int) -> str:
+    return f"line c{index % COLOURS}{' faint' if series.faint else ''}"
 
 
 def _interval(low: float, delta: float, high: float, start: float, end: float, comparison: Comparison) -> list[Markup]:

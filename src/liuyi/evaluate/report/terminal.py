@@ -144,7 +144,7 @@ def _sparks(curves: Curves) -> RenderableType:
     lines = [Text(curves.title)]
     for series in curves.series:
         values = [y for y in series.y if math.isfinite(y)]
-        if values and not series.dots:
+        if values and not (series.dots or series.faint):
             ends = f"{figures.number(values[0])} → {figures.number(values[-1])}"
             lines.append(Text.assemble(("  " + spark(values), "cyan"), f"  {series.name} {ends}"))
     return Text("\n").join(lines)
