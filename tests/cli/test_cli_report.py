@@ -122,3 +122,55 @@ def test_an_artifact_without_an_effect(home: Home) -> None:
     result = report(home, made.digest)
     assert result.exit_code == 1
     assert "has no effect to show" in result.output
+
+
+def training(home: Home, status: str, *, key: str = "f" * 64) -> str:
+    """A run with a training of 60 steps in its workdir, of which step 20 was skipped, that started again at 40."""
+    run = home.ledger.create_run(recipe="mine", text="", source="", overrides=[], seed=1)
+    home.ledger.put_step(run, "sft", step="finetune.sft", key=key, status=status, position=0, error="it is cold")
+    rows = [{"step": n, "batch": n, "loss": 5 - n / 20, "lr": 0.1, "grad_norm": 1.0} for n in range(60)]
+    rows[20] |= {"loss": None, "skipped": "non-finite"}
+    log = "".join(json.dumps(row) + "\n" for row in rows)
+    (home.work_dir(key) / "training.jsonl").write_text(log + '{"step": 60, "ba')
+    said = {"step": 30, "prompt": "When?", "text": "At <b>seven</b>.", "ended": True}
+    (home.work_dir(key) / "samples.jsonl").write_text(json.dumps(said) + "\n")
+    speeds = [("tok_s", step, 900.0 + step) for step in (10, 30, 50)]
+    home.ledger.add_metrics(run, "sft", [*speeds, ("bf16_mfu", 10, 0.6), ("bf16_mfu", 50, 0.7), ("resumed", 40, 1.0)])
+    return run
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_training_that_is_not_done_shows_its_curves(home: Home, status: str) -> None:
+    run = training(home, status)
+    result = report(home, run, "--details")
+    assert result.exit_code == 0, result.output
+    assert "60 steps so far: loss 5 → 2.05. it is cold" in result.output
+    page = (home.run_dir(run) / "report.html").read_text()
+    for title in ("Loss", "Learning rate", "Tokens a second", "Fraction of the machine&#39;s bf16 GEMM peak", "When?"):
+        assert title in page, title
+    assert "marked: skipped: non-finite × 1, restarted × 1" in page
+    assert "<title>restarted at 40</title>" in page
+    assert "At &lt;b&gt;seven&lt;/b&gt;." in page
+
+
+def test_speeds_come_from_the_ledger(home: Home) -> None:
+    """They are no part of the artifact, which a killed run and an undisturbed one make alike."""
+    run = training(home, "done")
+    made = publish(home, "checkpoint", "The training")
+    home.ledger.record_execution(
+        key="f" * 64,
+        step="finetune.sft",
+        version=1,
+        params={},
+        seed=1,
+        device="cpu",
+        inputs=[],
+        outputs={"checkpoint": made.digest},
+        seconds=1,
+        run_id=run,
+    )
+    for ref in (run, made.digest):
+        (section,) = json.loads(report(home, ref, "--json").stdout)["sections"]
+        titles = [block["title"] for block in section["effect"]["blocks"]]
+        assert titles == ["Tokens a second", "Fraction of the machine's bf16 GEMM peak"]
+        assert section["effect"]["summary"].endswith("It started again once.")

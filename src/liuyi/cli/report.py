@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def command(ctx: click.Context, ref: str, output: Path | None, details: bool, in_browser: bool, as_json: bool) -> None:
     """Show the effect report of RUN, by default the last one, or the effect of the artifact REF.
 
-    A run that has not come to its report yet shows the effects that are there.
+    A run that has not come to its report yet shows the effects that are there, and the curves of trainings that are
+    still going on, were cancelled or failed.
     """
     from liuyi.evaluate.report import print_report
 
@@ -48,6 +49,7 @@ def command(ctx: click.Context, ref: str, output: Path | None, details: bool, in
 
 def _found(place: Home, ref: str) -> tuple[Report, Path | None]:
     """The report that `ref` means, and where its page is or belongs."""
+    from liuyi.cli.trainings import unfinished, with_speeds
     from liuyi.cli.watch import report_of
     from liuyi.core.errors import LedgerError
     from liuyi.core.refs import resolve_artifact
@@ -61,14 +63,21 @@ def _found(place: Home, ref: str) -> tuple[Report, Path | None]:
         artifact = place.store.open(resolve_artifact(place, ref))
         if artifact.kind == "report":
             return read_report(artifact.path), artifact.file("report.html")
-        return _demand(build_report([artifact], title=f"{artifact.kind} {short(artifact.digest)}"), ref), None
+        report = _demand(build_report([artifact], title=f"{artifact.kind} {short(artifact.digest)}"), ref)
+        return with_speeds(place, report), None
     made = report_of(place, run)
     if made is not None:
-        return read_report(made.path), made.file("report.html")
-    report = _demand(build_report(_outputs(place, run.id), title=run.recipe), f"run {run.id}")
+        report = read_report(made.path)
+        clocked = with_speeds(place, report)
+        if clocked == report:
+            return report, made.file("report.html")
+    else:
+        built = build_report(_outputs(place, run.id), title=run.recipe)
+        built = built.model_copy(update={"sections": (*built.sections, *unfinished(place, run.id))})
+        clocked = with_speeds(place, _demand(built, f"run {run.id}"))
     page = place.run_dir(run.id) / "report.html"
     page.unlink(missing_ok=True)
-    return report, page
+    return clocked, page
 
 
 def _outputs(place: Home, run_id: str) -> list[Artifact]:

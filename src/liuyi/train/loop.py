@@ -30,6 +30,7 @@ from liuyi.core.errors import DataError, LiuyiError, StepError
 from liuyi.train.batches import Batch
 from liuyi.train.checkpoint import Checkpoints, Snapshot
 from liuyi.train.corruption import Corrupted, agree, checksum
+from liuyi.train.curves import LOG_FILE as LOG_FILE
 from liuyi.train.guards import Guard, GuardConfig, Jump, Reason
 from liuyi.train.inject import Injector, parse_faults
 from liuyi.train.meter import Meter
@@ -47,7 +48,6 @@ from liuyi.train.stored import Stored
 from liuyi.train.watchdog import Watchdog
 from liuyi.train.world import World
 
-LOG_FILE = "training.jsonl"
 CHECKPOINTS = "checkpoints"
 MAX_RECOVERIES = 3
 """Corruptions in a row, without a step between them, after which the machine is not trusted."""

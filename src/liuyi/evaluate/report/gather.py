@@ -16,7 +16,7 @@ from liuyi.train.curves import read_log, training_curves
 
 REPORT = "report.json"
 STAGES: tuple[Stage, ...] = get_args(Stage)
-_STAGE_OF_ROOM: dict[str, Stage] = {
+STAGE_OF_ROOM: dict[str, Stage] = {
     "data": "data",
     "pretrain": "pretraining",
     "finetune": "fine-tuning",
@@ -107,7 +107,7 @@ def _effect(artifact: Artifact) -> Effect | None:
         return effect.model_copy(
             update={"blocks": (*effect.blocks, *(curve for curve in curves if curve.title not in known))}
         )
-    stage = _STAGE_OF_ROOM.get(artifact.manifest.step.partition(".")[0])
+    stage = STAGE_OF_ROOM.get(artifact.manifest.step.partition(".")[0])
     if stage is None:
         return None
     losses = curves[0].series[-1]
