@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from parallel_models import divisible_model
 from torch import Tensor
@@ -91,8 +90,8 @@ class Trained:
 def a_model(run: Run) -> Decoder:
     model = divisible_model(run.shape) if run.shape else tiny_model(run.seed)
     if run.experts:
-        config = replace(model.config, family="qwen3_moe", num_experts=4, num_experts_per_tok=1)
-        model = Decoder(replace(config, moe_intermediate_size=16, router_aux_loss_coef=0.0))
+        experts = {"num_experts": 8, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "router_aux_loss_coef": 0.0}
+        model = Decoder(replace(model.config, family="qwen3_moe", **experts))  # type: ignore[arg-type]
         init_weights(model, run.seed)
     if run.lora:
         add_lora(model, LoraConfig(rank=4, dora=True), seed=3)

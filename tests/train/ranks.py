@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 120.0
-PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "liuyi.train.loop", "liuyi.train.world"]
+PRELOADED = [
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "liuyi.train.loop",
+    "liuyi.train.parallel.apply",
+    "liuyi.train.parallel.gather",
+    "pandas",
+    "pytest",
+]
 
 
 class RankFailed(AssertionError):

@@ -7,13 +7,13 @@ the bits that one process gets by rounding them itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from liuyi.model.decoder import Block
 from liuyi.train.world import World
@@ -58,40 +58,23 @@ def hold_gradients(model: nn.Module, hold: bool) -> None:
         model.set_requires_gradient_sync(not hold)
 
 
-class _Buffers:
+class _TimedAllGather(DefaultAllGather):
+    """Brings shards together, and has the world count how long this process waited for the others."""
+
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-
-class _TimedAllGather(_Buffers, AllGather):
-    """Brings shards together, and has the world count how long this process waited for the others."""
-
-    def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
-    ) -> dist.Work | None:
+    def __call__(self, *args: Any, **kwargs: Any) -> dist.Work | None:
         with self.world.waiting():
-            work: dist.Work | None = dist.all_gather_into_tensor(
-                output_tensor, input_tensor, group=group, async_op=async_op
-            )
-        return work
+            return super().__call__(*args, **kwargs)
 
 
-class _TimedReduceScatter(_Buffers, ReduceScatter):
+class _TimedReduceScatter(DefaultReduceScatter):
     """Sums gradients into shards, timed likewise."""
 
-    def __call__(
-        self,
-        output_tensor: Tensor,
-        input_tensor: Tensor,
-        group: dist.ProcessGroup,
-        op: dist.ReduceOp | dist.ReduceOp.RedOpType,
-        async_op: bool = False,
-    ) -> dist.Work | None:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dist.Work:
         with self.world.waiting():
-            work: dist.Work | None = dist.reduce_scatter_tensor(
-                output_tensor, input_tensor, op=op, group=group, async_op=async_op
-            )
-        return work
+            return super().__call__(*args, **kwargs)
