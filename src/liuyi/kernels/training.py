@@ -27,8 +27,7 @@ class AdamWSettings(Structure):
     """As in `native/training.h`."""
 
     _fields_ = tuple(
-        (name, c_float)
-        for name in ("lr", "beta1", "beta2", "eps", "decay", "correction1", "correction2", "grad_scale")
+        (name, c_float) for name in ("lr", "beta1", "beta2", "eps", "decay", "correction1", "correction2", "grad_scale")
     )
 
 
@@ -74,9 +73,7 @@ class TrainingKernels:
         self.has_amx = bool(functions.liuyi_training_has_amx())
         pointer, size, count, number = c_void_p, c_int, c_int64, c_float
         self._norm = self._declare(library, "norm", *(pointer,) * 3, number, count, size, *(pointer,) * 3)
-        self._norm_backward = self._declare(
-            library, "norm_backward", *(pointer,) * 5, count, size, *(pointer,) * 4
-        )
+        self._norm_backward = self._declare(library, "norm_backward", *(pointer,) * 5, count, size, *(pointer,) * 4)
         self._swiglu = self._declare(library, "swiglu", pointer, pointer, count, pointer)
         self._swiglu_backward = self._declare(library, "swiglu_backward", *(pointer,) * 3, count, pointer, pointer)
         self._turn = self._declare(library, "turn", *(pointer,) * 3, count, size, size, count, number, pointer)
@@ -85,9 +82,7 @@ class TrainingKernels:
             library, "adamw", POINTER(AdamWSettings), pointer, count, *(pointer,) * 4, POINTER(Sums)
         )
         self._attention = self._declare(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
-        self._attention_backward = self._declare(
-            library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10
-        )
+        self._attention_backward = self._declare(library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10)
 
     @staticmethod
     def _declare(library: Library, name: str, *arguments: Any) -> Any:
@@ -96,7 +91,14 @@ class TrainingKernels:
         return function
 
     def norm(
-        self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, total: Tensor | None, out: Tensor, scale: Tensor
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        weight: Tensor,
+        eps: float,
+        total: Tensor | None,
+        out: Tensor,
+        scale: Tensor,
     ) -> None:
         """total = x + delta; out = total / √(mean(total²) + eps) · weight, of which scale [rows] is the first part."""
         size = x.shape[-1]

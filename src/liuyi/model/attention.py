@@ -1,8 +1,8 @@
 """Causal attention over rows that hold one document or several.
 
-`attention_reference` is the formula. `attention` is what the decoder uses: PyTorch's fused kernel where every token
-sees all before it, and `tiled_attention` on the CPU where documents are packed or the window slides, since the fused
-kernel would compute what the mask then hides.
+`attention_reference` is the formula. `attention` is what the decoder uses: in training on a CPU with a matrix unit our
+own kernel; else PyTorch's fused one where every token sees all before it, and `tiled_attention` on the CPU where
+documents are packed or the window slides, since the fused kernel would compute what the mask then hides.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from liuyi.kernels.training import FlashShape, TrainingKernels
+from liuyi.model.fused import native_for
 
 TILE_QUERIES = 64
 TILE_SCORES = 1 << 18
@@ -36,6 +40,8 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Ten
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | None = None) -> Tensor:
     """Causal self-attention under a mask; shapes as in `attention_reference`."""
     mixed: Tensor
+    if native := _native_for(q, k, v, mask):
+        return _NativeAttention.apply(q, k, v, mask, window, native)  # type: ignore[no-untyped-call, no-any-return]
     if mask.starts is None and mask.first == 0 and (window is None or window >= mask.seq):
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     elif q.device.type == "cpu":
@@ -44,6 +50,37 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | N
         visible = mask.visible(window)[:, None]
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
     return mixed
+
+
+def _native_for(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask) -> TrainingKernels | None:
+    """The native kernel where it does: whole rows of tokens that lie one after the other, each with its heads."""
+    if mask.first or q.shape[3] % 32:
+        return None
+    native = native_for(*(tensor.transpose(1, 2) for tensor in (q, k, v)), width=q.shape[3])
+    return native if native and native.has_amx else None
+
+
+class _NativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | None, native: TrainingKernels
+    ) -> Tensor:
+        batch, heads, seq, head_dim = q.shape
+        shape = FlashShape(batch, seq, heads, k.shape[1], head_dim, window or 0, head_dim**-0.5)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        mixed, lse = torch.empty_like(q), q.new_empty(batch, heads, seq, dtype=torch.float32)
+        native.attention(shape, q, k, v, mask.starts, mixed, lse)
+        ctx.save_for_backward(q, k, v, mask.starts, mixed, lse)
+        ctx.shape, ctx.native = shape, native
+        return mixed.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        grads = tuple(torch.empty_like(tensor) for tensor in kept[:3])
+        ctx.native.attention_backward(ctx.shape, kept, grad.transpose(1, 2).contiguous(), grads)
+        return (*(one.transpose(1, 2) for one in grads), None, None, None)
 
 
 class KVCache(Protocol):

@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from liuyi.model.attention import CausalMask, KVCache, attention, segment_starts
 from liuyi.model.config import DecoderConfig
-from liuyi.model.fused import rms_norm, rotate
+from liuyi.model.fused import add_norm, norm_to, rotate, swiglu
 from liuyi.model.moe import SparseMLP, balance_loss
 from liuyi.model.rope import Rope
+from liuyi.model.working import in_dtype
 
 
 class Linear(nn.Linear):
@@ -35,13 +36,23 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, self.weight.to(x.dtype), bias)
+        return functional.linear(x, in_dtype(self.weight, x.dtype), bias)
 
     times = forward
 
     def widened(self) -> Tensor:
         """The matrix itself."""
         return self.weight
+
+
+def products(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """What several layers make of the same x; layers of a kind that can do this `together` are asked to."""
+    kind = type(layers[0])
+    together = getattr(kind, "together", None)
+    if together is None or any(type(layer) is not kind for layer in layers):
+        return tuple(layer(x) for layer in layers)
+    made: tuple[Tensor, ...] = together(layers, x)
+    return made
 
 
 class Embedding(nn.Module):
@@ -57,7 +68,7 @@ class Embedding(nn.Module):
 
     def times(self, x: Tensor) -> Tensor:
         """x·Wᵀ in the dtype of x: logits of hidden states."""
-        return functional.linear(x, self.weight.to(x.dtype))
+        return functional.linear(x, in_dtype(self.weight, x.dtype))
 
     def widened(self) -> Tensor:
         """The matrix itself."""
@@ -73,7 +84,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return rms_norm(x, self.weight, self.eps).to(dtype)
+        return norm_to(x, self.weight, self.eps, dtype)
+
+    def of_sum(self, x: Tensor, delta: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """x + delta in the dtype of x, and its norm."""
+        return add_norm(x, delta, self.weight, self.eps, dtype)
 
 
 class Attention(nn.Module):
@@ -94,9 +109,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: CausalMask, cache: KVCache | None) -> Tensor:
         batch, seq, _ = x.shape
-        q = self.q_proj(x).view(batch, seq, -1, self.head_dim)
-        k = self.k_proj(x).view(batch, seq, -1, self.head_dim)
-        v = self.v_proj(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
+        projected = products(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (each.view(batch, seq, -1, self.head_dim) for each in projected)
+        v = v.transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q, x.dtype), self.k_norm(k, x.dtype)
         q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope).transpose(1, 2)
@@ -117,7 +132,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x)))
+        gate, up = products(x, self.gate_proj, self.up_proj)
+        return torch.as_tensor(self.down_proj(swiglu(gate, up)))
 
 
 class Block(nn.Module):
@@ -137,8 +153,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], mask: CausalMask, cache: KVCache | None
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x, dtype), rope, mask, cache)
-        return torch.as_tensor(x + self.mlp(self.post_attention_layernorm(x, dtype)))
+        mixed = self.self_attn(self.input_layernorm(x, dtype), rope, mask, cache)
+        x, normed = self.post_attention_layernorm.of_sum(x, mixed, dtype)
+        return torch.as_tensor(x + self.mlp(normed))
 
 
 class Backbone(nn.Module):

@@ -1,6 +1,7 @@
-"""Norm and rotation as autograd functions of their own: few passes over memory, which is what they cost.
+"""Norm, rotation and SwiGLU as autograd functions of their own: few passes over memory, which is what they cost.
 
-Each has its formula beside it as a reference.
+Each has its formula beside it as a reference. In bfloat16 on a CPU they are native kernels, one pass each; `native_for`
+says where.
 """
 
 from __future__ import annotations
@@ -8,7 +9,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from liuyi.kernels.training import LANES, TrainingKernels, training_kernels
+
+
+def native_for(*activations: Tensor, width: int) -> TrainingKernels | None:
+    """The native kernels for training on these bfloat16 tensors whose rows are `width` wide; None where they do not do.
+
+    They do for plain tensors that lie in a CPU's memory row by row. What compiles or differentiates code sees formulas.
+    """
+    if torch.compiler.is_compiling() or width % LANES or not torch.is_grad_enabled():
+        return None
+    for tensor in activations:
+        plain = type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
+        if not plain or not tensor.is_contiguous():
+            return None
+    return training_kernels()
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -51,6 +70,105 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.view(shape), grad_weight, None
 
 
+def add_norm_reference(
+    x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """x + delta, and its norm in `dtype`."""
+    total = x + delta
+    return total, rms_norm_reference(total, weight, eps).to(dtype)
+
+
+def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`add_norm_reference`: what a layer adds to the residual stream x [..., size], and the norm that comes next."""
+    if dtype == torch.bfloat16 and _is_stream(x, weight) and (native := native_for(delta, width=x.shape[-1])):
+        return _NativeAddNorm.apply(x, delta, weight, eps, native)  # type: ignore[no-untyped-call, no-any-return]
+    total = x + delta
+    return total, rms_norm(total, weight, eps).to(dtype)
+
+
+def norm_to(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """`rms_norm` with its result in `dtype`."""
+    if dtype == torch.bfloat16 and _is_stream(x, weight) and (native := native_for(width=x.shape[-1])):
+        return _NativeNorm.apply(x, weight, eps, native)  # type: ignore[no-untyped-call, no-any-return]
+    return rms_norm(x, weight, eps).to(dtype)
+
+
+def _is_stream(x: Tensor, weight: Tensor) -> bool:
+    """Whether they are a float32 residual stream and its norm's weight, plain ones in a CPU's memory."""
+    plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter) and x.device.type == "cpu"
+    return plain and x.dtype == weight.dtype == torch.float32 and x.is_contiguous() and weight.is_contiguous()
+
+
+class _NativeNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, native: TrainingKernels) -> Tensor:
+        normed, scale = torch.empty_like(x, dtype=torch.bfloat16), x.new_empty(x.shape[:-1])
+        native.norm(x, None, weight, eps, None, normed, scale)
+        ctx.save_for_backward(x, weight, scale)
+        ctx.native = native
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+        ctx.native.norm_backward(grad.contiguous(), None, x, scale, weight, grad_x, None, grad_weight)
+        return grad_x, grad_weight, None, None
+
+
+class _NativeAddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, delta: Tensor, weight: Tensor, eps: float, native: TrainingKernels
+    ) -> tuple[Tensor, Tensor]:
+        total, normed, scale = torch.empty_like(x), torch.empty_like(delta), x.new_empty(x.shape[:-1])
+        native.norm(x, delta, weight, eps, total, normed, scale)
+        ctx.save_for_backward(total, weight, scale)
+        ctx.native = native
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, stream: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        total, weight, scale = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(total), torch.empty_like(weight)
+        grad_delta = torch.empty_like(total, dtype=torch.bfloat16)
+        stream, grad = stream.contiguous(), grad.contiguous()
+        ctx.native.norm_backward(grad, stream, total, scale, weight, grad_x, grad_delta, grad_weight)
+        return grad_x, grad_delta, grad_weight, None, None
+
+
+def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up (arXiv 2002.05202)."""
+    return functional.silu(gate) * up
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`swiglu_reference` in the dtype of both."""
+    if native := native_for(gate, up, width=gate.shape[-1]):
+        return _NativeSwiGLU.apply(gate, up, native)  # type: ignore[no-untyped-call, no-any-return]
+    return swiglu_reference(gate, up)
+
+
+class _NativeSwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, native: TrainingKernels) -> Tensor:
+        product = torch.empty_like(gate)
+        native.swiglu(gate, up, product)
+        ctx.save_for_backward(gate, up)
+        ctx.native = native
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        ctx.native.swiglu_backward(gate, up, grad.contiguous(), grad_gate, grad_up)
+        return grad_gate, grad_up, None
+
+
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x[i], x[i + head_dim/2]) of each head by their angles (arXiv 2104.09864)."""
     first, second = x.chunk(2, dim=-1)
@@ -59,6 +177,8 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotate_reference` for x [batch, seq, heads, head_dim] and cos, sin [batch or 1, seq, 1, head_dim / 2]."""
+    if native := native_for(x, width=x.shape[-1] // 2):
+        return _NativeRotate.apply(x, cos, sin, native)  # type: ignore[no-untyped-call, no-any-return]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if not torch.is_grad_enabled():
         return _turn(x, cos, sin, sign=1)
@@ -76,6 +196,25 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turn(grad, cos, sin, sign=-1), None, None
+
+
+class _NativeRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, native: TrainingKernels) -> Tensor:
+        cos, sin = cos.contiguous(), sin.contiguous()
+        ctx.save_for_backward(cos, sin)
+        ctx.native = native
+        turned = torch.empty_like(x)
+        native.turn(x, cos, sin, 1, turned)
+        return turned
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        turned = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        ctx.native.turn(grad.contiguous(), cos, sin, -1, turned)
+        return turned, None, None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:

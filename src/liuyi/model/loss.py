@@ -14,11 +14,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from liuyi.kernels.training import TrainingKernels
+from liuyi.model.fused import native_for
+from liuyi.model.working import in_dtype
+
 IGNORED = -100
 """The target of a token that is not learnt from."""
 
 CHUNK_LOGITS = 1 << 22
 """Logits held at a time, about: 16 MiB in float32."""
+NATIVE_CHUNK_LOGITS = 1 << 26
+"""As many for the native kernel, which keeps them in bfloat16 and turns them into their gradient: 128 MiB."""
 
 
 def linear_cross_entropy_reference(
@@ -50,9 +56,10 @@ def linear_cross_entropy(
         rows = learnt.nonzero().squeeze(1)
         hidden, targets = hidden.index_select(0, rows), targets[rows]
         token_weights = None if token_weights is None else token_weights[rows]
-    chunk_tokens = chunk_tokens or max(128, CHUNK_LOGITS // weight.shape[0])
+    native = native_for(hidden, width=weight.shape[0])
+    chunk_tokens = chunk_tokens or max(128, (NATIVE_CHUNK_LOGITS if native else CHUNK_LOGITS) // weight.shape[0])
     total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, token_weights, chunk_tokens
+        hidden, weight, targets, token_weights, chunk_tokens, native
     )
     return total
 
@@ -60,51 +67,79 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None, chunk_tokens: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_weights: Tensor | None,
+        chunk_tokens: int,
+        native: TrainingKernels | None,
     ) -> Tensor:
-        head = weight.to(hidden.dtype)
+        head = in_dtype(weight, hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
-        scratch = hidden.new_empty(min(chunk_tokens, hidden.shape[0]), weight.shape[0])
-        for begin in range(0, hidden.shape[0], chunk_tokens):
-            rows = slice(begin, begin + chunk_tokens)
-            part, wanted = hidden[rows], targets[rows, None]
-            logits = torch.mm(part, head.T, out=scratch[: part.shape[0]]).float()
-            logprobs = torch._log_softmax(logits, -1, False, out=logits)
-            losses = logprobs.gather(1, wanted)
-            scale = None if token_weights is None else token_weights[rows, None].to(losses.dtype)
-            total -= (losses if scale is None else losses * scale).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            # d loss / d logits = softmax − one-hot, made where the logits were.
-            grad_logits = logprobs.exp_()
-            grad_logits.scatter_add_(1, wanted, torch.full_like(losses, -1.0))
-            if scale is not None:
-                grad_logits.mul_(scale)
-            grad_logits = grad_logits.to(hidden.dtype)
+        chunks = -(-hidden.shape[0] // chunk_tokens)
+        rows_each = -(-hidden.shape[0] // max(chunks, 1))
+        scratch = hidden.new_empty(rows_each, weight.shape[0])
+        for begin in range(0, hidden.shape[0], max(rows_each, 1)):
+            rows = slice(begin, begin + rows_each)
+            part = hidden[rows]
+            logits = torch.mm(part, head.T, out=scratch[: part.shape[0]])
+            losses, grad_logits = _losses_and_gradient(
+                logits, targets[rows], None if token_weights is None else token_weights[rows], native
+            )
+            total += losses.sum()
             if grad_hidden is not None:
                 torch.mm(grad_logits, head, out=grad_hidden[rows])
-            if grad_weight is None:
+            if not ctx.needs_input_grad[1]:
                 continue
-            if grad_weight.dtype == part.dtype:
-                grad_weight.addmm_(grad_logits.T, part)
+            product = grad_logits.T @ part
+            if chunks == 1:
+                grad_weight = product
+            elif grad_weight is None:
+                grad_weight = product.to(weight.dtype)
             else:
-                grad_weight.add_(grad_logits.T @ part)
+                grad_weight.add_(product)
+        if ctx.needs_input_grad[1] and grad_weight is None:
+            grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * grad.to(grad_weight.dtype),
-            None,
-            None,
-            None,
-        )
+        # Most often the loss is what is differentiated, and the gradient of a head is not worth a pass for nothing.
+        if grad.device.type != "cpu" or grad.item() != 1.0:
+            grad_hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
+            grad_weight = None if grad_weight is None else grad_weight.to(ctx.weight_dtype) * grad.to(ctx.weight_dtype)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(ctx.weight_dtype), None, None, None, None
+
+
+def _losses_and_gradient(
+    logits: Tensor, targets: Tensor, token_weights: Tensor | None, native: TrainingKernels | None
+) -> tuple[Tensor, Tensor]:
+    """Each token's loss [tokens], and the gradient of logits [tokens, vocab] in their dtype; perhaps in their place."""
+    if native:
+        if not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+            raise IndexError(f"a target is beyond the vocabulary of {logits.shape[1]}")
+        losses = torch.empty(logits.shape[0])
+        weights = None if token_weights is None else token_weights.float().contiguous()
+        native.cross_entropy(logits, targets.contiguous(), weights, losses)
+        return losses, logits
+    wanted = targets[:, None]
+    wide = logits.float()
+    logprobs = torch._log_softmax(wide, -1, False, out=wide)
+    losses = -logprobs.gather(1, wanted)
+    # d loss / d logits = softmax − one-hot, made where the logits were.
+    gradient = logprobs.exp_()
+    gradient.scatter_add_(1, wanted, torch.full_like(losses, -1.0))
+    if token_weights is not None:
+        scale = token_weights[:, None].to(losses.dtype)
+        losses, gradient = losses * scale, gradient.mul_(scale)
+    return losses, gradient.to(logits.dtype)
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int | None = None) -> Tensor:

@@ -34,6 +34,11 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     return int(torch.stack([one.cpu() for one in sums]).sum()) if sums else 0
 
 
+def in_64_bits(total: int) -> int:
+    """A sum of checksums as one."""
+    return (total + 2**63) % 2**64 - 2**63
+
+
 def agree(first: float, second: float, *, exactly: bool) -> bool:
     """Whether two results of one step are the same: to the bit, or to 2 % on devices that sum in no fixed order."""
     if not (math.isfinite(first) and math.isfinite(second)):

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,13 +33,14 @@ from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.curves import LOG_FILE as LOG_FILE
 from liuyi.train.guards import Guard, GuardConfig, Jump, Reason
 from liuyi.train.inject import Injector, parse_faults
+from liuyi.train.memory import keeping_freed_memory
 from liuyi.train.meter import Meter
 from liuyi.train.onlookers import Onlooker, looking_on
 from liuyi.train.optim import Optimiser
 from liuyi.train.parallel.gradients import gradient_norm, local, sum_gradients
 from liuyi.train.parallel.shard import hold_gradients
 from liuyi.train.parallel.stragglers import Stragglers
-from liuyi.train.params import LoopParams
+from liuyi.train.params import KeepParams, LoopParams
 from liuyi.train.remote import RemoteCheckpoints
 from liuyi.train.retention import Retention
 from liuyi.train.rng import load_rng_state, rng_state
@@ -139,12 +140,13 @@ class LoopConfig:
     @classmethod
     def of(cls, params: LoopParams, steps: int) -> LoopConfig:
         """What a step's parameters say of the loop."""
+        keep = params if isinstance(params, KeepParams) else None
         return cls(
             steps,
             clip_norm=params.clip_norm,
             checkpoint_every_s=params.checkpoint_every_s,
-            retention=Retention(params.keep_checkpoints, params.keep_every_steps),
-            checkpoint_url=params.checkpoint_url,
+            retention=Retention(keep.keep_checkpoints, keep.keep_every_steps) if keep else Retention(),
+            checkpoint_url=keep.checkpoint_url if keep else "",
             hang_timeout_s=params.hang_timeout_s,
             verify_every=params.verify_every,
             inject=params.inject,
@@ -239,7 +241,7 @@ class Trainer(Generic[M, B]):
         """Train to the last step, or until the monitor ends it; the model then holds the final weights."""
         self.model.train()
         self.watchdog = Watchdog(self.config.hang_timeout_s, self.told_of_hangs)
-        with self.checkpoints, self.watchdog, looking_on(self.onlookers):
+        with keeping_freed_memory(), self.checkpoints, self.watchdog, looking_on(self.onlookers):
             if self._go_back():
                 self.observer.log(f"resumed at step {self.step} of {self.config.steps}")
                 self.observer.metric("resumed", 1.0, self.step)

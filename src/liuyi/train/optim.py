@@ -6,7 +6,7 @@ State is kept by parameter name as plain tensors, so that a checkpoint needs no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from liuyi.train.adamw8bit import AdamW8bit
+from liuyi.train.corruption import checksum, in_64_bits
+from liuyi.train.one_pass import OnePassAdamW
 from liuyi.train.parallel.gradients import like, local
 from liuyi.train.parallel.orthogonal import orthogonal_pieces
 
@@ -85,17 +87,38 @@ class Optimiser:
         if config.name == "adamw8bit":
             self.optimisers.append(AdamW8bit(adamw, betas=config.betas, eps=config.eps))
         elif adamw:
-            self.optimisers.append(torch.optim.AdamW(adamw, betas=config.betas, eps=config.eps, fused=True))
+            self.optimisers.append(OnePassAdamW(adamw, betas=config.betas, eps=config.eps, fused=True))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["peak_lr"] = group["lr"]
 
-    def step(self, factor: float) -> None:
-        """One step with every peak learning rate times `factor`."""
+    def step(self, factor: float, grad_scale: float = 1.0) -> tuple[int, int]:
+        """One step with every peak learning rate times `factor`, by the gradients times `grad_scale`.
+
+        Returns the checksums of weights and state before and after. Gradients are used up.
+        """
+        before = after = 0
+        stepped: set[int] = set()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-            optimiser.step()
+            if isinstance(optimiser, OnePassAdamW):
+                sums, done = optimiser.step_natively(grad_scale)
+                before, after = before + sums.before, after + sums.after
+                stepped |= done
+        before += checksum(tensor for tensor in self.tensors() if id(tensor) not in stepped)
+        grads = [local(parameter.grad) for parameter in self.parameters.values() if parameter.grad is not None]
+        if grads:
+            torch._foreach_mul_(grads, grad_scale)
+            for optimiser in self.optimisers:
+                optimiser.step()
+        after += checksum(tensor for tensor in self.tensors() if id(tensor) not in stepped)
+        return in_64_bits(before), in_64_bits(after)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What this process holds of weights and state."""
+        yield from map(local, self.parameters.values())
+        yield from map(local, self.state().values())
 
     def zero_grad(self) -> None:
         for parameter in self.parameters.values():

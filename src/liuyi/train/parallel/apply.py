@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from liuyi.core.errors import ModelError
+from liuyi.model.working import keep_working_copies
 from liuyi.train.parallel.context import attend_across
 from liuyi.train.parallel.float8 import float8
 from liuyi.train.parallel.recompute import checkpoint_activations
@@ -37,3 +38,5 @@ def parallelize(
     checkpoint_activations(model, recompute)
     if world.layout.shard > 1:
         shard(model, world, compute_dtype)
+    if not fp8:
+        keep_working_copies(model, compute_dtype)

@@ -1,0 +1,81 @@
+"""AdamW in one pass over memory: gradient scaled, moments and weight stepped, its working copy written, words summed.
+
+The formula is `torch.optim.AdamW`'s, which also takes what the native kernel does not: tensors on other devices, in
+other dtypes, or cut up over processes. Results agree to rounding. The sums are those of `train/corruption.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liuyi.kernels.training import LANES, AdamWSettings, Sums, TrainingKernels, training_kernels
+from liuyi.model.working import working_copy
+
+
+class OnePassAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW(fused=True)`, native where it can be."""
+
+    def step_natively(self, grad_scale: float) -> tuple[Sums, set[int]]:
+        """Step the parameters that can be, by their gradient times `grad_scale`, and drop their gradients.
+
+        Returns the sums of all words of these weights and of their state before and after, and the `id` of all these
+        tensors.
+        """
+        sums, stepped = Sums(), set[int]()
+        native = training_kernels()
+        for group in self.param_groups if native else ():
+            for parameter in filter(_fits, group["params"]):
+                assert native
+                self._step_one(native, parameter, group, grad_scale, sums)
+                stepped |= {id(parameter), *map(id, self.state[parameter].values())}
+        return sums, stepped
+
+    @torch.no_grad()
+    def _step_one(
+        self, native: TrainingKernels, parameter: nn.Parameter, group: dict[str, Any], grad_scale: float, sums: Sums
+    ) -> None:
+        grad = parameter.grad
+        assert grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        sums.before += _word(state["step"])
+        state["step"] += 1
+        sums.after += _word(state["step"])
+        step, (beta1, beta2), lr = int(state["step"]), group["betas"], group["lr"]
+        settings = AdamWSettings(
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            decay=lr * group["weight_decay"],
+            correction1=1 - beta1**step,
+            correction2=1 - beta2**step,
+            grad_scale=grad_scale,
+        )
+        kept = working_copy(parameter)
+        copy = kept.values if kept and kept.values.dtype == torch.bfloat16 else None
+        native.adamw(settings, grad, parameter, state["exp_avg"], state["exp_avg_sq"], copy, sums)
+        torch.autograd.graph.increment_version(parameter)
+        if kept and copy is not None:
+            kept.was_written(parameter)
+        parameter.grad = None
+
+
+def _word(number: Tensor) -> int:
+    return int(number.view(torch.int32))
+
+
+def _fits(parameter: Tensor) -> bool:
+    grad = parameter.grad
+    if type(parameter) is not nn.Parameter or type(grad) is not Tensor:
+        return False
+    plain = all(
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
+        for tensor in (parameter, grad)
+    )
+    return plain and parameter.numel() % LANES == 0
