@@ -1,0 +1,48 @@
+"""The report of stragglers: a slow rank is named, and waiting for it is nobody's fault."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from parallel_runs import Run, Trained, train
+from ranks import run_ranks
+
+from liuyi.train.parallel.stragglers import Report, Stragglers
+from liuyi.train.world import Layout, World, join
+
+
+def test_one_process_holds_nobody_up() -> None:
+    stragglers = Stragglers(World(), window_steps=1)
+    assert stragglers.after_step(1.0) is None
+
+
+def reports() -> list[Report | None]:
+    stragglers = Stragglers(join(Layout(replicate=4)), window_steps=3)
+    steps_s = {0: [0.1, 0.1, 0.1], 1: [0.1, 9.0, 0.1], 2: [0.3, 0.3, 0.2], 3: [0.09, 0.1, 0.11]}
+    return [stragglers.after_step(seconds) for seconds in 2 * steps_s[stragglers.world.rank]]
+
+
+def test_ranks_are_compared_by_their_medians() -> None:
+    """A hiccup of rank 1 is forgiven, rank 2 is slow at most steps; every rank knows, once in three steps."""
+    for found in run_ranks(4, reports):
+        assert [report is not None for report in found] == [False, False, True] * 2
+        assert found[2] is not None
+        assert found[2].ratios == pytest.approx([1.0, 1.0, 3.0, 1.0])
+        assert found[2].slow == [2]
+        assert str(found[2]) == "rank 2 takes 3.00 times as long as the others"
+
+
+@pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)])
+def test_a_slow_rank_is_named(tmp_path: Path, layout: Layout) -> None:
+    """Rank 1 computes, and idles as long again; rank 0, which waits for it at every step, is not called slow."""
+    run = Run(layout, steps=20, faults="slow:1@0")
+    first, _ = run_ranks(2, train, tmp_path, run)
+    assert isinstance(first, Trained)
+    ratios = {name: value for name, value, _ in first.metrics if name.startswith("relative_step_time")}
+    assert ratios["relative_step_time_rank_0"] == 1.0
+    assert ratios["relative_step_time_rank_1"] > 1.25
+    assert any("rank 1 takes" in line and "rank 0" not in line for line in first.told)
+    even, _ = run_ranks(2, train, tmp_path / "even", replace(run, faults="", steps=2))
+    assert not any("relative_step_time" in name for name, _, _ in even.metrics)
