@@ -171,7 +171,7 @@ def half_read(tmp_path: Path, parts: dict[str, Any]) -> Stored:
     folder = tmp_path / "000001-step000000003"
     folder.mkdir()
     write_tensors({"model/w": torch.ones(2, 3)}, folder / "tensors-0.safetensors")
-    state = {"name": [1, 3], "writers": 1, "layout": {}, "pieces": parts, "state": {}, "own": {}}
+    state = {"step": 3, "writers": 1, "layout": {}, "pieces": parts, "state": {}, "own": {}}
     (folder / "state-0.json").write_text(json.dumps(state))
     return Stored(folder)
 

@@ -31,6 +31,7 @@ from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.looking import let_export, let_speak
 from liuyi.train.loop import LoopConfig, Loss, Trainer
+from liuyi.train.milestones import publish_milestones
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example
 from liuyi.train.parallel.apply import parallelize
@@ -138,9 +139,9 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     tokenizer = Tokenizer.load(folder)
     table = read_preferences(ctx.input("preferences").file("preferences.parquet"))
     model = load_model(folder)
-    prepare(model, params.tuning(), ctx.seed)
-    model.to(world.device)
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
+    prepare(model, params.tuning(), ctx.seed, dtype)
+    model.to(world.device)
     material = (_labels if params.objective == "kto" else _pairs)(ctx, params, table, model, tokenizer, dtype, world)
     for id, reason in list(material.left_out.items())[:20]:
         ctx.log(f"left out {id}: {reason}")
@@ -194,6 +195,7 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     whole = gather_model(model, world)
     if whole is None:
         return
+    publish_milestones(ctx, params)
     with ctx.output(tuned_output(params)) as out:
         about = {
             "stage": "alignment",

@@ -31,6 +31,7 @@ from liuyi.train.effect import training_effect
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.looking import keep_logs, let_export
 from liuyi.train.loop import LoopConfig, Loss, Trainer
+from liuyi.train.milestones import publish_milestones
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.gather import gather_model
@@ -130,9 +131,9 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
     model = load_model(folder)
     longest = min(params.seq_len, model.config.context_tokens)
     encoded, unseen = (encode_pairs(part, tokenizer, longest) for part in (kept, apart))
-    prepare(model, params.tuning(), ctx.seed)
-    trained = RewardModel(model).to(world.device)
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
+    prepare(model, params.tuning(), ctx.seed, dtype)
+    trained = RewardModel(model).to(world.device)
     parallelize(trained, world, compute_dtype=dtype, recompute=params.recompute)
     pad_id = tokenizer.pad_id or 0
     rows = RewardRows(PairRows(encoded.pairs, params.seq_len, pad_id))
@@ -172,6 +173,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
     reward = gather_model(trained, world)
     if reward is None:
         return
+    publish_milestones(ctx, params)
     if params.method == "lora":
         reward.decoder = _merged(folder, reward.decoder, params)
     right, count = accuracy(reward, unseen.pairs, params.seq_len, pad_id)

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import ParallelParams, SamplesParams
+from liuyi.train.params import MILESTONES, ParallelParams, SamplesParams
 
 PRELOAD = ("torch",)
 
@@ -74,6 +74,7 @@ _USED_BY = {
     "undesirable_weight": ("kto",),
 }
 """The objectives that use a parameter; others take part in all."""
+_OF_WATCH = ("watch_every", "probe_prompts", "max_chosen_drop", "max_kl", "max_repetition_rise")
 
 
 def _demand_shares(params: ParallelParams, batch_pairs: int) -> None:
@@ -122,6 +123,14 @@ class PreferenceParams(TuningParams, SamplesParams):
         default = cls.model_fields[str(info.field_name)].default
         if value != default and objective is not None and objective not in users:
             raise ValueError(f"'{info.field_name}' means nothing to {objective}; it is for {', '.join(users)}")
+        return value
+
+    @field_validator(*_OF_WATCH)
+    @classmethod
+    def _is_watched(cls, value: Any, info: ValidationInfo) -> Any:
+        """A value other than the default's is refused where nobody looks."""
+        if value != cls.model_fields[str(info.field_name)].default and not info.data.get("watch", True):
+            raise ValueError(f"'{info.field_name}' means nothing with watch: false")
         return value
 
     @model_validator(mode="after")
@@ -186,7 +195,7 @@ class RewardParams(TuningParams):
     "align.reward",
     version=2,
     inputs={"model": Input("checkpoint", "what to start from"), "preferences": Input("preferences", "pairs")},
-    outputs={"checkpoint": Output("checkpoint", "a reward model, which scores answers and writes none")},
+    outputs={"checkpoint": Output("checkpoint", "a reward model, which scores answers and writes none"), **MILESTONES},
     starts_again=True,
 )
 def reward(ctx: Context, params: RewardParams) -> None:

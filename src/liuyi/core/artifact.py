@@ -16,6 +16,7 @@ Kind = Literal[
     "chats",
     "preferences",
     "checkpoint",
+    "milestones",
     "adapter",
     "evalset",
     "evaluation",

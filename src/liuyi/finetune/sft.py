@@ -16,12 +16,14 @@ from liuyi.train.ema import Ema
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.looking import let_export, let_speak
 from liuyi.train.loop import LoopConfig, Trainer
+from liuyi.train.milestones import publish_milestones
 from liuyi.train.neftune import Neftune
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import PackedRows
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
 from liuyi.train.parallel.gather import gather_model
+from liuyi.train.parallel.head import cross_entropy_over
 from liuyi.train.samples import chat_prompts
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import prepare
@@ -48,13 +50,13 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
     if chats.left_out:
         ctx.log(f"left out {len(chats.left_out)} of {len(table)} conversations")
     model = load_model(folder)
-    prepare(model, params.tuning(), ctx.seed)
+    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
+    prepare(model, params.tuning(), ctx.seed, dtype)
     ctx.log(trained_note(model))
     rows = PackedRows(chats.examples, params.seq_len, pad_id=tokenizer.pad_id or 0)
     batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
-    dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
-    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute)
+    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8)
     ema = Ema(model, params.ema) if params.ema else None
     batches = ShuffledBatches(
         rows,
@@ -68,7 +70,7 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
     trainer = Trainer(
         model,
         noise.seeded(batches, (world.data_rank * batches.share, rows.seq_len)) if noise else cut_rows(batches, world),
-        CausalLM(dtype),
+        CausalLM(dtype, cross_entropy_over(world)),
         Optimiser(model, _optimiser(params)),
         make_schedule(params.schedule, steps=steps, warmup_steps=round(params.warmup * steps)),
         config=LoopConfig.of(params, steps),
@@ -92,6 +94,7 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
     whole = gather_model(model, world)
     if whole is None:
         return
+    publish_milestones(ctx, params)
     with ctx.output(tuned_output(params)) as out:
         extra = {
             "stage": "fine-tuning",

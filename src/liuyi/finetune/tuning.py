@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from liuyi.core.step import Context, Output, Staging
-from liuyi.train.params import ParallelParams
+from liuyi.train.params import MILESTONES, ParallelParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +97,7 @@ class TuningParams(ParallelParams):
 TUNED_OUTPUTS = {
     "checkpoint": Output("checkpoint", "the trained model", when=lambda params: params.method != "lora"),
     "adapter": Output("adapter", "with method: lora, what was trained beside it", when=lambda p: p.method == "lora"),
+    **MILESTONES,
 }
 
 

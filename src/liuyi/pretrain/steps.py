@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from liuyi.core.step import Context, Input, Output, Params, SourcePath, step
 from liuyi.pretrain.ablate.steps import ablate, regmix
 from liuyi.pretrain.params import DecoderParams
-from liuyi.train.params import ParallelParams, SamplesParams
+from liuyi.train.params import MILESTONES, ParallelParams, SamplesParams
 
 __all__ = ("ablate", "regmix")
 
@@ -19,6 +19,16 @@ PRELOAD = ("torch",)
 class TrainParams(DecoderParams, ParallelParams, SamplesParams):
     epochs: float = Field(1.0, gt=0, description="passes over the tokens, unless `token_budget` is given")
     token_budget: int | None = Field(None, ge=1, description="tokens to train on in all")
+    branch_step: int | None = Field(None, ge=0, description="which of `milestones` to go on from; left out: the last")
+    cooldown_steps: int | None = Field(
+        None, ge=1, description="from the milestone on, steps in which the learning rate falls to zero, and the last"
+    )
+
+    @model_validator(mode="after")
+    def _cools_down_once(self) -> Self:
+        if self.cooldown_steps and self.token_budget:
+            raise ValueError("'cooldown_steps' says how long the run is; leave 'token_budget' out")
+        return self
 
     @model_validator(mode="after")
     def _rows_can_be_shared(self) -> Self:
@@ -35,8 +45,9 @@ class TrainParams(DecoderParams, ParallelParams, SamplesParams):
         "tokens": Input("tokens", "what to train on"),
         "tokenizer": Input(("tokenizer", "checkpoint"), "the one that made the tokens, or the model that has it"),
         "model": Input("checkpoint", "continue from here rather than from scratch", optional=True),
+        "milestones": Input("milestones", "branch off from here, with the optimiser's state", optional=True),
     },
-    outputs={"checkpoint": Output("checkpoint")},
+    outputs={"checkpoint": Output("checkpoint"), **MILESTONES},
 )
 def train(ctx: Context, params: TrainParams) -> None:
     """Train a decoder on tokens, from scratch or on from a checkpoint."""

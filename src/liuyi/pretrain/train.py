@@ -16,6 +16,7 @@ from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.bigram import bigram_embeddings
+from liuyi.pretrain.branch import branch_off
 from liuyi.pretrain.params import DecoderParams
 from liuyi.pretrain.size import Recommended, config_for_size, parse_size, recommended
 from liuyi.train.batches import Batch, ShuffledBatches
@@ -24,10 +25,12 @@ from liuyi.train.effect import training_effect
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.looking import keep_logs, let_export, let_speak
 from liuyi.train.loop import LoopConfig, Monitor, Observer, Trainer
+from liuyi.train.milestones import publish_milestones
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
 from liuyi.train.parallel.gather import gather_model
+from liuyi.train.parallel.head import cross_entropy_over
 from liuyi.train.samples import text_prompts
 from liuyi.train.schedule import make_schedule
 from liuyi.train.world import World
@@ -49,6 +52,10 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
     batch_rows = rows_in_batch(model, params)
     if not ctx.has("model"):
         fresh_weights(model, params.init, stream, ctx.seed)
+    if ctx.has("milestones"):
+        params = branch_off(ctx, params, model, len(stream), world)
+    elif params.cooldown_steps or params.branch_step is not None:
+        raise ModelError("there is nothing to branch off from", hint="give the step the milestones of a run")
     trainer = make_trainer(
         model,
         stream,
@@ -67,6 +74,7 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
     whole = gather_model(model, world)
     if whole is None:
         return
+    publish_milestones(ctx, params)
     with ctx.output("checkpoint") as out:
         extra = {
             "stage": "pretraining",
@@ -122,11 +130,11 @@ def make_trainer(
         phase_starts=rows.phase_starts,
     )
     dtype = choose_compute_dtype(params.compute_dtype, workdir, world)
-    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute)
+    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8)
     return Trainer(
         model,
         cut_rows(batches, world),
-        CausalLM(dtype),
+        CausalLM(dtype, cross_entropy_over(world)),
         Optimiser(model, optimiser_config(params, recommended(model.config))),
         make_schedule(
             params.schedule,

@@ -124,7 +124,7 @@ class Checkpoints:
         self._serial = max([self._serial, *serials], default=0) + 1
         name = Name(self._serial, snapshot.step)
         state = {
-            "name": name,
+            "step": snapshot.step,
             "writers": self.world.size,
             "layout": asdict(self.world.layout),
             "pieces": {name: piece.to_json() for name, piece in pieces.items()},

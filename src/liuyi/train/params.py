@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from liuyi.core.errors import DataError
 from liuyi.core.secrets import hide_secrets
-from liuyi.core.step import BesideKey, Params
+from liuyi.core.step import BesideKey, Output, Params
 from liuyi.train.inject import parse_faults
 
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ Recompute = Literal["none", "mlp", "layer"]
 class LoopParams(Params):
     clip_norm: float = Field(1.0, gt=0, description="longest gradient of the mean loss")
     checkpoint_every_s: float = Field(20.0, ge=0, description="seconds between checkpoints; 0: after each step")
-    keep_checkpoints: Annotated[int, BesideKey] = Field(2, ge=1, description="so many of the newest stay")
-    keep_every_steps: int = Field(0, ge=0, description="steps between milestones, which are kept for good; 0: none")
-    checkpoint_url: Annotated[str, BesideKey] = Field(
-        "", description="where checkpoints are copied to as well, such as s3://bucket/folder; any fsspec address"
-    )
     recompute: Annotated[Recompute, BesideKey] = Field(
         "none", description="what is computed again for the gradient rather than kept: saves memory, takes time"
     )
@@ -38,13 +33,6 @@ class LoopParams(Params):
     hang_timeout_s: float = Field(600.0, gt=0, description="seconds without progress after which it starts again")
     verify_every: int = Field(500, ge=0, description="take one step in so many twice and compare; 0 for none")
     inject: str = Field("", description="faults to meet on purpose, such as nan@120,kill:1@300,hang@500,flip@900")
-
-    @field_validator("checkpoint_url")
-    @classmethod
-    def _no_password(cls, url: str) -> str:
-        if hide_secrets(url) != url:
-            raise ValueError("keys and passwords belong in the environment or in fsspec's configuration")
-        return url
 
     @field_validator("inject")
     @classmethod
@@ -65,7 +53,35 @@ class LoopParams(Params):
         return self
 
 
-class ParallelParams(LoopParams):
+class KeepParams(LoopParams):
+    """Of a step whose checkpoints may be kept beyond the next ones."""
+
+    keep_checkpoints: Annotated[int, BesideKey] = Field(2, ge=1, description="so many of the newest stay")
+    keep_every_steps: int = Field(
+        0, ge=0, description="steps between milestones, states that are kept and published as `milestones`; 0: none"
+    )
+    checkpoint_url: Annotated[str, BesideKey] = Field(
+        "", description="where checkpoints are copied to as well, such as s3://bucket/folder; any fsspec address"
+    )
+
+    @field_validator("checkpoint_url")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        if hide_secrets(url) != url:
+            raise ValueError("keys and passwords belong in the environment or in fsspec's configuration")
+        return url
+
+
+MILESTONES = {
+    "milestones": Output(
+        "milestones",
+        "with keep_every_steps: states to branch off from and to replay steps from",
+        when=lambda params: params.keep_every_steps > 0,
+    )
+}
+
+
+class ParallelParams(KeepParams):
     """Of a step that several processes can do together. How many changes how fast it is, and nothing but rounding."""
 
     processes: Annotated[int, BesideKey] = Field(1, ge=1, description="processes that train together, one a device")

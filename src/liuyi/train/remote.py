@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from liuyi.core.digest import sha256_file
 from liuyi.core.disk import full_disk_is_told, sync_tree
 from liuyi.core.errors import OutOfDisk, StepError
-from liuyi.core.secrets import hide_secrets, scrub
+from liuyi.core.secrets import hide_secrets
 from liuyi.train.retention import Name, Retention
 
 if TYPE_CHECKING:
@@ -185,8 +185,9 @@ class RemoteCheckpoints:
         return filesystem, f"{root.rstrip('/')}/{self._run}"
 
     def _tell(self, doing: str, error: Exception) -> None:
-        text = scrub(f"{type(error).__name__}: {error}", self._url)
-        self._warn(f"{doing} {hide_secrets(self._url)} failed: {text}")
+        # Libraries put addresses of their own making into what they raise.
+        said = " ".join(map(hide_secrets, f"{type(error).__name__}: {error}".split()))
+        self._warn(f"{doing} {hide_secrets(self._url)} failed: {said}")
 
 
 def _names(filesystem: AbstractFileSystem, root: str) -> set[Name]:

@@ -62,8 +62,8 @@ class Stored:
         states = [json.loads((path / state_file(0)).read_text(encoding="utf-8"))]
         for writer in range(1, states[0]["writers"]):
             states.append(json.loads((path / state_file(writer)).read_text(encoding="utf-8")))
-        self.name = Name(*states[0]["name"])
-        self.step = self.name.step
+        self.step: int = states[0]["step"]
+        self.name = Name.parse(path.name) or Name(0, self.step)
         self.state: dict[str, Any] = states[0]["state"]
         """What all processes have in common."""
         self.same_layout = layout is None or states[0]["layout"] == dict(layout)
@@ -84,6 +84,11 @@ class Stored:
         prefix = f"{name}/"
         shorts = [full.removeprefix(prefix) for full in self._pieces if full.startswith(prefix)]
         return {short: self._read(prefix + short, like(short) if like else None) for short in shorts}
+
+    def shapes(self, group: str) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of one group."""
+        prefix = f"{group}/"
+        return {n.removeprefix(prefix): parts[0][1].whole for n, parts in self._pieces.items() if n.startswith(prefix)}
 
     def _read(self, name: str, like: Tensor | None) -> Tensor:
         file, first = self._pieces[name][0]

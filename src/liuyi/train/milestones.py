@@ -1,0 +1,73 @@
+"""Milestones: states of a run, weights, optimiser and all, that outlive it.
+
+    milestones/
+      step000000500/      a checkpoint as `train/stored.py` has it: the state before step 500
+      training.jsonl      the log of the whole run
+
+Steps are taken again from them (`train/replay.py`), and other runs branch off from them. What is in them depends
+neither on when other checkpoints were made nor on how often the run was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from liuyi.core.errors import DataError
+from liuyi.core.step import Context
+from liuyi.train.loop import CHECKPOINTS, LOG_FILE
+from liuyi.train.params import KeepParams
+from liuyi.train.retention import Name, Retention
+
+
+def publish_milestones(ctx: Context, params: KeepParams) -> None:
+    """Write the output `milestones` of a step whose training has ended, if its params ask for it."""
+    if not params.keep_every_steps:
+        return
+    folder = ctx.workdir / CHECKPOINTS
+    names = [name for path in folder.iterdir() if (name := Name.parse(path.name))]
+    kept = Retention(every_steps=params.keep_every_steps).milestones(names)
+    with ctx.output("milestones") as out:
+        for name in kept:
+            shutil.copytree(folder / str(name), out.path / _folder(name.step), copy_function=_link_or_copy)
+        shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        out.metrics["milestones"] = len(kept)
+
+
+def milestone_steps(milestones: Path) -> list[int]:
+    """The steps that a folder of milestones has the states before, in their order."""
+    return sorted(int(path.name.removeprefix("step")) for path in milestones.glob("step*"))
+
+
+def milestone(milestones: Path, step: int) -> Path:
+    """The folder of one milestone. Raises DataError if there is none of that step."""
+    steps = milestone_steps(milestones)
+    if step not in steps:
+        raise DataError(f"there is no milestone of step {step}", hint=f"there are {', '.join(map(str, steps))}")
+    return milestones / _folder(step)
+
+
+def plant(milestones: Path, step: int, workdir: Path) -> None:
+    """Make a milestone the checkpoint that a run in `workdir` goes on from, unless it has one already."""
+    source = milestone(milestones, step)
+    folder = workdir / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(Name.parse(path.name) for path in folder.iterdir()):
+        return
+    temporary = folder / "tmp-milestone"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    temporary.rename(folder / str(Name(0, step)))
+
+
+def _folder(step: int) -> str:
+    return f"step{step:09d}"
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for the same bytes where the file system has such; the first is about to go."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,207 @@
+"""Checkpoints behind an fsspec address: copied, fetched, kept and dropped, and an address that is down."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from drill import digest, small_run
+from fsspec.implementations.local import LocalFileSystem
+from test_train_loop import Killed, KilledAt
+from train_support import Listener
+
+from liuyi.core.errors import StepError
+from liuyi.train import remote
+from liuyi.train.checkpoint import Checkpoints, Snapshot
+from liuyi.train.guards import GuardConfig
+from liuyi.train.loop import LOG_FILE, LoopConfig
+from liuyi.train.params import LoopParams
+from liuyi.train.remote import COMPLETE, RemoteCheckpoints
+from liuyi.train.retention import Name, Retention
+
+
+class Shelf(LocalFileSystem):
+    """A local folder treated as remote, which can be down, damage what it is given, or take its time."""
+
+    protocol = "shelf"
+    down = False
+    damaging = 0
+    """So many of the next files are changed as they are written."""
+    gate = threading.Event()
+    """Nothing is opened before it is set."""
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return path.removeprefix("shelf://").rstrip("/") or "/"
+
+    def ls(self, *args: Any, **kwargs: Any) -> Any:
+        self._demand_up()
+        return super().ls(*args, **kwargs)
+
+    def makedirs(self, *args: Any, **kwargs: Any) -> Any:
+        self._demand_up()
+        return super().makedirs(*args, **kwargs)
+
+    def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+        self._demand_up()
+        assert Shelf.gate.wait(30)
+        file = super()._open(path, mode, *args, **kwargs)
+        if "w" in mode and Shelf.damaging:
+            Shelf.damaging -= 1
+            file.write(b"!")
+        return file
+
+    def _demand_up(self) -> None:
+        if Shelf.down:
+            raise ConnectionError("no route to shelf://user:hunter2@host")
+
+
+fsspec.register_implementation("shelf", Shelf, clobber=True)
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Shelf.down, Shelf.damaging = False, 0
+    Shelf.gate.set()
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    yield f"shelf://{tmp_path / 'shelf'}"
+    Shelf.down = False
+    Shelf.gate.set()
+
+
+def config(url: str, steps: int = 12, **more: Any) -> LoopConfig:
+    return LoopConfig(steps, checkpoint_every_s=0.0, guard=GuardConfig(rollback_steps=10), checkpoint_url=url, **more)
+
+
+@pytest.mark.parametrize("where", ["shelf", "memory"])
+def test_a_fresh_machine_goes_on_where_the_last_one_was(tmp_path: Path, url: str, where: str) -> None:
+    url = url if where == "shelf" else f"memory://{tmp_path.name}"
+    expected, _, _ = small_run(tmp_path / "whole", steps=12)
+    with pytest.raises(Killed):
+        small_run(tmp_path / "one", steps=12, config=config(url), listener=KilledAt(8))
+    listener = Listener()
+    model, _, seen = small_run(tmp_path / "another", steps=12, config=config(url), listener=listener)
+    assert any("was fetched from" in line for line in listener.logs)
+    assert "resumed at step 7 of 12" in listener.logs
+    assert seen.seen == list(range(7, 12))
+    assert digest(model) == digest(expected)
+    logs = [(tmp_path / run / "work" / LOG_FILE).read_bytes() for run in ("whole", "another")]
+    assert logs[0] == logs[1]
+
+
+def test_an_address_that_is_down_stops_nothing(tmp_path: Path, url: str) -> None:
+    expected, _, _ = small_run(tmp_path / "whole", steps=12)
+
+    class Outage(Listener):
+        """The address is down from step 2 to step 9."""
+
+        def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
+            Shelf.down = 2 <= done < 9
+
+    listener = Outage()
+    model, _, _ = small_run(tmp_path / "run", steps=12, config=config(url), listener=listener)
+    assert digest(model) == digest(expected)
+    told = [line for line in listener.logs if "failed: ConnectionError" in line]
+    assert told
+    assert not any("hunter2" in line for line in listener.logs)
+    assert Name(13, 12) in shelved(tmp_path, "work")
+
+
+def test_a_slow_address_holds_nothing_up(tmp_path: Path, url: str) -> None:
+    """Training ends while the first copy has not begun; only the newest is copied then, and the milestones."""
+    Shelf.gate.clear()
+    listener = Listener()
+    run = threading.Thread(
+        target=small_run,
+        args=(tmp_path / "run",),
+        kwargs={"config": config(url, retention=Retention(1, every_steps=5)), "listener": listener},
+    )
+    run.start()
+    log = tmp_path / "run" / "work" / LOG_FILE
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") == 12) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not list((tmp_path / "shelf").glob(f"*/*/{COMPLETE}"))
+    Shelf.gate.set()
+    run.join()
+    assert {name.step for name in shelved(tmp_path, "work")} == {0, 5, 10, 12}
+    assert any("came before its turn" in line for line in listener.logs)
+
+
+def shelved(tmp_path: Path, run: str) -> set[Name]:
+    """The whole checkpoints on the shelf."""
+    paths = (tmp_path / "shelf" / run).glob(f"*/{COMPLETE}")
+    return {name for path in paths if (name := Name.parse(path.parent.name))}
+
+
+def test_the_same_checkpoints_stay_here_and_there(tmp_path: Path, url: str) -> None:
+    policy = Retention(2, every_steps=4)
+    store = RemoteCheckpoints(url, "run", policy, print)
+    with Checkpoints(tmp_path / "here", retention=policy, remote=store) as checkpoints:
+        for step in range(10):
+            checkpoints.save(Snapshot(step, {"model": {"w": torch.ones(2)}}, {}), anchors=[2])
+            checkpoints.wait()
+            finish(store)
+    here = {path.name for path in (tmp_path / "here").iterdir()}
+    assert {str(name) for name in shelved(tmp_path, "run")} == here
+    assert {int(name.split("-step")[1]) for name in here} == {0, 2, 4, 8, 9}
+
+
+def finish(store: RemoteCheckpoints) -> None:
+    deadline = time.monotonic() + 30
+    while store.wanted() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def test_what_is_damaged_on_the_way_is_copied_again(tmp_path: Path, url: str) -> None:
+    Shelf.damaging = 1
+    told: list[str] = []
+    store = RemoteCheckpoints(url, "run", Retention(), told.append)
+    with Checkpoints(tmp_path / "here", remote=store) as checkpoints:
+        checkpoints.save(Snapshot(0, {"model": {"w": torch.ones(2)}}, {}))
+    assert any("does not read back as it was written" in line for line in told)
+    assert shelved(tmp_path, "run") == {Name(1, 0)}
+
+
+def test_half_and_damaged_copies_are_passed_over(tmp_path: Path, url: str) -> None:
+    store = RemoteCheckpoints(url, "run", Retention(9), print)
+    with Checkpoints(tmp_path / "here", retention=Retention(9), remote=store) as checkpoints:
+        for step in range(3):
+            checkpoints.save(Snapshot(step, {"model": {"w": torch.full((2,), step)}}, {}))
+            checkpoints.wait()
+            finish(store)
+    there = tmp_path / "shelf" / "run"
+    (there / "000003-step000000002" / COMPLETE).unlink()
+    (there / "000002-step000000001" / "tensors-0.safetensors").write_bytes(b"x")
+    told: list[str] = []
+    with Checkpoints(tmp_path / "new", remote=RemoteCheckpoints(url, "run", Retention(), told.append)) as checkpoints:
+        found = checkpoints.load()
+    assert found is not None
+    assert found.step == 0
+    assert any("000002-step000000001" in line and "is damaged" in line for line in told)
+
+
+def test_nothing_is_begun_anew_while_the_address_cannot_be_read(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.1)
+    with pytest.raises(Killed):
+        small_run(tmp_path / "run", config=config(url), listener=KilledAt(5))
+    Shelf.down = True
+    with pytest.raises(StepError, match="there is no checkpoint here, and those at the address cannot be read"):
+        small_run(tmp_path / "other", config=config(url))
+    _, _, seen = small_run(tmp_path / "run", config=config(url, 7))
+    assert seen.seen == [4, 5, 6]
+
+
+def test_an_address_has_no_password() -> None:
+    with pytest.raises(ValueError, match="belong in the environment") as error:
+        LoopParams(checkpoint_url="s3://key:hunter2@host/bucket")
+    assert "belong" in str(error.value)
+    assert LoopParams(checkpoint_url="s3://bucket/runs").checkpoint_url == "s3://bucket/runs"
