@@ -12,8 +12,9 @@ from train_support import VOCAB
 
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
+from liuyi.model.loss import linear_cross_entropy
 from liuyi.train.batches import Batch
-from liuyi.train.lm import CausalLM
+from liuyi.train.lm import CausalLM, CrossEntropy
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"family": "llama"},
@@ -54,11 +55,11 @@ Outcome = tuple[float, dict[str, NDArray[np.float64]]]
 
 
 def outcome(
-    model: Decoder, batch: Batch, compute_dtype: torch.dtype = torch.float32
+    model: Decoder, batch: Batch, cross_entropy: CrossEntropy = linear_cross_entropy
 ) -> tuple[float, dict[str, Tensor]]:
     """The summed loss of a batch, and its gradients."""
     model.zero_grad()
-    total = CausalLM()(model, batch).total
+    total = CausalLM(cross_entropy=cross_entropy)(model, batch).total
     total.backward()
     return total.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

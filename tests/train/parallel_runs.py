@@ -24,6 +24,7 @@ from liuyi.train.loop import LOG_FILE, LoopConfig, Result, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
+from liuyi.train.parallel.head import cross_entropy_over
 from liuyi.train.schedule import make_schedule
 from liuyi.train.world import Layout, World, join
 
@@ -122,7 +123,7 @@ def train(folder: Path, run: Run, world: World | None = None) -> Trained:
         return own_tokens(index)
 
     def objective(model: Decoder, batch: Batch) -> Any:
-        loss = CausalLM(run.compute_dtype)(model, batch)
+        loss = CausalLM(run.compute_dtype, cross_entropy_over(world))(model, batch)
         bad = run.poisoned == (world.rank, seen[-1])
         return replace(loss, total=loss.total * float("nan")) if bad else loss
 

@@ -13,6 +13,10 @@ from train_support import packed_batch
 
 from liuyi.core.errors import ModelError
 from liuyi.model.lora import LoraConfig, add_lora
+from liuyi.model.loss import linear_cross_entropy
+from liuyi.train.batches import IGNORE
+from liuyi.train.parallel import head
+from liuyi.train.parallel.head import cross_entropy_over
 from liuyi.train.parallel.recompute import checkpoint_activations
 from liuyi.train.parallel.tensor import check_divisible, divide_layers
 from liuyi.train.world import Layout, join
@@ -27,7 +31,7 @@ def divided(ranks: int, shapes: list[str]) -> dict[str, tuple[Outcome, NDArray[n
         divide_layers(model, world)
         checkpoint_activations(model, "mlp" if shape == "qwen3" else "none")
         batch = packed_batch(2, 41, seed=7)
-        loss, grads = outcome(model, batch)
+        loss, grads = outcome(model, batch, cross_entropy_over(world))
         whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in grads.items()}
         with torch.no_grad():
             logits = model.logits(model(batch.tokens, segments=batch.segments)).numpy()
@@ -76,3 +80,26 @@ def adapters() -> str:
 
 def test_adapters_are_refused() -> None:
     assert "'self_attn.q_proj' of a layer is no full matrix" in run_ranks(2, adapters)[0]
+
+
+def shares_of_the_head() -> list[int]:
+    """How many tokens this rank makes logits of, in two batches."""
+    world = join(Layout(tensor=2))
+    made = []
+
+    def noted(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        made.append(len(targets))
+        return linear_cross_entropy(hidden, weight, targets)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "linear_cross_entropy", noted)
+        for targets in (torch.tensor([1, IGNORE, 2, 3, IGNORE, 4, 5]), torch.tensor([IGNORE, 1])):
+            hidden, weight = torch.ones(len(targets), 4), torch.ones(8, 4)
+            total = cross_entropy_over(world)(hidden, weight, targets)
+            torch.testing.assert_close(total, linear_cross_entropy(hidden, weight, targets))
+    return made
+
+
+def test_the_head_s_work_is_shared() -> None:
+    """Of five tokens to learn and of one."""
+    assert run_ranks(2, shares_of_the_head) == [[3, 1], [2, 0]]

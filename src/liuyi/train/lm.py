@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from liuyi.model.decoder import Decoder
 from liuyi.model.loss import linear_cross_entropy
@@ -17,6 +19,8 @@ from liuyi.train.loop import Loss
 from liuyi.train.world import World
 
 ComputeDtype = Literal["auto", "fp32", "bf16"]
+CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of hidden states [tokens, hidden], head [vocab, hidden] and targets [tokens], summed."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -29,12 +33,13 @@ class CausalLM:
     """
 
     compute_dtype: torch.dtype = torch.float32
+    cross_entropy: CrossEntropy = linear_cross_entropy
 
     def __call__(self, model: Decoder, batch: Batch) -> Loss:
         hidden = model(
             batch.tokens, positions=batch.positions, segments=batch.segments, compute_dtype=self.compute_dtype
         )
-        total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.targets.flatten())
+        total = self.cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.targets.flatten())
         count = int((batch.targets != IGNORE).sum())
         balance = model.balance_loss()
         if balance is None:

@@ -5,8 +5,8 @@
 Queries, keys, values, and the gate and up projections are cut by columns, so that each rank has some heads and some of
 the MLP's inner values; the output and down projections are cut by rows, and what they give is summed over the ranks:
 two sums forward and two backward a layer (Megatron-LM, arXiv 1909.08053). Experts are divided like an MLP. Embeddings,
-head and norms stay whole, and every rank computes them for itself. By PyTorch's own `parallelize_module`: parameters
-become DTensors and keep their names.
+head and norms stay whole on every rank; of the head's work each does a share (`head.py`). By PyTorch's own
+`parallelize_module`: parameters become DTensors and keep their names.
 """
 
 from __future__ import annotations
@@ -79,13 +79,16 @@ def check_divisible(config: DecoderConfig, ranks: int) -> None:
 
 def _norm_of_own_heads(norm: RMSNorm, group: ProcessGroup, x: Tensor, dtype: torch.dtype) -> Tensor:
     """As `RMSNorm.forward`; the gradient of the weight is that of all ranks' heads."""
-    weight: Tensor = _SumGradient.apply(norm.weight, group)  # type: ignore[no-untyped-call]
-    return rms_norm(x, weight, norm.eps).to(dtype)
+    return rms_norm(x, sum_gradient(norm.weight, group), norm.eps).to(dtype)
+
+
+def sum_gradient(value: Tensor, group: ProcessGroup) -> Tensor:
+    """The same value, whose gradient is summed over the group."""
+    same: Tensor = _SumGradient.apply(value, group)  # type: ignore[no-untyped-call]
+    return same
 
 
 class _SumGradient(torch.autograd.Function):
-    """The same value, whose gradient is summed over the group."""
-
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
