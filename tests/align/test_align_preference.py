@@ -124,9 +124,16 @@ def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: T
 
 def test_a_gentle_run_is_looked_at_and_goes_on(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
     inputs = publish(home, tokenizer, preferences(), small_model(tokenizer.vocab_size))
-    checkpoint = run_dpo(home, tmp_path / "work", inputs, max_steps=12, lr=1e-5)
+    asked = {"samples_every": 10, "sample_prompts": ("light in the hall on",), "sample_tokens": 4}
+    checkpoint = run_dpo(home, tmp_path / "work", inputs, max_steps=12, lr=1e-5, **asked)
     about = json.loads(checkpoint.file("liuyi.json").read_text())
     assert [look["step"] for look in about["watch"]["history"]] == [0, 5, 10, 12]
+    said = [json.loads(line) for line in checkpoint.file("samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["prompt"]) for row in said] == [
+        (10, "light in the hall on"),
+        (12, "light in the hall on"),
+    ]
+    assert checkpoint.manifest.metrics["pairs_s"] > 0
     assert (about["steps"], about["stopped"], about["watch"]["reverted_to"]) == (12, "", None)
 
 

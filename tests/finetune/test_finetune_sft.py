@@ -17,6 +17,7 @@ from torch import nn
 
 import in_process
 from liuyi.core.artifact import Artifact
+from liuyi.core.effect import Effect
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.finetune.chats import encode_chats, read_chats
@@ -232,3 +233,32 @@ def test_a_conversation_beyond_the_context_of_the_model_is_left_out(
     left_out = json.loads(made.file("liuyi.json").read_text())["left_out"]
     assert list(left_out) == ["long"]
     assert left_out["long"].endswith("tokens, more than 48")
+
+
+def test_what_the_model_says_while_it_learns(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Samples lie beside the weights, which are those of a run without them, and are shown in the effect."""
+    rows = [(f"c{n}", chat(f"turn the {colour} lamp on", f"answer {colour}")) for n, colour in enumerate(COLOURS)]
+    model = publish_model(home, tokenizer, small_model(tokenizer.vocab_size))
+    inputs = {"model": model, "chats": publish_chats(home, rows)}
+
+    def run(name: str, **params: object) -> Artifact:
+        (tmp_path / name).mkdir()
+        settings = {"seq_len": 64, "batch_tokens": 128, "max_steps": 6, **params}
+        return in_process.run_step(home, tmp_path / name, "finetune.sft", inputs, **settings)["checkpoint"]
+
+    plain = run("plain")
+    spoken = run(
+        "spoken", samples_every=4, sample_tokens=5, export=("tensorboard",), export_folder=str(tmp_path / "runs")
+    )
+    weights = [made.file("model.safetensors").read_bytes() for made in (plain, spoken)]
+    assert weights[0] == weights[1]
+    said = [json.loads(line) for line in spoken.file("samples.jsonl").read_text().splitlines()]
+    prompts = [f"turn the {colour} lamp on" for colour in COLOURS[:3]]
+    assert [(row["step"], row["prompt"]) for row in said] == [(step, prompt) for step in (4, 6) for prompt in prompts]
+    effect = Effect.load(spoken.path)
+    assert effect is not None
+    assert [block.title for block in effect.blocks] == ["Loss", "Learning rate", "Gradient norm", "Samples"]
+    assert "— step 4 —" in effect.blocks[-1].samples[0].text  # type: ignore[union-attr]
+    assert spoken.manifest.metrics["tok_s"] > spoken.manifest.metrics["learnt_tok_s"] > 0
+    assert [path.name for path in (tmp_path / "runs/liuyi").iterdir()] == ["sft-test"]
+    assert "export" not in json.dumps(plain.manifest.params)

@@ -122,11 +122,13 @@ def pretrained(shelf: Shelf, workdir: Path, **params: object) -> Artifact:
 def test_training_gives_a_folder_that_transformers_reads(shelf: Shelf, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    checkpoint = pretrained(shelf, tmp_path / "work", token_budget=256 * 40, init="random")
+    checkpoint = pretrained(shelf, tmp_path / "work", token_budget=256 * 40, init="random", samples_every=20)
     about = json.loads(checkpoint.file("liuyi.json").read_text())
     rows = [json.loads(line) for line in checkpoint.file("training.jsonl").read_text().splitlines()]
     assert about["steps"] == len(rows) == 40
     assert rows[-1]["loss"] < rows[0]["loss"] - 1.5
+    said = [json.loads(line) for line in checkpoint.file("samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["prompt"], bool(row["text"])) for row in said] == [(20, "", True), (40, "", True)]
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint.path).eval()
     ours = load_model(checkpoint.path).eval()
     ids = torch.tensor([Tokenizer.load(checkpoint.path).encode("the file opens")])

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from drill import digest, small_run
-from torch.nn.functional import rms_norm
 from torch.utils.flop_counter import FlopCounterMode
 from train_support import Listener, random_documents, tiny_model, write_tokens
 
@@ -20,7 +19,7 @@ from liuyi.train.batches import Batch
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.flops import ModelFlops, keys_of_documents
 from liuyi.train.loop import LOG_FILE
-from liuyi.train.tuning import Tuning, prepare
+from liuyi.train.tuning import Tuning, prepare, train_only
 
 
 def whole_rows(rows: int = 3, seq: int = 24) -> Batch:
@@ -30,20 +29,21 @@ def whole_rows(rows: int = 3, seq: int = 24) -> Batch:
     return Batch(tokens, tokens.roll(-1, 1), segments, torch.arange(seq).expand(rows, seq).contiguous())
 
 
-def counted(model: Decoder, batch: Batch) -> int:
-    """FLOPs that PyTorch's own counter sees in a step, attention written as products, the logits at once."""
-    from liuyi.model import attention, decoder
-    from liuyi.model.loss import linear_cross_entropy_reference
+def counted(model: Decoder, batch: Batch, tuning: Tuning = Tuning()) -> int:
+    """FLOPs that PyTorch's own counter sees in a step of the same model in transformers, with peft's adapters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object, window: object) -> torch.Tensor:
-        every = torch.ones(1, q.shape[2], q.shape[2], dtype=torch.bool)
-        return attention.attention_reference(q, k, v, every)
+    settings = model.config.to_hf()
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    if tuning.lora:
+        import peft
 
-    with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
-        patch.setattr(decoder, "attention", written_out)
-        patch.setattr(decoder, "rms_norm", lambda x, weight, eps: rms_norm(x, weight.shape, weight, eps))
-        hidden = model(batch.tokens, positions=batch.positions)
-        linear_cross_entropy_reference(hidden.flatten(0, 1), model.head_weight, batch.targets.flatten()).backward()
+        theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=tuning.lora.rank, target_modules=[*tuning.lora.targets]))
+    elif tuning.method == "freeze":
+        train_only(theirs, tuning.layers, tuning.modules)
+    with FlopCounterMode(display=False) as counter:
+        theirs(input_ids=batch.tokens, labels=batch.targets).loss.backward()
     return counter.get_total_flops()
 
 
@@ -63,32 +63,29 @@ def test_the_formula_is_what_is_computed() -> None:
     ids=["lora", "last layer", "head"],
 )
 def test_what_is_frozen_costs_less(tuning: Tuning) -> None:
-    """Autograd leaves out a few gradients in the lowest layer with anything trained, where it ends in the middle."""
+    """To the last operation, but for one thing: what the adapters of the first layer read has no gradient to go on to,
+    and the formula has one for it."""
     model = Decoder(replace(tiny_model().config, tie_word_embeddings=False))
     init_weights(model, 1)
     prepare(model, tuning, seed=1)
     batch = whole_rows()
+    readers = ("q_proj", "k_proj", "v_proj")
+    spared = sum(
+        2 * parameter.numel()
+        for name, parameter in model.model.layers[0].named_parameters()
+        if tuning.lora and any(reader in name for reader in readers) and not name.endswith("lora_B")
+    )
     flops = ModelFlops.of(model).batch(batch)
-    lowest = tuning.method == "lora" or tuning.layers
-    spared = 0 if not lowest else sum(2 * p.numel() for p in _projections_in(model)) * batch.tokens.numel()
-    assert flops - spared <= counted(model, batch) <= flops
-
-
-def _projections_in(model: Decoder) -> list[torch.Tensor]:
-    """The matrices that read the residual stream in the lowest trained layer, with what is added to them."""
-    layer = next(layer for layer in model.model.layers if any(p.requires_grad for p in layer.parameters()))
-    names = ("q_proj", "k_proj", "v_proj")
-    return [p for name, p in layer.named_parameters() if any(part in name for part in names) and p.ndim == 2]
+    assert flops - spared * batch.tokens.numel() == counted(model, batch, tuning)
 
 
 def test_only_the_experts_that_a_token_has_count() -> None:
-    config = replace(
-        tiny_model().config, family="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8
-    )
-    model = Decoder(config)
-    init_weights(model, 1)
-    batch = whole_rows()
-    assert ModelFlops.of(model).batch(batch) == counted(model, batch)
+    """Two of four experts cost as much as an MLP of their size together, and the choice among them a small matrix."""
+    dense = tiny_model().config
+    sparse = replace(dense, family="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    choice = 6 * dense.hidden_size * 4 * dense.num_hidden_layers
+    assert dense.intermediate_size == 2 * sparse.moe_intermediate_size
+    assert ModelFlops.of(Decoder(sparse)).token == ModelFlops.of(Decoder(dense)).token + choice
 
 
 def test_packed_documents_attend_within_themselves() -> None:
