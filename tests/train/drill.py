@@ -1,4 +1,4 @@
-"""A small run to be killed: `python drill.py FOLDER adamw|muon [FAULTS]` trains or resumes, and prints a digest.
+"""A small run to be killed: `start` has a process of its own train or resume it, and `printed` gives its digest.
 
 Batches 40 to 42 are poisoned, so that the run also has a rollback to get right.
 """
@@ -6,11 +6,14 @@ Batches 40 to 42 are poisoned, so that the run also has a rollback to get right.
 from __future__ import annotations
 
 import hashlib
-import sys
+import multiprocessing
+import os
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+from ranks import PRELOADED
 from train_support import Listener, random_documents, tiny_model, write_tokens
 
 from liuyi.model.decoder import Decoder
@@ -92,18 +95,33 @@ def digest(model: Decoder) -> str:
     return sha.hexdigest()
 
 
-if __name__ == "__main__":
-    faults = sys.argv[3] if len(sys.argv) > 3 else ""
-    loop = LoopConfig(
-        160,
+def start(folder: Path, optimiser: str, faults: str = "") -> BaseProcess:
+    """A process that trains in `folder`, forked from one that has torch loaded, so that it begins at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_drill, args=(folder, optimiser, faults))
+    process.start()
+    return process
+
+
+def printed(folder: Path) -> str:
+    """What the last process in `folder` printed: the digest of the weights, if it came to the end."""
+    return (folder / "printed.txt").read_text()
+
+
+def _drill(folder: Path, optimiser: str, faults: str) -> None:
+    folder.mkdir(exist_ok=True)
+    with (folder / "printed.txt").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    config = LoopConfig(
+        100,
         checkpoint_every_s=0.02,
         guard=GuardConfig(rollback_steps=10),
-        hang_timeout_s=2.0,
+        hang_timeout_s=4.0,
         verify_every=20,
         inject=faults,
     )
-    trained, result, _ = small_run(
-        Path(sys.argv[1]), steps=160, optimiser=sys.argv[2], poisoned=(40, 41, 42), config=loop
-    )
+    model, result, _ = small_run(folder, steps=100, optimiser=optimiser, poisoned=(40, 41, 42), config=config)
     assert len(result.jumps) == 1, result
-    print(digest(trained))
+    print(digest(model), flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from drill import Poison, digest, small_run
+from drill import Poison, digest, printed, small_run, start
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -34,7 +34,6 @@ from liuyi.train.loop import LOG_FILE, LoopConfig, Loss
 from liuyi.train.watchdog import Watchdog
 
 STEPS = 24
-DRILL = Path(__file__).with_name("drill.py")
 
 
 def faulty(faults: str, **more: object) -> LoopConfig:
@@ -203,16 +202,17 @@ def test_a_machine_that_computes_differently_each_time_is_not_trusted(
 @pytest.mark.slow
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_killed_and_hanging_processes_end_in_the_same_bits(tmp_path: Path, optimiser: str) -> None:
-    def run(folder: str, faults: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(DRILL), str(tmp_path / folder), optimiser, faults]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    def run(folder: str, faults: str) -> tuple[int | None, str]:
+        process = start(tmp_path / folder, optimiser, faults)
+        process.join(120)
+        return process.exitcode, printed(tmp_path / folder)
 
-    expected = run("whole", "")
+    status, expected = run("whole", "")
+    assert status == 0
     ended = [run("broken", "kill@30,hang@60,flip@75,kill@76") for _ in range(4)]
-    assert [one.returncode for one in ended] == [-signal.SIGKILL, START_AGAIN, -signal.SIGKILL, 0]
-    assert "before_step" in ended[1].stderr, "the stack shows where it hung"
-    assert expected.stdout
-    assert ended[-1].stdout == expected.stdout
+    assert [status for status, _ in ended] == [-signal.SIGKILL, START_AGAIN, -signal.SIGKILL, 0]
+    assert "before_step" in ended[1][1], "the stack shows where it hung"
+    assert ended[-1][1] == expected
 
 
 def test_a_slow_disk_delays_checkpoints_and_not_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,15 @@ import errno
 import json
 import math
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from drill import digest, small_run
+from drill import digest, printed, small_run, start
 from torch import nn
 from train_support import Listener, random_documents, tiny_model, write_tokens
 
@@ -379,16 +377,16 @@ def test_bf16_compute_learns_alike(tmp_path: Path) -> None:
     assert model.model.embed_tokens.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
 
 
-def kill_at_random(start: Callable[[], subprocess.Popen[str]], rng: random.Random, kills: int) -> int:
+def kill_at_random(begin: Callable[[], BaseProcess], rng: random.Random, kills: int) -> int:
     """Start again and again, and kill each after a random while once it trains; how many were killed while running."""
     killed = 0
     for _ in range(kills):
-        process = start()
-        time.sleep(rng.uniform(0.0, 0.8))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        process = begin()
+        time.sleep(rng.uniform(0.0, 0.4))
+        if process.exitcode is None:
+            process.kill()
             killed += 1
-        process.wait()
+        process.join()
     return killed
 
 
@@ -396,21 +394,22 @@ def kill_at_random(start: Callable[[], subprocess.Popen[str]], rng: random.Rando
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_kill_drill(tmp_path: Path, optimiser: str) -> None:
     """Real processes, really killed, ten times: the weights are those of the run that nobody disturbed."""
-    command = [sys.executable, str(Path(__file__).parent / "drill.py")]
 
     def run(folder: Path) -> str:
-        done = subprocess.run([*command, str(folder), optimiser], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
+        process = start(folder, optimiser)
+        process.join()
+        assert process.exitcode == 0, printed(folder)
+        return printed(folder)
 
-    def start() -> subprocess.Popen[str]:
-        process = subprocess.Popen([*command, str(tmp_path / "killed"), optimiser], stdout=subprocess.PIPE, text=True)
+    def begin() -> BaseProcess:
         log = tmp_path / "killed" / "work" / LOG_FILE
         begun = log.stat().st_mtime_ns if log.exists() else 0
-        while process.poll() is None and not (log.exists() and log.stat().st_mtime_ns != begun):
+        process = start(tmp_path / "killed", optimiser)
+        while process.exitcode is None and not (log.exists() and log.stat().st_mtime_ns != begun):
             time.sleep(0.01)
         return process
 
     expected = run(tmp_path / "whole")
-    killed = kill_at_random(start, random.Random(7), kills=10)
+    killed = kill_at_random(begin, random.Random(7), kills=10)
     assert killed >= 3
     assert run(tmp_path / "killed") == expected
