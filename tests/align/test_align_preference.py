@@ -102,7 +102,8 @@ def chosen_of(pairs: Sequence[Pair]) -> list[tuple[str, Example]]:
 
 def run_dpo(home: Home, workdir: Path, inputs: dict[str, Artifact], **params: object) -> Artifact:
     workdir.mkdir()
-    settings = {"seq_len": 96, "batch_pairs": 8, "probe_prompts": 6, "watch_every": 5, **params}
+    watched = {"probe_prompts": 6, "watch_every": 5} if params.get("watch", True) else {}
+    settings = {"seq_len": 96, "batch_pairs": 8, **watched, **params}
     return in_process.run_step(home, workdir, "align.preference", inputs, **settings)["checkpoint"]
 
 

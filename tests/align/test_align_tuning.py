@@ -82,6 +82,8 @@ def test_pissa_is_watched_beside_the_model_it_began_as(home: Home, tmp_path: Pat
         ({"gamma": 0.5}, "'gamma' means nothing to dpo"),
         ({"objective": "orpo", "nll_weight": 0.1}, "'nll_weight' means nothing to orpo"),
         ({"objective": "ipo", "label_smoothing": 0.2}, "'label_smoothing' means nothing to ipo"),
+        ({"watch": False, "max_kl": 0.1}, "'max_kl' means nothing with watch: false"),
+        ({"watch": False, "watch_every": 5}, "'watch_every' means nothing with watch: false"),
         ({"objective": "simpo", "desirable_weight": 2.0}, "'desirable_weight' means nothing to simpo"),
         ({"objective": "cdpo", "label_smoothing": 0.5}, "less than 0.5"),
     ],

@@ -18,8 +18,10 @@ from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.lm import CausalLM
 from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.float8 import float8
 from liuyi.train.schedule import make_schedule
+from liuyi.train.world import Layout, World
 
 pytest.importorskip("torchao")
 CPU = torch.device("cpu")
@@ -118,6 +120,10 @@ def test_it_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> No
         float8(model, torch.device("cuda"))
     with pytest.raises(ModelError, match="multiples of 16"):
         float8(Decoder(DecoderConfig(**NARROW)), CPU, emulate=True)
+    with pytest.raises(ModelError, match="this is a CPU"):
+        parallelize(model, World(), fp8=True)
+    with pytest.raises(ModelError, match="do not go together"):
+        parallelize(model, World(Layout(tensor=2)), fp8=True)
     assert not any("forward" in vars(module) for module in model.modules())
 
 

@@ -38,6 +38,7 @@ class SftParams(TuningParams, SamplesParams):
         None, gt=0, lt=1, description="decay of an average of the weights, which is what is published; 0.999 is usual"
     )
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    fp8: bool = Field(False, description="multiply the layers' matrices in eight-bit floats; for GPUs that can")
 
     @model_validator(mode="after")
     def _noise_has_whole_rows(self) -> Self:

@@ -32,3 +32,4 @@ class DecoderParams(LoopParams):
     warmup: float = Field(0.02, ge=0, lt=1, description="part of all steps")
     decay: float = Field(0.5, ge=0, le=1, description="part of all steps in which `wsd` falls to zero")
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    fp8: bool = Field(False, description="multiply the layers' matrices in eight-bit floats; for GPUs that can")
