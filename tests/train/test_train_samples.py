@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from drill import digest, small_run
+from parallel_models import divisible_model
+from ranks import run_ranks
 from train_support import EOS, VOCAB, Listener, tiny_model
 
 from liuyi.core.errors import DataError
@@ -18,8 +20,11 @@ from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.curves import SAMPLES_FILE, read_samples
 from liuyi.train.loop import LOG_FILE
+from liuyi.train.parallel.apply import parallelize
+from liuyi.train.parallel.gradients import local
 from liuyi.train.params import SamplesParams
 from liuyi.train.samples import Prompt, Samples, complete
+from liuyi.train.world import Layout, World, join
 
 
 def likeliest(model: Decoder, prompt: list[int], max_tokens: int, stop: int | None = None) -> list[int]:
@@ -142,3 +147,28 @@ def test_parameters_of_samples_need_samples() -> None:
         SamplesParams(sample_prompts=("a",))
     assert SamplesParams(**SamplesParams(samples_every=2, sample_prompts=("a",)).model_dump()).sample_tokens == 64
     assert SamplesParams(**SamplesParams().model_dump()) == SamplesParams()
+
+
+def speak(layout: Layout, shape: str) -> list[list[tuple[list[int], bool]]]:
+    """What a divided model says, before and after its weights have changed."""
+    world = join(layout) if layout.size > 1 else World()
+    model = divisible_model(shape)
+    parallelize(model, world)
+    said = []
+    for _ in range(2):
+        said.append(complete(model, [[1], [5, 9, 2, 7, 11], [4, 1]], max_tokens=12))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                local(parameter).neg_()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [(Layout(shard=2), "qwen3"), (Layout(tensor=2), "qwen2"), (Layout(context=2), "mistral")],
+    ids=["shard", "tensor", "context"],
+)
+def test_a_model_that_is_divided_says_the_same(layout: Layout, shape: str) -> None:
+    alone = speak(Layout(), shape)
+    assert run_ranks(2, speak, layout, shape) == [alone, alone]
+    assert alone[0] != alone[1]

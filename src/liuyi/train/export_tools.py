@@ -22,19 +22,19 @@ class TensorBoard:
         # What a process before this one wrote of steps from here on is passed over by TensorBoard.
         self.last = run.first - 1
         purged = {"purge_step": run.first} if run.id else {}
-        self._writer = SummaryWriter(str(run.folder / run.project / self.id), **purged)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run.folder / run.project / self.id), **purged)
         if not run.id:
             listed = "\n".join(f"    {name}: {json.dumps(value)}" for name, value in run.params.items())
-            self._writer.add_text("params", listed)  # type: ignore[no-untyped-call]
+            self._writer.add_text("params", listed)
 
     def log(self, rows: Sequence[Row]) -> None:
         for step, values in rows:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def finish(self, *, failed: bool) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class MLflow:
