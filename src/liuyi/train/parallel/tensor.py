@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from liuyi.core.errors import ModelError
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Block, Decoder, Linear, RMSNorm
-from liuyi.model.fused import rms_norm
+from liuyi.model.fused import norm_to
 from liuyi.train.world import World
 
 COLUMNS, ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
@@ -79,7 +79,7 @@ def check_divisible(config: DecoderConfig, ranks: int) -> None:
 
 def _norm_of_own_heads(norm: RMSNorm, group: ProcessGroup, x: Tensor, dtype: torch.dtype) -> Tensor:
     """As `RMSNorm.forward`; the gradient of the weight is that of all ranks' heads."""
-    return rms_norm(x, sum_gradient(norm.weight, group), norm.eps).to(dtype)
+    return norm_to(x, sum_gradient(norm.weight, group), norm.eps, dtype)
 
 
 def sum_gradient(value: Tensor, group: ProcessGroup) -> Tensor:
