@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from liuyi.model.working import in_dtype, keep_working_copies
 from liuyi.train.optim import Muon, Optimiser, OptimiserConfig, orthogonalise
 from liuyi.train.schedule import make_schedule
 
@@ -165,3 +166,21 @@ def test_a_value_head_has_a_rate_of_its_own() -> None:
         for parameter in group["params"]
     }
     assert (rates[net.score.weight], rates[net.embed_tokens.weight], rates[net.proj.weight]) == (0.2, 0.01, 0.01)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("native", [True, False])
+def test_copies_to_multiply_with_follow_the_weights(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they were stepped: PyTorch's fused step does not count its writes by itself."""
+    if not native:
+        monkeypatch.setattr("liuyi.train.one_pass.training_kernels", lambda: None)
+    net = Net()
+    keep_working_copies(net, torch.bfloat16)
+    optimiser = Optimiser(net, OptimiserConfig(name, lr=0.1))  # type: ignore[arg-type]
+    for _ in range(2):
+        for parameter in net.parameters():
+            in_dtype(parameter, torch.bfloat16)
+            parameter.grad = torch.ones_like(parameter)
+        optimiser.step(1.0)
+        for parameter in net.parameters():
+            assert torch.equal(in_dtype(parameter, torch.bfloat16), parameter.to(torch.bfloat16))

@@ -115,7 +115,7 @@ def drift(folder: Path) -> Trained:
         if trainer.world.rank == 1 and trainer.step == 2 and not trainer.recoveries:
             weight = next(iter(trainer.optimiser.parameters.values()))
             weight.data.view(-1)[0] += 1
-            trainer.checksum = loop.checksum(trainer._tensors())
+            trainer.checksum = loop.checksum(trainer.optimiser.tensors())
         return loss
 
     loop.Trainer._guarded_step = dishonest  # type: ignore[method-assign]

@@ -18,6 +18,13 @@ from liuyi.model.working import working_copy
 class OnePassAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW(fused=True)`, native where it can be."""
 
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """As `torch.optim.AdamW`, whose fused step does not count its writes: a working copy would seem up to date."""
+        super().step(closure)
+        stepped = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        torch.autograd.graph.increment_version(stepped)
+
     def step_natively(self, grad_scale: float) -> tuple[Sums, set[int]]:
         """Step the parameters that can be, by their gradient times `grad_scale`, and drop their gradients.
 
