@@ -25,6 +25,10 @@ OPTIONAL = {
     "s3fs": "a store on S3: pip install s3fs",
     "gcsfs": "a store on Google Cloud Storage: pip install gcsfs",
     "adlfs": "a store on Azure: pip install adlfs",
+    "tensorboard": "curves in TensorBoard while training: pip install 'liuyi[tensorboard]'",
+    "mlflow-skinny": "curves in MLflow: pip install 'liuyi[mlflow]'",
+    "trackio": "curves in trackio: pip install 'liuyi[trackio]'",
+    "wandb": "curves in Weights & Biases: pip install 'liuyi[wandb]'",
     "transformers": "the tests that compare with Hugging Face: pip install 'liuyi[test]'",
     "openai": "the tests of the server with the official client: pip install 'liuyi[test]'",
 }

@@ -35,6 +35,12 @@ PLAIN_PROGRESS_S = 30.0
 """How often progress is told where the output is not a terminal."""
 MAX_FIGURES = 4
 BAR_CELLS = 24
+SPEEDS = {
+    "tok_s": "{} tok/s",
+    "learnt_tok_s": "learnt {} tok/s",
+    "pairs_s": "{} pairs/s",
+    "answers_s": "{} answers/s",
+}
 
 
 class _Interrupted(Exception):
@@ -246,7 +252,7 @@ def joined(parts: Sequence[str], width: int, between: str = " · ") -> list[str]
 
 
 def shown_figure(name: str, value: float) -> str:
-    """A figure beside the bar, by what the end of its name says that it is.
+    """A figure in words, by what its name says that it is.
 
     `tok_s` → `9,120 tok/s`, `bf16_mfu` → `61% of bf16 peak`, `memory_bytes` → `1.2 GiB`, others as `loss 2.31`.
     """
@@ -254,11 +260,9 @@ def shown_figure(name: str, value: float) -> str:
         return f"{value:.0%} of {name.removesuffix('_mfu')} peak"
     if name.endswith("memory_bytes"):
         return f"{name.removesuffix('memory_bytes').replace('_', ' ').upper()}{size_text(value)}"
-    if name.endswith("_s"):
-        number = figure_text(round(value)) if value >= 100 else figure_text(value)
-        *learnt, unit = name.removesuffix("_s").split("_")
-        return " ".join([*learnt[:1], number, f"{unit}/s"])
-    return f"{name.replace('_', ' ')} {figure_text(value)}"
+    if name in SPEEDS:
+        return SPEEDS[name].format(figure_text(round(value)) if value >= 100 else figure_text(value))
+    return f"{name} {figure_text(value)}"
 
 
 def _finished_line(event: Mapping[str, Any], place: str) -> Text:
@@ -267,7 +271,7 @@ def _finished_line(event: Mapping[str, Any], place: str) -> Text:
     mark, style = MARKS[event["status"]]
     took = seconds_text(event["seconds"]) if event["status"] == "done" else event["status"]
     metrics = event.get("metrics") or {}
-    figures = [f"{name} {figure_text(value)}" for name, value in list(metrics.items())[:MAX_FIGURES]]
+    figures = [shown_figure(name, value) for name, value in list(metrics.items())[:MAX_FIGURES]]
     return Text.assemble(
         (f"{mark} ", style),
         (f"{place} ", "dim"),

@@ -33,6 +33,8 @@ RECORD_S = 5.0
 """How far apart the ledger's figures are, at least."""
 RECORDS = 200
 """About how many of them there are in a long run, until each later one is as far from the last as all before."""
+MOST = 0.98
+"""Where more of the tokens than this are learnt from, one speed says it all."""
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -103,6 +105,8 @@ class Meter:
             self._recorded = now
             for name, value in speeds.items():
                 self.told.metric(name, value, step)
+        if self.unit == "tokens" and speeds.get("learnt_tok_s", 0.0) > MOST * speeds["tok_s"]:
+            del speeds["learnt_tok_s"]
         return {name: row[name] for name in ("loss", "lr", "grad_norm")} | speeds
 
     def summary(self) -> dict[str, float]:
