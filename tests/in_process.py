@@ -12,11 +12,13 @@ from liuyi.core.runner.context import StepContext
 from liuyi.core.runner.events import EventLog
 from liuyi.core.step import get_step
 
+SEED = 1
+
 
 def run_step(
     home: Home, workdir: Path, name: str, inputs: Mapping[str, Artifact | Sequence[Artifact]], **params: Any
 ) -> dict[str, Artifact]:
-    """The step's published outputs by port, which name what they were made from; its seed is 1."""
+    """The step's published outputs by port, which name what they were made from; its seed is `SEED`."""
     step = get_step(name)
     digests = {
         port: [given.digest] if isinstance(given, Artifact) else [artifact.digest for artifact in given]
@@ -27,7 +29,7 @@ def run_step(
         step=step,
         name=name.partition(".")[2],
         run_id="test",
-        seed=1,
+        seed=SEED,
         workdir=workdir,
         inputs=digests,
         store=home.store,

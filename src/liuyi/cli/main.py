@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "data": "Look at data: documents, thresholds, mixtures, tokens.",
         "lineage": "Walk from an artifact to what it came from and what came of it.",
         "verify": "Check the bytes of artifacts against their digests.",
+        "replay": "Take recorded training steps again and compare.",
     },
     "Use": {
         "chat": "Talk to a model or an application.",

@@ -44,7 +44,7 @@ def branch_off(ctx: Context, params: TrainParams, model: Decoder, stream_tokens:
     folder = milestone(artifact.path, step)
     _demand_same_weights(Stored(folder), model)
     if world.leads:
-        plant(artifact.path, step, ctx.workdir)
+        plant(artifact.path, [step], ctx.workdir)
     world.barrier()
     batch_tokens = rows_in_batch(model, params) * params.seq_len
     if not params.cooldown_steps:

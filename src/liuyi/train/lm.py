@@ -47,6 +47,10 @@ class CausalLM:
         return Loss(total + count * balance, count, {"balance": count * balance.detach()})
 
 
+DTYPE_FILE = "compute-dtype.json"
+"""In a workdir: which dtype `auto` has come to."""
+
+
 def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, world: World | None = None) -> torch.dtype:
     """The dtype to compute in; `auto` times a product in each, once per workdir, so that a resumed run agrees.
 
@@ -55,7 +59,7 @@ def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, world: World | Non
     if wanted != "auto":
         return _DTYPES[wanted]
     world = world or World()
-    path = workdir / "compute-dtype.json"
+    path = workdir / DTYPE_FILE
     if world.leads and not path.exists():
         _measure_dtypes(path, world.device)
     world.barrier()

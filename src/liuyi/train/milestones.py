@@ -3,6 +3,7 @@
     milestones/
       step000000500/      a checkpoint as `train/stored.py` has it: the state before step 500
       training.jsonl      the log of the whole run
+      compute-dtype.json  what `compute_dtype: auto` has come to, where it was asked for
 
 Steps are taken again from them (`train/replay.py`), and other runs branch off from them. What is in them depends
 neither on when other checkpoints were made nor on how often the run was killed.
@@ -10,12 +11,15 @@ neither on when other checkpoints were made nor on how often the run was killed.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context
+from liuyi.train.lm import DTYPE_FILE
 from liuyi.train.loop import CHECKPOINTS, LOG_FILE
 from liuyi.train.params import KeepParams
 from liuyi.train.retention import Name, Retention
@@ -32,6 +36,9 @@ def publish_milestones(ctx: Context, params: KeepParams) -> None:
         for name in kept:
             shutil.copytree(folder / str(name), out.path / _folder(name.step), copy_function=_link_or_copy)
         shutil.copy(ctx.workdir / LOG_FILE, out.path / LOG_FILE)
+        if (ctx.workdir / DTYPE_FILE).exists():
+            dtype = json.loads((ctx.workdir / DTYPE_FILE).read_text(encoding="utf-8"))["dtype"]
+            (out.path / DTYPE_FILE).write_text(json.dumps({"dtype": dtype}), encoding="utf-8")
         out.metrics["milestones"] = len(kept)
 
 
@@ -48,17 +55,24 @@ def milestone(milestones: Path, step: int) -> Path:
     return milestones / _folder(step)
 
 
-def plant(milestones: Path, step: int, workdir: Path) -> None:
-    """Make a milestone the checkpoint that a run in `workdir` goes on from, unless it has one already."""
-    source = milestone(milestones, step)
+def plant(milestones: Path, steps: Sequence[int], workdir: Path) -> None:
+    """Have a run in `workdir` go on from the last of some milestones, unless it has a checkpoint already.
+
+    It may roll back to those before. Raises DataError if there is no milestone of a step.
+    """
+    sources = [milestone(milestones, step) for step in sorted(steps)]
     folder = workdir / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     if any(Name.parse(path.name) for path in folder.iterdir()):
         return
+    if (milestones / DTYPE_FILE).exists():
+        shutil.copyfile(milestones / DTYPE_FILE, workdir / DTYPE_FILE)
     temporary = folder / "tmp-milestone"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    temporary.rename(folder / str(Name(0, step)))
+    # The last one comes first: a run that is killed in between has the one it needs.
+    for serial, (step, source) in reversed(list(enumerate(zip(sorted(steps), sources, strict=True)))):
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary, copy_function=_link_or_copy)
+        temporary.rename(folder / str(Name(serial, step)))
 
 
 def _folder(step: int) -> str:
@@ -66,7 +80,7 @@ def _folder(step: int) -> str:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A second name for the same bytes where the file system has such; the first is about to go."""
+    """A second name for the same bytes where the file system has such: nobody writes to them any more."""
     try:
         os.link(source, target)
     except OSError:
