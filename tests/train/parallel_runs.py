@@ -152,8 +152,8 @@ def train(folder: Path, run: Run, world: World | None = None) -> Trained:
 
 def whole_weights(model: torch.nn.Module) -> dict[str, Any]:
     """All weights as arrays, the same on every rank."""
-    return {name: _whole(parameter.detach()).numpy().copy() for name, parameter in model.named_parameters()}
+    return {name: whole(parameter.detach()).numpy().copy() for name, parameter in model.named_parameters()}
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
