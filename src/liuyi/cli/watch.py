@@ -34,7 +34,7 @@ MARKS = {"done": ("✓", "green"), "cached": ("=", "cyan"), "failed": ("✗", "b
 PLAIN_PROGRESS_S = 30.0
 """How often progress is told where the output is not a terminal."""
 MAX_FIGURES = 4
-BAR_CELLS = 24
+BAR_CELLS, LEAST_BAR_CELLS = 24, 4
 SPEEDS = {
     "tok_s": "{} tok/s",
     "learnt_tok_s": "learnt {} tok/s",
@@ -201,23 +201,21 @@ class _View:
 
         if self.current is None:
             return Text("")
-        row = Table.grid(padding=(0, 1, 0, 0))
+        figures, beside, below = self.figures(), self.shown(), []
+        head = len(self.current.place) + len(self.current.name) + 6
+        if figures and head + BAR_CELLS + len(beside) > self.out.width:
+            beside, below = self.pace(), joined(figures, self.out.width - 2)
         cells: list[RenderableType] = [Spinner("dots"), Text(self.current.place, style="dim"), Text(self.current.name)]
         latest = self.current.latest
         if latest:
-            cells.append(ProgressBar(total=max(latest["total"], 1e-9), completed=latest["done"], width=BAR_CELLS))
+            room = min(BAR_CELLS, max(LEAST_BAR_CELLS, self.out.width - head - len(beside)))
+            cells.append(ProgressBar(total=max(latest["total"], 1e-9), completed=latest["done"], width=room))
+        row = Table.grid(padding=(0, 1, 0, 0))
         for _ in cells:
             row.add_column(no_wrap=True)
         row.add_column(no_wrap=True, overflow="ellipsis")
-        figures = self.figures()
-        beside = self.shown()
-        used = len(self.current.place) + len(self.current.name) + BAR_CELLS + 6
-        if not figures or used + len(beside) <= self.out.width:
-            row.add_row(*cells, Text(beside))
-            return row
-        row.add_row(*cells, Text(self.pace()))
-        lines = joined(figures, self.out.width - 2)
-        return Group(row, *(Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
+        row.add_row(*cells, Text(beside))
+        return Group(row, *(Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in below))
 
     def shown(self) -> str:
         """`180/400 steps · loss 2.31 · 1 min 20 s left`, or how long the step has run."""
