@@ -72,6 +72,14 @@ LIUYI_INLINE Floats load_bf16(const void* p) {
 LIUYI_INLINE void store_bf16(void* p, Floats v) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 }
+// The same for numbers too small to be normal too, which the conversion above makes zero.
+LIUYI_INLINE void store_bf16_exactly(void* p, Floats v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
 // The first or second of each pair of bfloat16 numbers.
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 LIUYI_INLINE Floats second_bf16(Ints pairs) {
@@ -146,6 +154,7 @@ LIUYI_INLINE void store_bf16(void* p, Floats v) {
     const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0xd8);
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(halves));
 }
+LIUYI_INLINE void store_bf16_exactly(void* p, Floats v) { store_bf16(p, v); }
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 LIUYI_INLINE Floats second_bf16(Ints pairs) {
     return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));

@@ -162,7 +162,7 @@ Sums adamw(const Team& team, const AdamW& a, const float* grad, int64_t count, f
             store(first + i, m);
             store(second + i, v);
             store(weight + i, w);
-            if (copy != nullptr) store_bf16(copy + i, w);
+            if (copy != nullptr) store_bf16_exactly(copy + i, w);
             after += words_of(weight + i) + words_of(first + i) + words_of(second + i);
         }
         sums[part] = {before, after};

@@ -1,0 +1,122 @@
+"""AdamW in one pass is PyTorch's AdamW, sums up what it reads and writes, and keeps the working copies fresh."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from liuyi.kernels.training import training_kernels
+from liuyi.model.working import in_dtype, keep_working_copies, working_copy
+from liuyi.train.corruption import checksum
+from liuyi.train.one_pass import OnePassAdamW
+from liuyi.train.optim import Optimiser, OptimiserConfig
+
+needs_kernels = pytest.mark.skipif(training_kernels() is None, reason="no native kernels for training here")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 50)
+        self.odd = nn.Linear(5, 3)
+
+
+def _gradients(net: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@needs_kernels
+def test_it_steps_as_torch_does() -> None:
+    torch.manual_seed(0)
+    ours = Net()
+    theirs = copy.deepcopy(ours)
+    settings = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    one_pass = OnePassAdamW(ours.parameters(), fused=True, **settings)
+    torch_s = torch.optim.AdamW(theirs.parameters(), **settings)
+    for step in range(5):
+        _gradients(ours, step)
+        _gradients(theirs, step)
+        for parameter in theirs.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.25)
+        _, stepped = one_pass.step_natively(0.25)
+        assert {id(ours.first.weight)} <= stepped
+        assert ours.first.weight.grad is None
+        assert id(ours.odd.weight) not in stepped  # 15 numbers make no whole vector
+        for parameter in (ours.first.bias, ours.odd.weight, ours.odd.bias):
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.25)
+        one_pass.step()
+        torch_s.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-6, atol=1e-7)
+        for entry in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(one_pass.state[mine][entry], torch_s.state[other][entry], rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_checksums_are_those_of_the_tensors(name: str) -> None:
+    net = Net()
+    optimiser = Optimiser(net, OptimiserConfig(name, lr=0.01))
+    for step in range(3):
+        before = checksum(optimiser.tensors())
+        _gradients(net, step)
+        assert optimiser.step(1.0, 0.5) == (before, checksum(optimiser.tensors()))
+
+
+def test_a_flipped_bit_shows_in_the_sum_before() -> None:
+    net = Net()
+    optimiser = Optimiser(net, OptimiserConfig("adamw", lr=0.01))
+    _gradients(net, 0)
+    _, after = optimiser.step(1.0)
+    moment: Tensor = optimiser.state()["first.weight:exp_avg_sq"]
+    moment.view(torch.int32).view(-1)[77] ^= 1 << 9
+    _gradients(net, 1)
+    before, _ = optimiser.step(1.0)
+    assert before != after
+
+
+def test_the_working_copy_is_the_rounded_weight_whoever_changed_it() -> None:
+    net = Net()
+    keep_working_copies(net, torch.bfloat16)
+    weight = net.first.weight
+    assert working_copy(net.first.bias) is None
+    optimiser = Optimiser(net, OptimiserConfig("adamw", lr=0.3))
+    for step in range(3):
+        _gradients(net, step)
+        optimiser.step(1.0)
+        assert torch.equal(in_dtype(weight, torch.bfloat16), weight.bfloat16())
+    with torch.no_grad():
+        weight.copy_(torch.full_like(weight, 1e-40))  # as a checkpoint does; no normal number
+    assert torch.equal(in_dtype(weight, torch.bfloat16), weight.bfloat16())
+    assert in_dtype(weight, torch.float32) is weight
+
+
+@needs_kernels
+def test_numbers_too_small_to_be_normal_are_rounded_as_torch_rounds_them() -> None:
+    """Or a resumed run, whose copies torch makes, would differ from an undisturbed one."""
+    net = Net()
+    keep_working_copies(net, torch.bfloat16)
+    with torch.no_grad():
+        net.first.weight.fill_(1.1e-39)
+    optimiser = Optimiser(net, OptimiserConfig("adamw", lr=1e-42))
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step(1.0)
+    assert torch.equal(in_dtype(net.first.weight, torch.bfloat16), net.first.weight.bfloat16())
+
+
+def test_gradients_go_to_the_weight_and_not_to_its_copy() -> None:
+    net = Net()
+    keep_working_copies(net, torch.bfloat16)
+    x = torch.randn(4, 32).bfloat16()
+    nn.functional.linear(x, in_dtype(net.first.weight, torch.bfloat16)).sum().backward()
+    expected = x.float().sum(0).expand(50, 32)
+    assert net.first.weight.grad is not None
+    assert net.first.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(net.first.weight.grad, expected, rtol=0.01, atol=0.01)
