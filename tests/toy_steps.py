@@ -9,10 +9,14 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from liuyi.core.errors import DataError
 from liuyi.core.step import START_AGAIN, Context, Input, Output, Params, SourcePath, step
+from liuyi.train.params import ParallelParams
+
+if TYPE_CHECKING:
+    from liuyi.train.world import World
 
 PRELOAD = ("colorsys",)
 
@@ -200,3 +204,46 @@ def gate(ctx: Context, params: GateParams) -> None:
     verdict = {"stage": "fine-tuning", "decision": params.decision, "comparisons": [comparison], "rule": "better"}
     with ctx.output("verdict") as out:
         (out.path / "verdict.json").write_text(json.dumps(verdict))
+
+
+class TogetherParams(ParallelParams):
+    what: Literal["add", "fail", "bug", "lose", "die", "wait"] = "add"
+    diary: Path
+
+
+@step("toy.together", version=1, inputs={}, outputs={"sum": Output("report")}, starts_again=True)
+def together(ctx: Context, params: TogetherParams) -> None:
+    """Add up the ranks of several processes; of one of them something else may come."""
+    from liuyi.train import launch
+
+    launch.run(ctx, params, _add_up)
+
+
+def _add_up(ctx: Context, params: TogetherParams, world: World) -> None:
+    with params.diary.open("a") as diary:
+        diary.write(f"{world.rank} {os.getpid()}\n")
+    world.barrier()
+    ctx.log("all are there")
+    if world.rank == 1:
+        lost = ctx.workdir / "lost"
+        match params.what:
+            case "fail":
+                raise DataError("this is no number", where="numbers.txt", hint="write one")
+            case "bug":
+                raise ValueError("a mistake of ours")
+            case "lose" if not lost.exists():
+                lost.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "wait":
+                time.sleep(600)
+    (total,) = world.sum([float(world.rank)])
+    ctx.progress(1, 1, "sums", ranks=total)
+    ctx.metric("total", total)
+    ctx.metric("broken", float("nan"))
+    if world.leads:
+        with ctx.output("sum") as out:
+            (out.path / "sum.txt").write_text(str(total))
+            out.metrics["total"] = total
+            out.licences.add("CC0-1.0")

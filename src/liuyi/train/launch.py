@@ -90,10 +90,9 @@ def _run_agent(folder: Path, params: ParallelParams) -> None:
     local = params.processes // params.nodes
     alone = params.nodes == 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local)))
-    if not alone:
-        # The store that agents share by default names its keys by each agent's own count of restarts, and the counts
-        # of two machines part when one of them sees the other go before its own ranks fail.
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Ranks that meet in the agents' store find there what the ranks before a restart have left, and wait for these
+    # (https://github.com/pytorch/pytorch/issues/135712); so each start has a store of its own.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="liuyi-ranks-") as logs:
         config = LaunchConfig(
             min_nodes=params.nodes,

@@ -1,0 +1,188 @@
+"""Several processes that do a step together: what they tell and make, what ends them, and what starts them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import in_process
+from liuyi.align.steps import PreferenceParams
+from liuyi.core.artifact import Artifact
+from liuyi.core.errors import DataError, LiuyiError, StepError
+from liuyi.core.home import Home
+from liuyi.core.recipe import RecipeSource
+from liuyi.core.runner.launch import cancel_run, start_run
+from liuyi.core.runner.restarts import MAX_STARTS, Restarts
+from liuyi.finetune.steps import SftParams
+from liuyi.pretrain.steps import TrainParams
+from liuyi.train.params import LoopParams
+from liuyi.train.rank import FOLDER, failure, find_order, tell_failure
+
+KEY = "0" * 64
+
+
+def together(home: Home, **params: object) -> Artifact:
+    """The output of two processes of the toy step, launched from this one."""
+    params = {"processes": 2, "diary": str(home.path / "diary"), **params}
+    return in_process.run_step(home, home.work_dir(KEY), "toy.together", {}, **params)["sum"]
+
+
+def starts(home: Home) -> list[tuple[int, int]]:
+    """Rank and pid of every process that began."""
+    path = home.path / "diary"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(rank), int(pid)) for rank, pid in (line.split() for line in lines)]
+
+
+def wait_for(what: Callable[[], object], timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def are_gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        (TrainParams, {"processes": 6, "shard": 4}),
+        (TrainParams, {"processes": 4, "tensor": 2, "context": 3}),
+        (TrainParams, {"processes": 3, "nodes": 2, "rendezvous": "one:29500"}),
+        (TrainParams, {"processes": 2, "nodes": 2}),
+        (TrainParams, {"processes": 2, "nodes": 2, "rendezvous": "one"}),
+        (TrainParams, {"processes": 2, "rendezvous": "one:29500"}),
+        (TrainParams, {"processes": 2, "inject": "kill:2@5"}),
+        (LoopParams, {"inject": "kill:1@5"}),
+        (TrainParams, {"processes": 2, "seq_len": 256, "batch_tokens": 768}),
+        (SftParams, {"processes": 2, "context": 2, "neftune_alpha": 5}),
+        (PreferenceParams, {"processes": 2, "batch_pairs": 7}),
+        (PreferenceParams, {"processes": 2, "context": 2}),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused(params: type[LoopParams], reason: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        params.model_validate(reason)
+
+
+def test_a_batch_is_shared_by_those_that_see_other_rows_only() -> None:
+    fitting = {"processes": 8, "tensor": 2, "context": 2, "seq_len": 256, "batch_tokens": 512}
+    assert TrainParams.model_validate(fitting).layout().sizes == (2, 1, 2, 2)
+    with pytest.raises(ValidationError, match="a batch of 2 rows cannot be shared evenly by 4"):
+        TrainParams.model_validate(fitting | {"context": 1})
+
+
+def test_of_several_errors_the_first_is_kept(tmp_path: Path) -> None:
+    assert failure(tmp_path) is None
+    tell_failure(tmp_path, DataError("first", where="here", hint="so"))
+    tell_failure(tmp_path, StepError("second"))
+    kept = failure(tmp_path)
+    assert isinstance(kept, DataError)
+    assert (kept.message, kept.where, kept.hint) == ("first", "here", "so")
+    assert [path.name for path in tmp_path.iterdir()] == ["failure.json"]
+
+
+def test_what_keeps_something_new_may_start_again(tmp_path: Path) -> None:
+    restarts = Restarts(tmp_path)
+    for number in range(2):
+        assert [restarts.again() for _ in range(MAX_STARTS)] == [True] * MAX_STARTS
+        (tmp_path / f"{number}").touch()
+    assert [restarts.again() for _ in range(MAX_STARTS + 1)] == [*[True] * MAX_STARTS, False]
+
+
+def test_ranks_tell_and_make_what_one_process_would(toy_home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+    made = together(toy_home, processes=3, inject="")
+    assert made.file("sum.txt").read_text() == "3.0"
+    assert (made.manifest.metrics, made.manifest.licences) == ({"total": 3.0}, ("CC0-1.0",))
+    told = [json.loads(line) for line in (toy_home.work_dir(KEY) / "events.jsonl").read_text().splitlines()]
+    assert [event["text"] for event in told if event["event"] == "log"] == ["starting 3 processes", "all are there"]
+    assert [event["shown"] for event in told if event["event"] == "progress"] == [{"ranks": 3.0}]
+    assert [event["value"] for event in told if event["event"] == "metric"] == [3.0, None]
+    assert sorted(rank for rank, _ in starts(toy_home)) == [0, 1, 2]
+
+
+def test_an_error_of_one_rank_ends_all_and_is_told_once(toy_home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError) as raised:
+        together(toy_home, what="fail")
+    assert str(raised.value) == "numbers.txt: rank 1: this is no number\n  write one"
+    assert are_gone([pid for _, pid in starts(toy_home)])
+    assert len(starts(toy_home)) == 2
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_a_bug_is_told_by_the_rank_that_has_it(toy_home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StepError, match="rank 1: ValueError: a mistake of ours"):
+        together(toy_home, what="bug")
+    assert "rank 1: Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_lost_rank_starts_all_again(toy_home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+    assert together(toy_home, what="lose").file("sum.txt").read_text() == "1.0"
+    assert sorted(rank for rank, _ in starts(toy_home)) == [0, 0, 1, 1]
+    assert "a process has died" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_ranks_that_die_again_and_again_are_given_up(toy_home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StepError, match="died again and again"):
+        together(toy_home, what="die")
+    assert MAX_STARTS + 1 <= sum(rank == 1 for rank, _ in starts(toy_home)) <= MAX_STARTS + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["cancelled", "killed"])
+def test_no_rank_outlives_its_run(toy_home: Home, tmp_path: Path, how: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    step = {"step": "toy.together", "processes": 2, "what": "wait", "diary": str(toy_home.path / "diary")}
+    path.write_text(json.dumps({"recipe": "waiting", "steps": {"sum": step}}))
+    attached = start_run(toy_home, RecipeSource(path.name, path, tmp_path))
+    wait_for(lambda: len(starts(toy_home)) == 2)
+    if how == "cancelled":
+        assert cancel_run(toy_home, attached.run_id).status == "cancelled"
+    else:
+        os.kill(int(attached.run().worker.split(":")[1]), signal.SIGKILL)
+    wait_for(lambda: are_gone([pid for _, pid in starts(toy_home)]), 20)
+    assert len(starts(toy_home)) == 2
+
+
+@pytest.mark.slow
+def test_two_machines_meet_lose_a_rank_and_meet_again(toy_home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each machine is an elastic agent of its own; the second is started by the command that the log prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
+    joining = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    joining += ["--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous, "--rdzv-id", rendezvous]
+    joining += ["--max-restarts", "1000", "-m", "liuyi.train.rank"]
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with subprocess.Popen(joining, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as other:
+        made = together(toy_home, nodes=2, rendezvous=rendezvous, what="lose")
+        words, _ = other.communicate(timeout=60)
+    assert other.returncode == 0, words.decode()
+    assert made.file("sum.txt").read_text() == "1.0"
+    assert sorted(rank for rank, _ in starts(toy_home)) == [0, 0, 1, 1]
+    printed = re.search(r"on each of the other machines run: (.*)", capfd.readouterr().out)
+    assert printed is not None
+    assert set(joining[3:]) <= set(printed[1].split())
+
+
+def test_a_machine_without_an_order_says_what_it_looked_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIUYI_HOME", str(home.path))
+    with pytest.raises(LiuyiError, match="no step of this home meets others at 'one:29500'"):
+        find_order("one:29500")
+    assert not (home.work_root / FOLDER).exists()
