@@ -17,11 +17,11 @@ import torch
 
 import in_process
 from liuyi.core.artifact import Artifact
-from liuyi.core.errors import DataError, ModelError
+from liuyi.core.errors import DataError, ModelError, StepError
 from liuyi.core.home import Home
 from liuyi.core.recipe import RecipeSource
 from liuyi.core.runner.launch import start_run
-from liuyi.model.checkpoint import load_config, load_model
+from liuyi.model.checkpoint import load_config, load_model, save_model
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.pretrain.bits import Documents, bits_per_byte, model_bits
 from liuyi.pretrain.size import config_for_size, parse_size
@@ -262,6 +262,36 @@ def test_size_sets_the_model(shelf: Shelf, tmp_path: Path) -> None:
     assert config.vocab_size == shelf.built.vocab_size
 
 
+def test_a_document_longer_than_a_row_is_learnt_whole_and_a_row_longer_than_the_context_is_refused(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    """Every token is a target once, whatever row it falls into."""
+    inputs = {"tokens": shelf.tokens, "tokenizer": shelf.tokenizer}
+    documents = pq.read_table(shelf.tokens.file("documents.parquet"))["tokens"].to_pylist()
+    size = {**TINY, "seq_len": 16, "batch_tokens": 16 * -(-sum(documents) // 16)}
+    assert max(documents) > 2 * 16
+    made = run_step(shelf.home, tmp_path / "a", "pretrain.train", inputs, **size, epochs=1.0)["checkpoint"]
+    assert (made.manifest.metrics["tokens"], made.manifest.metrics["steps"]) == (sum(documents), 1)
+    assert made.manifest.metrics["loss"] > 0
+    context = load_config(made.path).context_tokens
+    with pytest.raises(ModelError, match=f"longer than the model's context of {context}") as refused:
+        run_step(shelf.home, tmp_path / "b", "pretrain.train", {**inputs, "model": made}, seq_len=context + 1)
+    assert f"seq_len: {context}" in refused.value.hint
+
+
+def test_a_start_model_that_is_not_numbers_is_refused_before_any_step(shelf: Shelf, tmp_path: Path) -> None:
+    inputs = {"tokens": shelf.tokens, "tokenizer": shelf.tokenizer}
+    made = run_step(shelf.home, tmp_path / "a", "pretrain.train", inputs, **TINY, token_budget=256)["checkpoint"]
+    model = load_model(made.path)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = math.nan
+    staging = shelf.home.store.stage("checkpoint")
+    save_model(staging.path, model, Tokenizer.load(made.path))
+    broken = shelf.home.store.publish(staging)
+    with pytest.raises(StepError, match=r"weights in 'model\.layers\.0\.mlp\.up_proj\.weight' that are not finite"):
+        run_step(shelf.home, tmp_path / "b", "pretrain.train", {**inputs, "model": broken}, seq_len=TINY["seq_len"])
+
+
 @pytest.mark.slow
 def test_a_run_meets_every_fault_and_gives_the_same_model(shelf: Shelf, tmp_path: Path) -> None:
     """Killed, hanging and with a flipped bit, the run goes on by itself, and its artifact has the same digest."""
@@ -274,7 +304,7 @@ def test_a_run_meets_every_fault_and_gives_the_same_model(shelf: Shelf, tmp_path
             "tokens": f"artifact:{shelf.tokens.digest}",
             "tokenizer": f"artifact:{shelf.tokenizer.digest}",
         }
-        step = {**fit, **params, "hang_timeout_s": 15, "inject": faults}
+        step = {**fit, **params, "hang_timeout_s": 8, "inject": faults}
         path.write_text(json.dumps({"recipe": "faults", "steps": {"fit": step}}))
         attached = start_run(shelf.home, RecipeSource(path.name, path, tmp_path))
         deadline = time.monotonic() + 240

@@ -183,6 +183,11 @@ def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, token
             f"the model knows {model.config.vocab_size} token ids, the tokens use {stream.vocab_size}",
             hint="make the tokens with the model's own tokenizer",
         )
+    if model.config.context_tokens < params.seq_len:
+        raise ModelError(
+            f"rows of {params.seq_len} tokens are longer than the model's context of {model.config.context_tokens}",
+            hint=f"set seq_len: {model.config.context_tokens}; longer documents go on in the next row",
+        )
     return model
 
 

@@ -13,6 +13,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from torch import nn
+
+from liuyi.core.errors import StepError
+from liuyi.train.parallel.gradients import local
 
 Decision = Literal["step", "skip", "rollback"]
 Reason = Literal["", "non-finite", "spike"]
@@ -45,6 +49,13 @@ class Jump:
     reason: Reason
     skipped: int = 0
     """How many of the steps that were rolled back had been skipped."""
+
+
+def demand_numbers(model: nn.Module) -> None:
+    """Raises StepError for weights that are not finite: no step from there would be one."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(local(parameter.detach()).isfinite().all()):
+            raise StepError(f"the start model has weights in '{name}' that are not finite", hint="take another model")
 
 
 @dataclass

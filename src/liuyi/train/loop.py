@@ -31,7 +31,7 @@ from liuyi.train.batches import Batch
 from liuyi.train.checkpoint import Checkpoints, Snapshot
 from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.curves import LOG_FILE as LOG_FILE
-from liuyi.train.guards import Guard, GuardConfig, Jump, Reason
+from liuyi.train.guards import Guard, GuardConfig, Jump, Reason, demand_numbers
 from liuyi.train.inject import Injector, parse_faults
 from liuyi.train.memory import keeping_freed_memory
 from liuyi.train.meter import Meter
@@ -241,12 +241,13 @@ class Trainer(Generic[M, B]):
         """Train to the last step, or until the monitor ends it; the model then holds the final weights."""
         self.model.train()
         self.watchdog = Watchdog(self.config.hang_timeout_s, self.told_of_hangs)
-        with keeping_freed_memory(), self.checkpoints, self.watchdog, looking_on(self.onlookers):
+        with looking_on(self.onlookers), keeping_freed_memory(), self.checkpoints, self.watchdog:
             if self._go_back():
                 self.observer.log(f"resumed at step {self.step} of {self.config.steps}")
                 self.observer.metric("resumed", 1.0, self.step)
             else:
                 self.prepare()
+                demand_numbers(self.model)
                 if self.world.leads:
                     self.log_path.write_bytes(b"")
                 self.checksum = checksum(self.optimiser.tensors())
