@@ -1,9 +1,10 @@
 """Live figures in other tools while training: one class a tool in `export_tools.py`, and here what they share.
 
-A thread of its own hands the figures over, so a tool that is slow, down or not installed never holds up training: that
-is told once, and training goes on without it. The run over there has an id, kept in `exports.json` of the workdir, by
-which a run that is resumed goes on in it; a step that is taken twice is logged once. Keys and passwords are the
-tools' own affair, from their own environment variables, and what a tool's error says is told without them.
+A thread of its own hands the figures over, so a tool that is slow, down or not installed never holds up training, but
+for the time that it takes to import: that is told once, and training goes on without it. The run over there has an id,
+kept in `exports.json` of the workdir, by which a run that is resumed goes on in it; a step that is taken twice is
+logged once. Keys and passwords are the tools' own affair, from their own environment variables, and what a tool's
+error says is told without them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "tracki
 STATE_FILE = "exports.json"
 WAITING_ROWS = 100_000
 """Rows that may wait for a tool before it is given up."""
-FINISH_S = 60.0
-"""How long the end of a run waits for a tool."""
+FINISH_S, FAILED_FINISH_S = 60.0, 5.0
+"""How long the end of a run waits for a tool, and that of a run that failed or was cancelled."""
 GATHER_S = 1.0
 """Rows are handed over about so often."""
 _SHOWN_ALREADY = ("loss", "lr", "grad_norm")
@@ -105,9 +106,10 @@ class Exporter:
         if self._thread is None:
             return
         self._leave(None)
-        self._thread.join(FINISH_S)
+        patience_s = FAILED_FINISH_S if failed else FINISH_S
+        self._thread.join(patience_s)
         if self._thread.is_alive() and not self._given_up:
-            self._give_up(f"it has not taken everything within {FINISH_S:g} s")
+            self._give_up(f"it has not taken everything within {patience_s:g} s")
 
     def _is_installed(self) -> bool:
         """Imports the tool once, here rather than in the thread: what some draw at random while they are imported is
@@ -117,8 +119,9 @@ class Exporter:
         before = rng_state()
         try:
             importlib.import_module(MODULES[self.name])
-        except ImportError as error:
-            self._give_up(_told(error), f"pip install 'liuyi[{self.name}]'")
+        except Exception as error:
+            absent = isinstance(error, ImportError)
+            self._give_up(_told(error), f"pip install 'liuyi[{self.name}]'" if absent else "")
         finally:
             load_rng_state(before)
         return not self._given_up
