@@ -18,6 +18,7 @@ from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.lora import LoraConfig, add_lora
 from liuyi.train.batches import IGNORE, Batch, Ints, ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.ema import Ema
 from liuyi.train.guards import GuardConfig
 from liuyi.train.lm import CausalLM
 from liuyi.train.loop import LOG_FILE, LoopConfig, Result, Trainer
@@ -67,6 +68,8 @@ class Run:
     verify_every: int = 0
     checkpoint_every_s: float = 1000.0
     weight_decay: float = 0.1
+    ema: float = 0.0
+    """Decay of a moving average, which the weights end as."""
 
     @property
     def alone(self) -> Run:
@@ -128,6 +131,7 @@ def train(folder: Path, run: Run, world: World | None = None) -> Trained:
         return replace(loss, total=loss.total * float("nan")) if bad else loss
 
     listener = Listener()
+    ema = Ema(model, run.ema) if run.ema else None
     trainer = Trainer(
         model,
         reading,
@@ -143,9 +147,12 @@ def train(folder: Path, run: Run, world: World | None = None) -> Trained:
         ),
         workdir=folder / "work",
         observer=listener,
+        monitor=ema,
         world=world,
     )
     result = trainer.run()
+    if ema:
+        ema.apply(model)
     log = [json.loads(line) for line in (folder / "work" / LOG_FILE).read_text().splitlines()]
     return Trained(log, whole_weights(model), result, listener.logs, listener.metrics)
 

@@ -73,6 +73,14 @@ def test_adapters(tmp_path: Path, layout: Layout) -> None:
             np.testing.assert_array_equal(first.weights[name], parameter.numpy())
 
 
+def test_a_moving_average_is_cut_up_as_the_weights_are(tmp_path: Path) -> None:
+    run = Run(Layout(shard=2), ema=0.9, steps=4)
+    alone = train(tmp_path / "alone", run.alone)
+    demand_same(together(tmp_path / "together", run)[0], alone)
+    plain = train(tmp_path / "plain", replace(run.alone, ema=0.0))
+    assert any(np.abs(weight - alone.weights[name]).max() > 1e-3 for name, weight in plain.weights.items())
+
+
 @pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)])
 def test_experts_that_one_rank_has_no_token_for(tmp_path: Path, layout: Layout) -> None:
     """One micro-batch of one row has tokens for few of eight experts; its rank still has a gradient for all."""
