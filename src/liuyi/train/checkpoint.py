@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from liuyi.train.remote import RemoteCheckpoints
 
 WRITER_NICENESS = 10
-"""Of the writing thread: it should take the time that training leaves."""
+"""Of the writing thread, on top of the process's own: it should take the time that training leaves."""
 
 
 @dataclass(frozen=True)
@@ -295,4 +295,5 @@ def _write_file(path: Path, data: bytes) -> str:
 def _yield_to_training() -> None:
     """Let the writing thread have only the time that others leave; where threads have no priority, nothing happens."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICENESS)
+        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, usual + WRITER_NICENESS))
