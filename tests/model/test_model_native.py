@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import relative
-from torch import Tensor
+from torch import Tensor, nn
 
 from liuyi.kernels import library, training
 from liuyi.kernels.training import training_kernels
 from liuyi.model.attention import CausalMask, attention, attention_reference
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Block
 from liuyi.model.fused import (
     add_norm,
     add_norm_reference,
@@ -24,8 +26,20 @@ from liuyi.model.fused import (
     swiglu_reference,
 )
 from liuyi.model.loss import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
+from liuyi.model.rope import Rope
+from liuyi.model.working import keep_working_copies
 
 BF16 = torch.bfloat16
+LLAMA = DecoderConfig(
+    family="llama",
+    vocab_size=64,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+)
 
 
 @pytest.fixture(params=["avx512", "avx2"], autouse=True)
@@ -58,8 +72,8 @@ def _agree(fast: Any, reference: Any, *inputs: Tensor, native: str, least: float
     grads = torch.autograd.grad(ours, inputs, directions)
     expected = torch.autograd.grad(theirs, wide, [one.float() for one in directions])
     for near, exact in zip((*ours, *grads), (*theirs, *expected), strict=True):
-        scale = max(float(exact.norm()), least * float(directions[0].float().norm()))
-        assert float((near.float() - exact).norm()) < 0.006 * scale
+        scale = max(float(exact.detach().norm()), least * float(directions[0].float().norm()))
+        assert float((near.detach().float() - exact.detach()).norm()) < 0.006 * scale
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (70, 48), (2, 65, 576)])
@@ -138,6 +152,43 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, seq: int, window: i
         native="NativeAttention",
         least=0.5,
     )
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_layers_joined_are_the_layers_one_by_one(rows: int) -> None:
+    """Of a whole block: the same products, in another order of rounding."""
+
+    def made(kept: bool) -> list[Tensor]:
+        block = Block(LLAMA, 0)
+        for index, parameter in enumerate(block.parameters()):
+            nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(index))
+        if kept:
+            keep_working_copies(block, BF16)
+        x = _random(rows, 40, LLAMA.hidden_size, dtype=torch.float32)
+        rope = Rope(LLAMA)(torch.arange(40)[None])
+        out = block(x, BF16, rope, CausalMask(rows, 40, None, x.device), None)
+        names = {type(one[0]).__name__ for one in _graph(out)}
+        assert (
+            {"_JoinedMLPBackward", "_JoinedProductsBackward"} <= names
+            if kept
+            else names.isdisjoint({"_JoinedMLPBackward"})
+        )
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), (x, *block.parameters()))]
+
+    for ours, theirs in zip(made(kept=True), made(kept=False), strict=True):
+        assert ours.dtype == torch.float32
+        assert relative(ours, theirs) < 0.01
+
+
+def _graph(tensor: Tensor) -> Iterator[tuple[Any, int]]:
+    """Every node of the graph that made a tensor."""
+    found, waiting = set(), [(tensor.grad_fn, 0)]
+    while waiting:
+        node = waiting.pop()
+        if node[0] is not None and node[0] not in found:
+            found.add(node[0])
+            waiting += node[0].next_functions
+            yield node
 
 
 def test_what_is_no_number_stays_none() -> None:

@@ -74,8 +74,10 @@ class TrainingKernels:
         pointer, size, count, number = c_void_p, c_int, c_int64, c_float
         self._norm = self._declare(library, "norm", *(pointer,) * 3, number, count, size, *(pointer,) * 3)
         self._norm_backward = self._declare(library, "norm_backward", *(pointer,) * 5, count, size, *(pointer,) * 4)
-        self._swiglu = self._declare(library, "swiglu", pointer, pointer, count, pointer)
-        self._swiglu_backward = self._declare(library, "swiglu_backward", *(pointer,) * 3, count, pointer, pointer)
+        self._swiglu = self._declare(library, "swiglu", pointer, pointer, count, size, count, pointer)
+        self._swiglu_backward = self._declare(
+            library, "swiglu_backward", *(pointer,) * 3, count, size, count, *(pointer,) * 3
+        )
         self._turn = self._declare(library, "turn", *(pointer,) * 3, count, size, size, count, number, pointer)
         self._cross_entropy = self._declare(library, "cross_entropy", *(pointer,) * 3, count, size, pointer)
         self._adamw = self._declare(
@@ -128,14 +130,20 @@ class TrainingKernels:
         )  # fmt: skip
 
     def swiglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
-        """out = silu(gate) · up."""
-        self._swiglu(torch.get_num_threads(), gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr())
+        """out = silu(gate) · up; gate and up [rows, width] may be parts of wider rows, alike."""
+        rows, width = gate.shape
+        self._swiglu(
+            torch.get_num_threads(), gate.data_ptr(), up.data_ptr(), rows, width, gate.stride(0), out.data_ptr()
+        )
 
-    def swiglu_backward(self, gate: Tensor, up: Tensor, grad: Tensor, grad_gate: Tensor, grad_up: Tensor) -> None:
-        """Gradients of gate and up, which may be written over them."""
+    def swiglu_backward(
+        self, gate: Tensor, up: Tensor, grad: Tensor, grad_gate: Tensor, grad_up: Tensor, activated: Tensor | None
+    ) -> None:
+        """Gradients of gate and up, which lie as these do, and what came out of them."""
+        rows, width = gate.shape
         self._swiglu_backward(
-            torch.get_num_threads(), gate.data_ptr(), up.data_ptr(), grad.data_ptr(), gate.numel(),
-            grad_gate.data_ptr(), grad_up.data_ptr(),
+            torch.get_num_threads(), gate.data_ptr(), up.data_ptr(), grad.data_ptr(), rows, width, gate.stride(0),
+            grad_gate.data_ptr(), grad_up.data_ptr(), _of(activated),
         )  # fmt: skip
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:

@@ -11,6 +11,8 @@ of the MLP. Parameter names are Hugging Face's, and those of Qwen3-MoE for Mixtr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +20,7 @@ from torch.nn import functional
 from liuyi.model.attention import CausalMask, KVCache, attention, segment_starts
 from liuyi.model.config import DecoderConfig
 from liuyi.model.fused import add_norm, norm_to, rotate, swiglu
+from liuyi.model.joined import joined_mlp, joined_products
 from liuyi.model.moe import SparseMLP, balance_loss
 from liuyi.model.rope import Rope
 from liuyi.model.working import in_dtype
@@ -39,6 +42,11 @@ class Linear(nn.Linear):
         return functional.linear(x, in_dtype(self.weight, x.dtype), bias)
 
     times = forward
+
+    @staticmethod
+    def together(layers: Sequence[Linear], x: Tensor) -> tuple[Tensor, ...]:
+        """What several layers make of the same x, by one product where that can be."""
+        return joined_products(x, layers) or tuple(layer(x) for layer in layers)
 
     def widened(self) -> Tensor:
         """The matrix itself."""
@@ -115,11 +123,12 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q, x.dtype), self.k_norm(k, x.dtype)
         q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope).transpose(1, 2)
-        if cache is None:
-            mixed = attention(q, k, v, mask, self.window)
-        else:
-            mixed = cache.attend(self.layer, q, k, v)
+        mixed = self.attend(q, k, v, mask, cache)
         return torch.as_tensor(self.o_proj(mixed.transpose(1, 2).reshape(batch, seq, -1)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, cache: KVCache | None) -> Tensor:
+        """What each query makes of the keys that it sees, in this row and in the cache."""
+        return attention(q, k, v, mask, self.window) if cache is None else cache.attend(self.layer, q, k, v)
 
 
 class MLP(nn.Module):
@@ -132,6 +141,9 @@ class MLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        made = joined_mlp(x, self.gate_proj, self.up_proj, self.down_proj)
+        if made is not None:
+            return made
         gate, up = products(x, self.gate_proj, self.up_proj)
         return torch.as_tensor(self.down_proj(swiglu(gate, up)))
 

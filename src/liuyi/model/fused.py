@@ -38,6 +38,8 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rms_norm_reference` for x [..., size] and weight [size], taken and returned in the dtype of x."""
     weight = weight.to(x.dtype)
+    if torch.compiler.is_compiling():
+        return rms_norm_reference(x, weight, eps)
     if not torch.is_grad_enabled():
         return _norm(x, weight, eps)[0]
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
@@ -155,7 +157,8 @@ class _NativeSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, native: TrainingKernels) -> Tensor:
         product = torch.empty_like(gate)
-        native.swiglu(gate, up, product)
+        width = gate.shape[-1]
+        native.swiglu(gate.view(-1, width), up.view(-1, width), product)
         ctx.save_for_backward(gate, up)
         ctx.native = native
         return product
@@ -165,7 +168,9 @@ class _NativeSwiGLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
-        ctx.native.swiglu_backward(gate, up, grad.contiguous(), grad_gate, grad_up)
+        width = gate.shape[-1]
+        gate, up = gate.view(-1, width), up.view(-1, width)
+        ctx.native.swiglu_backward(gate, up, grad.contiguous(), grad_gate, grad_up, None)
         return grad_gate, grad_up, None
 
 
@@ -180,6 +185,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if native := native_for(x, width=x.shape[-1] // 2):
         return _NativeRotate.apply(x, cos, sin, native)  # type: ignore[no-untyped-call, no-any-return]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if torch.compiler.is_compiling():
+        return rotate_reference(x, cos, sin)
     if not torch.is_grad_enabled():
         return _turn(x, cos, sin, sign=1)
     turned: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]

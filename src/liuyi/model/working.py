@@ -9,6 +9,7 @@ that changes the weight. What counts as a change is PyTorch's own count of write
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 
 class WorkingCopy:
-    """A copy of a weight in another dtype, and which state of the weight it is of."""
+    """A copy of a weight in another dtype, in memory that is given, and which state of the weight it is of."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.values = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
         self._version = -1
 
     def of(self, weight: Tensor) -> Tensor:
@@ -35,11 +36,22 @@ class WorkingCopy:
 
 
 def keep_working_copies(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep a copy in `dtype` of each trained matrix that has another one; of what is laid out over processes, none."""
-    for parameter in model.parameters():
-        plain = type(parameter) is nn.Parameter and parameter.requires_grad and parameter.ndim >= 2
-        if plain and parameter.dtype != dtype:
-            parameter.working_copy = WorkingCopy(parameter, dtype)  # type: ignore[attr-defined]
+    """Keep a copy in `dtype` of each trained matrix that has another one; of what is laid out over processes, none.
+
+    Copies of neighbours lie side by side, so that matrices with the same input can be one.
+    """
+    matrices = [
+        parameter
+        for parameter in model.parameters()
+        if type(parameter) is nn.Parameter and parameter.requires_grad and parameter.ndim >= 2
+    ]
+    matrices = [matrix for matrix in matrices if matrix.dtype != dtype]
+    if not matrices:
+        return
+    memory = torch.empty(sum(map(Tensor.numel, matrices)), dtype=dtype, device=matrices[0].device)
+    for matrix, values in zip(matrices, torch.split(memory, [matrix.numel() for matrix in matrices]), strict=True):
+        # `data`, for each has its own count of writes: autograd would take one for a change of all.
+        matrix.working_copy = WorkingCopy(values.view_as(matrix).data)  # type: ignore[attr-defined]
 
 
 def working_copy(weight: Tensor) -> WorkingCopy | None:
@@ -58,6 +70,22 @@ def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return values
     copied: Tensor = _Copied.apply(weight, values)  # type: ignore[no-untyped-call]
     return copied
+
+
+def joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+    """The copies of these matrices as one, [all rows, columns], where they are kept side by side; else None."""
+    kept = [working_copy(weight) for weight in weights]
+    columns = weights[0].shape[-1]
+    end = 0
+    for copy, weight in zip(kept, weights, strict=True):
+        if copy is None or copy.values.dtype != dtype or weight.ndim != 2 or weight.shape[1] != columns:
+            return None
+        values = copy.of(weight.detach())
+        if end and values.data_ptr() != end:
+            return None
+        end = values.data_ptr() + values.nbytes
+    assert kept[0] is not None
+    return kept[0].values.as_strided((sum(weight.shape[0] for weight in weights), columns), (columns, 1))
 
 
 class _Copied(torch.autograd.Function):

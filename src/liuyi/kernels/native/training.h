@@ -30,10 +30,12 @@ struct Sums {
     void norm_backward(const Team&, const uint16_t* grad, const float* stream, const float* x, const float* scale,      \
                        const float* weight, int64_t rows, int size, float* partials, float* grad_x,                     \
                        uint16_t* grad_delta, float* grad_weight);                                                       \
-    void swiglu_pair(const Team&, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* out);              \
-    /* grad_gate may be gate, and grad_up up */                                                                         \
-    void swiglu_backward(const Team&, const uint16_t* gate, const uint16_t* up, const uint16_t* grad, int64_t count,    \
-                         uint16_t* grad_gate, uint16_t* grad_up);                                                       \
+    /* gate and up [rows, width], `stride` from row to row; out [rows, width] side by side */                           \
+    void swiglu_rows(const Team&, const uint16_t* gate, const uint16_t* up, int64_t rows, int width, int64_t stride,     \
+                     uint16_t* out);                                                                                    \
+    /* grad [rows, width]; gradients lie as gate and up do; activated [rows, width] is what came out, or null */        \
+    void swiglu_backward(const Team&, const uint16_t* gate, const uint16_t* up, const uint16_t* grad, int64_t rows,      \
+                         int width, int64_t stride, uint16_t* grad_gate, uint16_t* grad_up, uint16_t* activated);       \
     /* x [rows, heads, 2 · half], angles [angle_rows, half] repeated over the rows; sign −1 turns back */               \
     void turn(const Team&, const uint16_t* x, const float* cosines, const float* sines, int64_t rows, int heads,        \
               int half, int64_t angle_rows, float sign, uint16_t* out);                                                 \

@@ -35,14 +35,16 @@ LIUYI_API void liuyi_training_norm_backward(int threads, const uint16_t* grad, c
                                                           partials, grad_x, grad_delta, grad_weight);
 }
 
-LIUYI_API void liuyi_training_swiglu(int threads, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* out) {
-    (newest ? avx512::swiglu_pair : avx2::swiglu_pair)({borrowed, threads}, gate, up, count, out);
+LIUYI_API void liuyi_training_swiglu(int threads, const uint16_t* gate, const uint16_t* up, int64_t rows, int width,
+                                     int64_t stride, uint16_t* out) {
+    (newest ? avx512::swiglu_rows : avx2::swiglu_rows)({borrowed, threads}, gate, up, rows, width, stride, out);
 }
 
 LIUYI_API void liuyi_training_swiglu_backward(int threads, const uint16_t* gate, const uint16_t* up, const uint16_t* grad,
-                                              int64_t count, uint16_t* grad_gate, uint16_t* grad_up) {
-    (newest ? avx512::swiglu_backward : avx2::swiglu_backward)({borrowed, threads}, gate, up, grad, count, grad_gate,
-                                                              grad_up);
+                                              int64_t rows, int width, int64_t stride, uint16_t* grad_gate,
+                                              uint16_t* grad_up, uint16_t* activated) {
+    (newest ? avx512::swiglu_backward : avx2::swiglu_backward)({borrowed, threads}, gate, up, grad, rows, width, stride,
+                                                              grad_gate, grad_up, activated);
 }
 
 LIUYI_API void liuyi_training_turn(int threads, const uint16_t* x, const float* cosines, const float* sines, int64_t rows,

@@ -13,7 +13,7 @@ namespace LIUYI_ISA {
 
 constexpr int64_t kRows = 64;           // rows of a part
 constexpr int64_t kElements = 1 << 15;  // elements of a part
-constexpr int64_t kLogitRows = 4;
+constexpr int64_t kFewRows = 4;
 
 inline int parts_of(int64_t count, int64_t each) { return static_cast<int>((count + each - 1) / each); }
 inline int64_t end_of(int part, int64_t count, int64_t each) { return count < (part + 1) * each ? count : (part + 1) * each; }
@@ -75,24 +75,32 @@ void norm_backward(const Team& team, const uint16_t* grad, const float* stream, 
     }
 }
 
-void swiglu_pair(const Team& team, const uint16_t* gate, const uint16_t* up, int64_t count, uint16_t* out) {
-    for_each_part(team, parts_of(count, kElements), [&](int part) {
-        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
-            store_bf16(out + i, mul(silu(load_bf16(gate + i)), load_bf16(up + i)));
+void swiglu_rows(const Team& team, const uint16_t* gate, const uint16_t* up, int64_t rows, int width, int64_t stride,
+                 uint16_t* out) {
+    for_each_part(team, parts_of(rows, kFewRows), [&](int part) {
+        for (int64_t row = part * kFewRows; row < end_of(part, rows, kFewRows); ++row) {
+            for (int i = 0; i < width; i += kWidth) {
+                const int64_t at = row * stride + i;
+                store_bf16(out + row * width + i, mul(silu(load_bf16(gate + at)), load_bf16(up + at)));
+            }
         }
     });
 }
 
-void swiglu_backward(const Team& team, const uint16_t* gate, const uint16_t* up, const uint16_t* grad, int64_t count,
-                     uint16_t* grad_gate, uint16_t* grad_up) {
-    for_each_part(team, parts_of(count, kElements), [&](int part) {
-        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
-            const Floats g = load_bf16(gate + i), u = load_bf16(up + i), d = load_bf16(grad + i);
-            const Floats sigmoid = div(all(1.0f), add(all(1.0f), exp(sub(zero(), g))));
-            const Floats activated = mul(g, sigmoid);
-            const Floats slope = fma(activated, sub(all(1.0f), sigmoid), sigmoid);
-            store_bf16(grad_gate + i, mul(mul(d, u), slope));
-            store_bf16(grad_up + i, mul(d, activated));
+void swiglu_backward(const Team& team, const uint16_t* gate, const uint16_t* up, const uint16_t* grad, int64_t rows,
+                     int width, int64_t stride, uint16_t* grad_gate, uint16_t* grad_up, uint16_t* activated) {
+    for_each_part(team, parts_of(rows, kFewRows), [&](int part) {
+        for (int64_t row = part * kFewRows; row < end_of(part, rows, kFewRows); ++row) {
+            for (int i = 0; i < width; i += kWidth) {
+                const int64_t at = row * stride + i, beside = row * width + i;
+                const Floats g = load_bf16(gate + at), u = load_bf16(up + at), d = load_bf16(grad + beside);
+                const Floats sigmoid = div(all(1.0f), add(all(1.0f), exp(sub(zero(), g))));
+                const Floats silu = mul(g, sigmoid);
+                const Floats slope = fma(silu, sub(all(1.0f), sigmoid), sigmoid);
+                store_bf16(grad_gate + at, mul(mul(d, u), slope));
+                store_bf16(grad_up + at, mul(d, silu));
+                if (activated != nullptr) store_bf16(activated + beside, mul(silu, u));
+            }
         }
     });
 }
@@ -118,8 +126,8 @@ void turn(const Team& team, const uint16_t* x, const float* cosines, const float
 
 void cross_entropy(const Team& team, uint16_t* logits, const int64_t* targets, const float* weights, int64_t rows,
                    int vocab, float* losses) {
-    for_each_part(team, parts_of(rows, kLogitRows), [&](int part) {
-        for (int64_t row = part * kLogitRows; row < end_of(part, rows, kLogitRows); ++row) {
+    for_each_part(team, parts_of(rows, kFewRows), [&](int part) {
+        for (int64_t row = part * kFewRows; row < end_of(part, rows, kFewRows); ++row) {
             uint16_t* z = logits + row * vocab;
             Floats most = all(-INFINITY);
             for (int i = 0; i < vocab; i += kWidth) most = max(most, load_bf16(z + i));
