@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+import small_models
 from liuyi.core.artifact import Artifact
 from liuyi.core.home import Home
 from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import save_model
-from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 
 PLACES = ("kitchen", "hall", "garden", "office")
@@ -26,22 +26,7 @@ def small_tokenizer() -> Tokenizer:
 
 
 def small_model(vocab_size: int, seed: int = 1) -> Decoder:
-    config = DecoderConfig(
-        family="qwen3",
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        qk_norm=True,
-        eos_token_id=0,
-    )
-    model = Decoder(config)
-    init_weights(model, seed, std=0.1)
-    return model
+    return small_models.small_model(vocab_size, seed, std=0.1)
 
 
 def preferences(count: int = 24) -> list[dict[str, Any]]:

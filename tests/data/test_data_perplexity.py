@@ -19,10 +19,8 @@ from liuyi.core.errors import DataError, ModelError
 from liuyi.data.corpus import ATTRIBUTES, DROPPED
 from liuyi.data.quality.perplexity import Plan, measure_group
 from liuyi.kernels.library import KernelsAbsent, kernels
-from liuyi.model.checkpoint import save_model
-from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer, train_bpe
+from small_models import save_llama
 
 TEXTS = [prose(1, words=8), prose(2, words=150), "", "质量很高的文章，读者打开文件。" * 8, "a", prose(3, words=60)]
 WINDOW = 64
@@ -32,22 +30,7 @@ WINDOW = 64
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_bpe([prose(number) for number in range(20)], 400)
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_id,
-        bos_token_id=tokenizer.eos_id,
-    )
-    decoder = Decoder(config)
-    init_weights(decoder, seed=1, std=0.2)
-    save_model(folder, decoder, tokenizer, {})
+    save_llama(folder, tokenizer, context=256)
     return folder
 
 

@@ -22,10 +22,8 @@ from liuyi.data.dedup.clusters import cluster, unit
 from liuyi.data.dedup.encode import open_encoder
 from liuyi.data.dedup.groups import duplicate_schema
 from liuyi.data.dedup.semantic import Alike, alike_to_kept, semantic_duplicates
-from liuyi.model.checkpoint import save_model
-from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import train_bpe
+from small_models import save_llama
 
 PAIRS = [
     (
@@ -103,22 +101,7 @@ def test_what_goes_is_alike_to_what_stays(seed: int, size: int, cosine: float) -
 
 def test_a_model_gives_the_mean_of_its_final_hidden_states(tmp_path: Path) -> None:
     tokenizer = train_bpe([prose(number) for number in range(20)], 400)
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=128,
-        eos_token_id=tokenizer.eos_id,
-        bos_token_id=tokenizer.eos_id,
-    )
-    decoder = Decoder(config)
-    init_weights(decoder, seed=1, std=0.2)
-    save_model(tmp_path, decoder, tokenizer, {})
+    decoder = save_llama(tmp_path, tokenizer, context=128)
     texts = [prose(3, 40), "", "a", prose(4, 400)]
     found = open_encoder(tmp_path, 100).encode(texts)
     for text, vector in zip(texts, found, strict=True):

@@ -22,12 +22,12 @@ from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.finetune.chats import encode_chats, read_chats
 from liuyi.model.checkpoint import load_model, save_model
-from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.train.batches import IGNORE
 from liuyi.train.lm import CausalLM
 from liuyi.train.packing import Example, PackedRows, lay_out, pack
+from small_models import small_model
 
 COLOURS = ("red", "blue", "green", "white", "black", "pink")
 
@@ -35,25 +35,6 @@ COLOURS = ("red", "blue", "green", "white", "black", "pink")
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_bpe(["turn the red blue green white black pink lamp on off please answer"], 290)
-
-
-def small_model(vocab_size: int, seed: int = 1) -> Decoder:
-    config = DecoderConfig(
-        family="qwen3",
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        qk_norm=True,
-        eos_token_id=0,
-    )
-    model = Decoder(config)
-    init_weights(model, seed)
-    return model
 
 
 def chat(said: str, answer: str) -> list[dict[str, str]]:

@@ -27,10 +27,9 @@ from liuyi.infer.process.open import open_engine
 from liuyi.infer.request import Request
 from liuyi.model.adapter import Adapter, LowRank
 from liuyi.model.checkpoint import load_model, save_model
-from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.merge import merge_adapter
 from liuyi.model.tokenizer import Tokenizer, train_bpe
+from small_models import small_model
 
 COLOURS = ("red", "blue", "green", "white")
 TOKENS = torch.arange(30)[None] + 20
@@ -39,25 +38,6 @@ TOKENS = torch.arange(30)[None] + 20
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_bpe(["turn the red blue green white lamp on answer"], 290)
-
-
-def small_model(vocab_size: int) -> Decoder:
-    config = DecoderConfig(
-        family="qwen3",
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        qk_norm=True,
-        eos_token_id=0,
-    )
-    model = Decoder(config)
-    init_weights(model, 1, std=0.1)
-    return model
 
 
 @pytest.fixture
@@ -74,7 +54,7 @@ def inputs(home: Home, tokenizer: Tokenizer) -> dict[str, Artifact]:
     pq.write_table(pa.table(columns), staging.path / "chats.parquet")
     given = {"chats": home.store.publish(staging)}
     staging = home.store.stage("checkpoint")
-    save_model(staging.path, small_model(tokenizer.vocab_size), tokenizer)
+    save_model(staging.path, small_model(tokenizer.vocab_size, std=0.1), tokenizer)
     return {"model": home.store.publish(staging), **given}
 
 
