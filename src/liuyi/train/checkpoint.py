@@ -28,7 +28,7 @@ from liuyi.core.digest import sha256_bytes
 from liuyi.core.disk import FULL, sync
 from liuyi.core.errors import OutOfDisk, StepError
 from liuyi.train.retention import Name, Retention
-from liuyi.train.shards import Piece, gather_json, local_part, share_out
+from liuyi.train.shards import Piece, gather_json, is_sharded, local_part, share_out
 from liuyi.train.stored import Like, Stored, damage, digests_file, state_file, tensors_file
 from liuyi.train.tensor_file import write_tensors
 from liuyi.train.world import World
@@ -36,7 +36,7 @@ from liuyi.train.world import World
 if TYPE_CHECKING:
     from liuyi.train.remote import RemoteCheckpoints
 
-WRITER_NICENESS = 10
+WRITER_NICENESS = 15
 """Of the writing thread, on top of the process's own: it should take the time that training leaves."""
 
 
@@ -56,10 +56,13 @@ class Snapshot:
         return self.tensors[name]
 
     def copied(self) -> Snapshot:
-        """A snapshot that training does not change any more, on the same devices."""
+        """A snapshot that training does not change any more; what is not cut up goes to the host's memory."""
+
+        def copy(tensor: Tensor) -> Tensor:
+            return tensor.detach().clone() if is_sharded(tensor) else tensor.detach().to("cpu", copy=True)
+
         groups = {
-            group: {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            for group, tensors in self.tensors.items()
+            group: {name: copy(tensor) for name, tensor in tensors.items()} for group, tensors in self.tensors.items()
         }
         return Snapshot(self.step, groups, deepcopy(self.state), deepcopy(self.own))
 
