@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from parallel_runs import whole
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from train_support import Listener, random_documents, tiny_model, write_tokens
 
 from liuyi.core.errors import StepError
@@ -20,7 +23,10 @@ from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.lm import CausalLM
 from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.parallel.apply import parallelize
 from liuyi.train.schedule import make_schedule
+from liuyi.train.world import Layout, World, join
+from ranks import run_ranks
 
 torchao = pytest.importorskip("torchao")
 
@@ -143,6 +149,35 @@ def test_a_run_that_is_interrupted_ends_in_the_same_bits(tmp_path: Path) -> None
     assert all(torch.equal(one, other) for one, other in zip(undisturbed, disturbed, strict=True))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "a" / LOG_FILE).read_text().splitlines()]
     assert losses[-1] < losses[0]
+
+
+def stepped_by_chance(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
+    """Weights and state, whole, after three steps by gradients that are the same in every layout."""
+    torch.compiler.set_stance("force_eager")
+    model = tiny_model(vocab_size=512, hidden_size=32)
+    parallelize(model, join(layout) if layout.size > 1 else World())
+    optimiser = Optimiser(model, OptimiserConfig("adamw8bit", lr=0.01, weight_decay=0.1))
+    torch.manual_seed(4)
+    for _ in range(3):
+        for parameter in optimiser.parameters.values():
+            grad = torch.randn(parameter.shape)
+            cut = isinstance(parameter, DTensor)
+            parameter.grad = distribute_tensor(grad, parameter.device_mesh, parameter.placements) if cut else grad
+        optimiser.step(1.0)
+    torch.compiler.set_stance("default")
+    return {
+        name: whole(value.detach()).numpy() for name, value in {**optimiser.parameters, **optimiser.state()}.items()
+    }
+
+
+def test_a_matrix_that_is_cut_between_processes_takes_the_steps_of_a_whole_one(tmp_path: Path) -> None:
+    """To the bit, its state too."""
+    alone = stepped_by_chance(tmp_path, Layout())
+    assert alone["model.embed_tokens.weight:exp_avg_codes"].dtype == np.uint8
+    for together in run_ranks(2, stepped_by_chance, tmp_path, Layout(shard=2)):
+        assert together.keys() == alone.keys()
+        for name, value in alone.items():
+            np.testing.assert_array_equal(together[name], value, err_msg=name)
 
 
 def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

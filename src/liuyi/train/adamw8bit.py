@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from liuyi.core.errors import ModelError
+from liuyi.train.parallel.gradients import local
 from liuyi.train.torchao import demand_torchao
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 256, 32
@@ -59,9 +60,11 @@ class AdamW8bit(torch.optim.Optimizer):
                         state.update(_fresh_state(parameter))
                     state["step"] += 1
                     moments = [_moment(state, name) for name in MOMENTS]
-                    weights, grad = _local(parameter.detach()), _local(parameter.grad)
+                    weights, grad = local(parameter.detach()), local(parameter.grad)
                     rates = (lr, *group["betas"], group["weight_decay"], group["eps"])
                     update(weights, grad, state["step"], *moments, None, *rates, True, False)  # type: ignore[no-untyped-call]
+                    # So that whoever keeps a copy of the weight knows.
+                    torch.autograd.graph.increment_version(parameter)
 
 
 def block_size(parameter: Tensor) -> int:
@@ -80,15 +83,15 @@ def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
         if not block:
             state[name] = torch.zeros_like(parameter)
             continue
-        local = _local(parameter)
-        *rows, columns = local.shape
+        own = local(parameter)
+        *rows, columns = own.shape
         if columns % block:
             raise ModelError(
                 f"eight-bit moments have blocks of {block}, which do not divide this process's {columns} columns",
                 hint="cut matrices by their rows (shard) rather than inside them (tensor), or take adamw",
             )
-        codes = torch.zeros_like(local, dtype=torch.uint8)
-        scales = torch.zeros(*rows, columns // block, device=local.device)
+        codes = torch.zeros_like(own, dtype=torch.uint8)
+        scales = torch.zeros(*rows, columns // block, device=own.device)
         state[f"{name}_codes"] = _distributed(codes, parameter, parameter.shape)
         shape = torch.Size([*parameter.shape[:-1], parameter.shape[-1] // block])
         state[f"{name}_scales"] = _distributed(scales, parameter, shape)
@@ -98,23 +101,19 @@ def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
 def _moment(state: dict[str, Tensor], name: str) -> Tensor:
     """This process's part of a moment, as what torchao computes on; what is written to it is written to the state."""
     if name in state:
-        return _local(state[name])
+        return local(state[name])
     from torchao.optim.subclass_8bit import OptimState8bit, get_qmap_signed, get_qmap_unsigned
 
-    codes, scales = _local(state[f"{name}_codes"]), _local(state[f"{name}_scales"])
+    codes, scales = local(state[f"{name}_codes"]), local(state[f"{name}_scales"])
     signed = name == "exp_avg"
     table = torch.tensor(get_qmap_signed() if signed else get_qmap_unsigned(), device=codes.device)
     moment: Tensor = OptimState8bit(codes, scales.view(-1), table, signed, dtype=torch.float32)
     return moment
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _distributed(local: Tensor, like: Tensor, shape: torch.Size) -> Tensor:
+def _distributed(own: Tensor, like: Tensor, shape: torch.Size) -> Tensor:
     """A part of a tensor of this `shape`, cut as `like` is."""
     if not isinstance(like, DTensor):
-        return local
+        return own
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+    return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
