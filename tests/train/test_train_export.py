@@ -78,7 +78,7 @@ def test_tensorboard_reads_one_curve_of_a_run_that_was_killed(tmp_path: Path) ->
     assert [event.value for event in scalars] == pytest.approx(logged(tmp_path, "loss"), rel=1e-6)
     assert {"train/lr", "train/grad_norm", "speed/tok_s"} <= set(found.Tags()["scalars"])
     assert b"q_proj" in found.Tensors("params/text_summary")[0].tensor_proto.string_val[0]
-    plain, _, _ = small_run(tmp_path / "plain", steps=14)
+    plain, _, _ = small_run(tmp_path / "plain", steps=14, every_s=1e9)
     assert weights == digest(plain)
 
 
@@ -159,9 +159,8 @@ def test_a_step_that_is_rolled_back_stays_as_it_was_seen(tmp_path: Path, monkeyp
     listener = Listener()
     made = Exporter("recorder", start, external(tmp_path), tmp_path / "work", listener.log)
     guard = GuardConfig(rollback_steps=10)
-    _, result, _ = small_run(
-        tmp_path, steps=30, poisoned=(22, 23, 24), guard=guard, listener=listener, onlookers=[made]
-    )
+    run = {"steps": 30, "poisoned": (22, 23, 24), "guard": guard, "every_s": 1e9, "listener": listener}
+    _, result, _ = small_run(tmp_path, onlookers=[made], **run)  # type: ignore[arg-type]
     assert [jump.step for jump in result.jumps] == [20]
     steps = [step for step, _ in tools[0].rows]
     assert steps == list(range(30))
@@ -184,8 +183,8 @@ def test_a_tool_that_fails_or_is_absent_is_told_once_and_without_secrets(
     made = [
         Exporter(name, broken, external(tmp_path), tmp_path / "work", listener.log) for name in ("broken", "absent")
     ]
-    model, _, _ = small_run(tmp_path, steps=6, listener=listener, onlookers=made)
-    plain, _, _ = small_run(tmp_path / "plain", steps=6)
+    model, _, _ = small_run(tmp_path, steps=6, every_s=1e9, listener=listener, onlookers=made)
+    plain, _, _ = small_run(tmp_path / "plain", steps=6, every_s=1e9)
     assert digest(model) == digest(plain)
     told = sorted(line for line in listener.logs if "training goes on without it" in line)
     assert told == [
@@ -206,7 +205,7 @@ def test_a_tool_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(export.MODULES, "hanging", "json")
     listener = Listener()
     made = Exporter("hanging", Hanging, external(tmp_path), tmp_path / "work", listener.log)
-    _, result, _ = small_run(tmp_path, steps=6, listener=listener, onlookers=[made])
+    _, result, _ = small_run(tmp_path, steps=6, every_s=1e9, listener=listener, onlookers=[made])
     hanging.set()
     assert result.steps == 6
     assert listener.logs == ["hanging: it has not taken everything within 0.05 s; training goes on without it"]

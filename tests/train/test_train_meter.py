@@ -157,7 +157,7 @@ def test_speed_is_tokens_by_the_clock(tmp_path: Path, monkeypatch: pytest.Monkey
             clock[0] += 0.5
 
     watcher = Slow()
-    model, result, _ = small_run(tmp_path, steps=60, listener=watcher, every_s=1e9)
+    model, result, _ = small_run(tmp_path, steps=45, listener=watcher, every_s=1e9)
     assert watcher.shown[-1]["tok_s"] == pytest.approx(4 * 32 / 0.5)
     flops = ModelFlops.of(model)
     assert result.figures["fp32_mfu"] == pytest.approx(result.figures["tok_s"] * flops.token / 1e12, rel=2)
