@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from parallel_runs import Run, Trained, a_model, train, whole_weights
-from ranks import RankFailed, run_ranks
 
+from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.gather import gather_model
-from liuyi.train.world import Layout, join
+from liuyi.train.parallel.shard import loading_dtype
+from liuyi.train.world import Layout, World, join
+from ranks import RankFailed, run_ranks
 
 
 def together(folder: Path, run: Run) -> list[Trained]:
@@ -52,14 +54,33 @@ def test_four_processes_train_as_one(tmp_path: Path) -> None:
     demand_same(together(tmp_path / "together", run)[3], train(tmp_path / "alone", run.alone))
 
 
+def brought_together(run: Run) -> dict[str, Any]:
+    """The weights of a layer while it computes."""
+    world = join(run.layout)
+    model = a_model(run)
+    parallelize(model, world, compute_dtype=torch.bfloat16)
+    layer = model.model.layers[0]
+    seen: dict[str, Any] = {}
+
+    def look(*_: Any) -> None:
+        for name, parameter in layer.named_parameters():
+            seen[name] = parameter.dtype, parameter.detach().float().numpy().copy()
+
+    layer.mlp.register_forward_pre_hook(look)
+    model(torch.arange(8)[None], compute_dtype=torch.bfloat16)
+    return seen
+
+
 def test_matrices_travel_in_the_dtype_they_are_multiplied_in(tmp_path: Path) -> None:
-    """And nothing is rounded that one process does not round: norms and embeddings stay float32."""
+    """And nothing is rounded that one process does not round: norms stay float32."""
     run = Run(Layout(shard=2), compute_dtype=torch.bfloat16, steps=3)
+    _, seen = run_ranks(2, brought_together, run)
+    for name, weight in a_model(run).model.layers[0].named_parameters():
+        expected = weight.detach() if weight.ndim == 1 else weight.detach().bfloat16()
+        assert seen[name][0] == expected.dtype
+        np.testing.assert_array_equal(seen[name][1], expected.float().numpy())
     first, _ = together(tmp_path / "together", run)
-    alone = train(tmp_path / "alone", run.alone)
-    np.testing.assert_allclose(first.curve, alone.curve, rtol=1e-5)
-    float32 = train(tmp_path / "float32", replace(run.alone, compute_dtype=torch.float32))
-    assert np.abs(np.array(float32.curve) / np.array(alone.curve) - 1).max() > 1e-4
+    np.testing.assert_allclose(first.curve, train(tmp_path / "alone", run.alone).curve, rtol=1e-3)
 
 
 @pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)])
@@ -192,3 +213,21 @@ def test_a_model_is_gathered_on_the_first_rank(tmp_path: Path, lora: bool) -> No
     np.testing.assert_array_equal(gathered[0], expected(torch.arange(20).view(2, 10)).detach().numpy())
     for name, weight in expected.state_dict().items():
         np.testing.assert_array_equal(gathered[1][name], weight.numpy())
+
+
+def read_and_cut(folder: Path) -> tuple[torch.dtype, set[torch.dtype], dict[str, Any]]:
+    world = join(Layout(shard=2))
+    model = load_model(folder, loading_dtype(folder, world))
+    as_read = model.dtype
+    parallelize(model, world)
+    return as_read, {parameter.dtype for parameter in model.parameters()}, whole_weights(model)
+
+
+def test_weights_become_float32_when_they_have_been_cut_up(tmp_path: Path) -> None:
+    """So that processes of one machine share a mapped file, and hold their parts of it besides."""
+    save_model(tmp_path, a_model(Run()).bfloat16())
+    assert loading_dtype(tmp_path, World()) == torch.float32
+    for as_read, dtypes, weights in run_ranks(2, read_and_cut, tmp_path):
+        assert (as_read, dtypes) == (torch.bfloat16, {torch.float32})
+        for name, weight in load_model(tmp_path).named_parameters():
+            np.testing.assert_array_equal(weights[name], weight.detach().numpy())

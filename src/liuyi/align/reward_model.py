@@ -133,7 +133,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
     encoded, unseen = (encode_pairs(part, tokenizer, longest) for part in (kept, apart))
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
     prepare(model, params.tuning(), ctx.seed, dtype)
-    trained = RewardModel(model).to(world.device)
+    trained = RewardModel(model)
     parallelize(trained, world, compute_dtype=dtype, recompute=params.recompute)
     pad_id = tokenizer.pad_id or 0
     rows = RewardRows(PairRows(encoded.pairs, params.seq_len, pad_id))

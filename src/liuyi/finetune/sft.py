@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
+
 from liuyi.core.step import Context
 from liuyi.finetune.chats import encode_chats, read_chats
 from liuyi.finetune.tuning import save_tuned, trained_note, tuned_output
@@ -24,6 +26,7 @@ from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
 from liuyi.train.parallel.gather import gather_model
 from liuyi.train.parallel.head import cross_entropy_over
+from liuyi.train.parallel.shard import loading_dtype
 from liuyi.train.samples import chat_prompts
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import prepare
@@ -49,14 +52,15 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
         ctx.log(f"left out {id}: {reason}")
     if chats.left_out:
         ctx.log(f"left out {len(chats.left_out)} of {len(table)} conversations")
-    model = load_model(folder)
+    # Adapters are made from what they stand beside, in float32.
+    model = load_model(folder, torch.float32 if params.method == "lora" else loading_dtype(folder, world))
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
     prepare(model, params.tuning(), ctx.seed, dtype)
     ctx.log(trained_note(model))
     rows = PackedRows(chats.examples, params.seq_len, pad_id=tokenizer.pad_id or 0)
     batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
-    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8)
+    parallelize(model, world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8)
     ema = Ema(model, params.ema) if params.ema else None
     batches = ShuffledBatches(
         rows,

@@ -31,6 +31,7 @@ from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows
 from liuyi.train.parallel.gather import gather_model
 from liuyi.train.parallel.head import cross_entropy_over
+from liuyi.train.parallel.shard import loading_dtype
 from liuyi.train.samples import text_prompts
 from liuyi.train.schedule import make_schedule
 from liuyi.train.world import World
@@ -48,7 +49,7 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
     """
     stream = TokenStream(ctx.input("tokens").path)
     tokenizer = Tokenizer.load(ctx.input("tokenizer").path)
-    model = starting_model(ctx, params, stream, tokenizer)
+    model = starting_model(ctx, params, stream, tokenizer, world)
     batch_rows = rows_in_batch(model, params)
     if not ctx.has("model"):
         fresh_weights(model, params.init, stream, ctx.seed)
@@ -130,7 +131,7 @@ def make_trainer(
         phase_starts=rows.phase_starts,
     )
     dtype = choose_compute_dtype(params.compute_dtype, workdir, world)
-    parallelize(model.to(world.device), world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8)
+    parallelize(model, world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8)
     return Trainer(
         model,
         cut_rows(batches, world),
@@ -170,14 +171,18 @@ def optimiser_config(params: DecoderParams, advice: Recommended) -> OptimiserCon
     )
 
 
-def starting_model(ctx: Context, params: TrainParams, stream: TokenStream, tokenizer: Tokenizer) -> Decoder:
+def starting_model(
+    ctx: Context, params: TrainParams, stream: TokenStream, tokenizer: Tokenizer, world: World
+) -> Decoder:
     """The model to go on from, or a fresh one."""
     if not ctx.has("model"):
         return fresh_model(params, stream, tokenizer)
     _demand_same_vocabulary(stream, tokenizer)
     if params.size or params.hidden_size or params.num_hidden_layers or params.experts:
         raise ModelError("the size of a model that goes on training is what it is", hint="leave the size out")
-    model = load_model(ctx.input("model").path)
+    folder = ctx.input("model").path
+    # A milestone's weights are put in place of these, in float32.
+    model = load_model(folder, torch.float32 if ctx.has("milestones") else loading_dtype(folder, world))
     if model.config.vocab_size < stream.vocab_size:
         raise ModelError(
             f"the model knows {model.config.vocab_size} token ids, the tokens use {stream.vocab_size}",

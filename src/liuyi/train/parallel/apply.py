@@ -24,7 +24,8 @@ def parallelize(
     recompute: Recompute = "none",
     fp8: bool = False,
 ) -> None:
-    """Lay out a model whose weights are set over the processes of `world`, in place; names of parameters stay.
+    """Lay out a model whose weights are set over the processes of `world`, and move it to this one's device; all in
+    place, and names of parameters stay.
 
     `compute_dtype` is what the objective multiplies in, and what matrices that are cut up travel as. The optimiser is
     made afterwards, since a parameter is then another object. Raises ModelError for a layout that does not suit it.
@@ -38,5 +39,7 @@ def parallelize(
     checkpoint_activations(model, recompute)
     if world.layout.shard > 1:
         shard(model, world, compute_dtype)
+    else:
+        model.to(world.device)
     if not fp8:
         keep_working_copies(model, compute_dtype)

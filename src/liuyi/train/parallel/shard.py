@@ -7,6 +7,7 @@ the bits that one process gets by rounding them itself.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from liuyi.model.decoder import Block
+from liuyi.model.load import stored_dtype
 from liuyi.train.world import World
 
 WHOLE_IN_MEMORY = "parts"
@@ -26,7 +28,8 @@ def shard(model: nn.Module, world: World, compute_dtype: torch.dtype) -> None:
     """Cut up every matrix over the shards, and over the context ranks, which have the same weights besides.
 
     Gradients come out as sums. Embeddings and head stay together from the forward pass to the backward pass, for the
-    loss multiplies by them in between.
+    loss multiplies by them in between. Layers go to the device one by one, and only then become float32 where they are
+    not, so that no device, and no host that maps its weights from a file, ever holds the whole model in float32.
     """
     assert world.mesh is not None
     mesh = world.mesh["shard"]
@@ -41,12 +44,21 @@ def shard(model: nn.Module, world: World, compute_dtype: torch.dtype) -> None:
             layer, mesh=mesh, mp_policy=narrow, ignored_params=vectors, reshard_after_forward=layer is not layers[-1]
         )
     fully_shard(model, mesh=mesh, ignored_params=vectors, reshard_after_forward=False)
+    for vector in vectors:
+        vector.data = vector.data.to(world.device)
+    if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in model.parameters()):
+        model.float()
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
             module.set_custom_all_gather(_TimedAllGather(world))
             module.set_custom_reduce_scatter(_TimedReduceScatter(world))
+
+
+def loading_dtype(folder: Path, world: World) -> torch.dtype:
+    """In which dtype to read a model folder that is trained as a whole: as it is stored where it will be cut up."""
+    return stored_dtype(folder) if world.layout.shard > 1 else torch.float32
 
 
 def hold_gradients(model: nn.Module, hold: bool) -> None:
