@@ -29,8 +29,10 @@ SMALL = {
     "desk.compound_items": 10,
     "tokenizer.vocab_size": 1500,
     "tokens.max_tokens": 40000,
+    "pretrain.hidden_size": 64,
+    "pretrain.num_hidden_layers": 2,
     "bits.max_tokens": 20000,
-    "sft.epochs": 1,
+    "sft.max_steps": 8,
     "samples.prompts": 16,
     "samples.samples": 2,
     "aligned.max_steps": 3,
@@ -39,6 +41,8 @@ SMALL = {
     "speed.streams": 2,
 }
 BUDGET = " ".join(f"--set {name}={value}" for name, value in SMALL.items())
+SMALL_SAMPLE = "--set pretrain.epochs=1 --set sft.epochs=1"
+"""For the sample of `liuyi init`."""
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:
@@ -208,7 +212,7 @@ class TestCommands:
                 command += f" {BUDGET} --until tokenizer"
             if command.startswith("cd "):
                 folder, _, command = command.removeprefix("cd ").partition(" && ")
-                user.does(command, folder=user.folder / folder)
+                user.does(f"{command} {SMALL_SAMPLE}", folder=user.folder / folder)
                 continue
             user.does(command)
         for recipe in ("support", "tuned"):

@@ -96,7 +96,7 @@ def test_samples_are_the_same_every_time_and_follow_their_rule(own: dict[str, Pa
 def test_the_sample_runs_and_its_model_is_a_base_for_the_next(own: dict[str, Path]) -> None:
     """Shortened; whole, the sample's gate promotes its fine-tuned model."""
     assert call("init", "one").exit_code == 0
-    first = call("--home", "one/.liuyi", "run", "one", "--set", "pretrain.epochs=3", "--set", "sft.epochs=1")
+    first = call("--home", "one/.liuyi", "run", "one", "--set", "pretrain.epochs=1", "--set", "sft.epochs=1")
     assert first.exit_code == 0, first.output
     assert "Effect report" in first.stdout
     (run,) = json.loads(call("--home", "one/.liuyi", "runs", "--json").stdout)
