@@ -13,7 +13,7 @@ on top of what is left of W (arXiv 2404.02948).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from torch.nn import functional
 from liuyi.core.errors import ModelError, did_you_mean
 from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank
 from liuyi.model.decoder import Decoder, Linear
+from liuyi.model.low_rank import low_rank_products
 from liuyi.model.nf4 import Nf4Linear
 
 
@@ -53,7 +54,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: Linear | Nf4Linear, config: LoraConfig) -> None:
         super().__init__()
-        self.base = base
+        self.base = base.requires_grad_(False)
         self.scale = config.scale
         self.start = None
         device = base.codes.device if isinstance(base, Nf4Linear) else base.weight.device
@@ -62,6 +63,8 @@ class LoraLinear(nn.Module):
         self.magnitude = nn.Parameter(torch.zeros(base.out_features, device=device)) if config.dora else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_plain:
+            return self.together((self,), x)[0]
         low = functional.linear(functional.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
         y: Tensor = self.base(x)
         if self.magnitude is None:
@@ -71,6 +74,20 @@ class LoraLinear(nn.Module):
             return (y + low) * lengths
         bias = self.base.bias.to(x.dtype)
         return (y - bias + low) * lengths + bias
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a sum of two products: DoRA's is not, and where the base's product was replaced (by fp8) that
+        one is to be taken."""
+        return self.magnitude is None and "forward" not in vars(self.base)
+
+    @staticmethod
+    def together(layers: Sequence[LoraLinear], x: Tensor) -> tuple[Tensor, ...]:
+        """What several layers make of the same x, in fewer passes over it."""
+        if not all(layer.is_plain for layer in layers):
+            return tuple(layer(x) for layer in layers)
+        downs, ups = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
+        return low_rank_products(x, [layer.base for layer in layers], downs, ups, [layer.scale for layer in layers])
 
     @torch.no_grad()
     def row_lengths(self) -> Tensor:
@@ -114,6 +131,17 @@ def add_lora(model: Decoder, config: LoraConfig, seed: int) -> None:
                 model.set_submodule(name, Nf4Linear.of(module))
             continue
         model.set_submodule(name, _lora(name, module, config, generator))
+
+
+def hold_frozen(model: Decoder, dtype: torch.dtype) -> None:
+    """Keep the matrices that are multiplied in `dtype` in it from now on, rather than round them for each product.
+
+    Products come out the same to the bit. Training no longer has the weights' own precision then: what needs it (a
+    merged model, a published one) reads them from where they came. DoRA's matrices stay, for it takes their lengths.
+    """
+    for _, layer in lora_layers(model):
+        if isinstance(layer.base, Linear) and layer.magnitude is None:
+            layer.base.weight.data = layer.base.weight.data.to(dtype)
 
 
 def _lora(name: str, linear: Linear, config: LoraConfig, generator: torch.Generator) -> LoraLinear:

@@ -1,7 +1,7 @@
 """Cross-entropy straight from hidden states, without ever holding the logits of all tokens.
 
-`linear_cross_entropy` makes its gradients while it has the logits; `token_logprobs` makes the logits again for them,
-so that the loss may be any function of what it returns. Both go through the tokens in chunks.
+`linear_cross_entropy` makes its gradients while it has the logits. `token_logprobs` lets the loss be any function of
+what it returns; where the head is trained it makes the logits again for that. Both go through the tokens in chunks.
 """
 
 from __future__ import annotations
@@ -146,15 +146,46 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tok
     """Log-probability, float32 in nats, of each target [tokens] under the logits hidden·weightᵀ; 0 where it is −100.
 
     hidden [tokens, hidden], weight [vocab, hidden]. For objectives that weigh tokens by what comes out, such as
-    preferences between answers; where a plain sum is wanted, `linear_cross_entropy` is cheaper.
+    preferences between answers; where a plain sum is wanted, `linear_cross_entropy` is cheaper. With a weight that is
+    not trained, as beside an adapter, it costs the same: a token's gradient is a number times a vector known at once.
     """
-    chunk_tokens = chunk_tokens or max(128, CHUNK_LOGITS // weight.shape[0])
-    parts = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([_logprobs(part, weight, wanted) for part, wanted in parts])
-    return torch.cat([checkpoint(_logprobs, part, weight, wanted, use_reentrant=False) for part, wanted in parts])
+    if torch.is_grad_enabled() and weight.requires_grad:
+        chunk_tokens = chunk_tokens or max(128, CHUNK_LOGITS // weight.shape[0])
+        parts = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
+        return torch.cat([checkpoint(_logprobs, part, weight, wanted, use_reentrant=False) for part, wanted in parts])
+    native = native_for(hidden, width=weight.shape[0])
+    chunk_tokens = chunk_tokens or max(128, (NATIVE_CHUNK_LOGITS if native else CHUNK_LOGITS) // weight.shape[0])
+    rows = (targets != IGNORED).nonzero().squeeze(1)
+    found: Tensor = _FrozenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden[rows], weight, targets[rows], chunk_tokens, native
+    )
+    return found.new_zeros(targets.shape).index_add(0, rows, found)
 
 
 def _logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = functional.linear(hidden, weight.to(hidden.dtype)).float()
+    logits = functional.linear(hidden, in_dtype(weight, hidden.dtype)).float()
     return -functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)
+
+
+class _FrozenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int, native: TrainingKernels | None
+    ) -> Tensor:
+        head = in_dtype(weight, hidden.dtype)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+        for begin in range(0, hidden.shape[0], chunk_tokens):
+            rows = slice(begin, begin + chunk_tokens)
+            found, grad_logits = _losses_and_gradient(hidden[rows] @ head.T, targets[rows], None, native)
+            losses[rows] = found.view(-1)
+            if slopes is not None:
+                torch.mm(grad_logits, head, out=slopes[rows])
+        ctx.save_for_backward(slopes)
+        return -losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (None if slopes is None else slopes * -grad[:, None].to(slopes.dtype)), None, None, None, None

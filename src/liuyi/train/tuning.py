@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from liuyi.core.errors import ModelError
 from liuyi.model.decoder import Decoder
-from liuyi.model.lora import LoraConfig, add_lora
+from liuyi.model.lora import LoraConfig, add_lora, hold_frozen
 
 Method = Literal["full", "freeze", "lora"]
 
@@ -26,13 +28,16 @@ class Tuning:
     """With method `freeze`, modules of these names are trained too, in every layer: `lm_head`, `mlp`, `norm`."""
 
 
-def prepare(model: Decoder, tuning: Tuning, seed: int) -> None:
+def prepare(model: Decoder, tuning: Tuning, seed: int, compute_dtype: torch.dtype | None = None) -> None:
     """Freeze what is not trained, and add the adapter where one is.
 
+    Matrices under an adapter are then kept in `compute_dtype`, in which they are multiplied; as they are when None.
     Raises ModelError for layers and modules that there are not.
     """
     if tuning.lora is not None:
         add_lora(model, tuning.lora, seed)
+        if compute_dtype is not None:
+            hold_frozen(model, compute_dtype)
     elif tuning.method == "freeze":
         train_only(model, tuning.layers, tuning.modules)
 
