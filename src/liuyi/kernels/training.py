@@ -4,7 +4,7 @@
     native.swiglu(gate, up, out)
 
 Each function's formula is a plain one in `model/fused.py`, `model/loss.py`, `model/attention.py` or
-`train/native_adamw.py`, which also choose between the two. Activations are contiguous bfloat16 tensors in memory.
+`train/one_pass.py`, which also choose between the two. Activations are contiguous bfloat16 tensors in memory.
 """
 
 from __future__ import annotations
