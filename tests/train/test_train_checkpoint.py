@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from parallel_runs import Run, train
-from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -28,6 +27,7 @@ from liuyi.train.shards import Piece, share_out
 from liuyi.train.stored import Stored
 from liuyi.train.tensor_file import DTYPES, write_tensors
 from liuyi.train.world import Layout, World, join
+from ranks import run_ranks
 
 LAYOUTS = [Layout(), Layout(tensor=2), Layout(shard=2, tensor=2)]
 
