@@ -148,12 +148,14 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     unit = "answers" if params.objective == "kto" else "pairs"
     ctx.log(f"{material.count} {unit}, {len(material.left_out)} left out; {trained_note(model)}")
     steps = params.max_steps or max(1, math.ceil(params.epochs * material.count / _batch(params, material.count)))
-    # A reference that shares its weights with the policy cannot do so with what is cut up.
-    shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
-    reference = (without_lora(model) if shared else load_model(folder).to(world.device)) if params.watch else None
+    reference = None
+    if params.watch and world.leads:
+        # What is cut up cannot share its weights.
+        shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
+        reference = without_lora(model) if shared else load_model(folder).to(world.device)
     parallelize(model, world, compute_dtype=dtype, recompute=params.recompute)
     watch = None
-    if reference:
+    if params.watch:
         probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len)
         watch = CollapseWatch(
             probe,
@@ -165,6 +167,7 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
                 chosen_drop=params.max_chosen_drop, kl=params.max_kl, repetition_rise=params.max_repetition_rise
             ),
             observer=ctx,
+            world=world,
         )
     trainer: Trainer[Decoder, Any] = Trainer(
         model,

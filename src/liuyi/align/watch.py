@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import IGNORE, Batch
 from liuyi.train.packing import Example, lay_out, pack
+from liuyi.train.parallel.gather import gather_model
+from liuyi.train.world import World
 
 
 @dataclass(frozen=True)
@@ -174,22 +176,25 @@ class Listener(Protocol):
 
 @dataclass
 class CollapseWatch:
-    """A `Monitor` of the training loop."""
+    """A `Monitor` of the training loop. Of several processes the first looks, and all learn what it saw."""
 
     probe: Probe
     policy: Decoder
-    reference: Decoder
+    reference: Decoder | None
+    """Nobody but the first process needs it."""
     every: int
     steps: int
     observer: Listener
     thresholds: Thresholds = field(default_factory=Thresholds)
     history: list[dict[str, float]] = field(default_factory=list)
     reason: str = ""
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
-        self.reference.eval()
+        if self.reference:
+            self.reference.eval()
         if not self.history:
-            self._record(0, self.probe.look(self.policy, self.reference))
+            self._record(0, self._look(self.policy))
         self.good = self._weights()
         self.good_step = 0
 
@@ -197,7 +202,7 @@ class CollapseWatch:
         """Look when it is time to; on a breach put the last good weights back and give the reason."""
         if step % self.every and step != self.steps:
             return ""
-        figures = self.probe.look(model, self.reference)
+        figures = self._look(model)
         self._record(step, figures)
         self.reason = figures.breach(self.start, self.thresholds)
         if not self.reason:
@@ -242,6 +247,17 @@ class CollapseWatch:
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.good = tensors
         self.history, self.reason, self.good_step = list(state["history"]), state["reason"], state["good_step"]
+
+    def _look(self, model: Decoder) -> Figures:
+        """The figures of the model; where it is cut up, it is put together first."""
+        layout = self.world.layout
+        whole = model if layout.shard == layout.tensor == 1 else gather_model(model, self.world)
+        seen = [0.0] * len(fields(Figures))
+        if self.world.leads:
+            assert whole is not None
+            assert self.reference is not None
+            seen = list(asdict(self.probe.look(whole.to(self.world.device), self.reference)).values())
+        return Figures(*self.world.sum(seen))
 
     def _record(self, step: int, figures: Figures) -> None:
         self.history.append({"step": step, **asdict(figures)})
