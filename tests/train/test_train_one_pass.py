@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from train_support import Listener
 
 from liuyi.kernels.training import training_kernels
+from liuyi.model.config import DecoderConfig
+from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.working import in_dtype, keep_working_copies, working_copy
+from liuyi.train.batches import Batch
 from liuyi.train.corruption import checksum
+from liuyi.train.lm import CausalLM
+from liuyi.train.loop import LoopConfig, Trainer
 from liuyi.train.one_pass import OnePassAdamW
 from liuyi.train.optim import Optimiser, OptimiserConfig
+from liuyi.train.packing import Example, lay_out
+from liuyi.train.parallel.apply import parallelize
+from liuyi.train.schedule import make_schedule
+from liuyi.train.world import World
 
 needs_kernels = pytest.mark.skipif(training_kernels() is None, reason="no native kernels for training here")
 
@@ -120,3 +133,44 @@ def test_gradients_go_to_the_weight_and_not_to_its_copy() -> None:
     assert net.first.weight.grad is not None
     assert net.first.weight.grad.dtype == torch.float32
     torch.testing.assert_close(net.first.weight.grad, expected, rtol=0.01, atol=0.01)
+
+
+def test_a_run_in_bfloat16_that_is_cut_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """The copies that a resumed run makes are those that the optimiser had written."""
+    config = DecoderConfig(
+        family="llama",
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        tie_word_embeddings=True,
+    )
+    tokens = torch.randint(64, (8, 2, 48), generator=torch.Generator().manual_seed(4)).numpy()
+
+    def batches(index: int) -> list[Batch]:
+        return [lay_out([[Example(row, np.ones(48, bool))] for row in rows], 48, 0) for rows in (tokens[index],)]
+
+    def trained(folder: Path, *, until: Sequence[int]) -> list[Tensor]:
+        for steps in until:
+            model = Decoder(config)
+            init_weights(model, 1)
+            parallelize(model, World(), compute_dtype=torch.bfloat16)
+            Trainer(
+                model,
+                batches,
+                CausalLM(torch.bfloat16),
+                Optimiser(model, OptimiserConfig("adamw", lr=0.01)),
+                make_schedule("constant", steps=8),
+                config=LoopConfig(steps, checkpoint_every_s=3600, verify_every=4),
+                workdir=folder,
+                observer=Listener(),
+            ).run()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for cut, whole in zip(
+        trained(tmp_path / "cut", until=(3, 5, 8)), trained(tmp_path / "whole", until=(8,)), strict=True
+    ):
+        assert torch.equal(cut, whole)
