@@ -1,10 +1,11 @@
 """The drill of 466: a small run, killed (`kill -9`) 466 times at random moments, must end in the same weights.
 
-    python benchmarks/train/drill.py [--kills 466] [--optimiser muon]
+    python benchmarks/train/drill.py [--kills 466] [--optimiser muon] [--processes 1]
 
 466 is how often the training of Llama 3.1 405B was interrupted in 54 days (Llama Team 2024, arXiv 2407.21783, §3.3.4).
 The run accumulates gradients over two micro-batches, writes checkpoints in the background all the time, and meets three
-batches whose loss is not a number, so kills also fall into a rollback and into the writing of checkpoints.
+batches whose loss is not a number, so kills also fall into a rollback and into the writing of checkpoints. Of several
+processes a kill meets one, drawn at random; the others are ended and all start again, as an elastic agent has them do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
@@ -33,6 +34,7 @@ from liuyi.train.lm import CausalLM
 from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.schedule import make_schedule
+from liuyi.train.world import Layout, World, join
 
 VOCAB, EOS = 256, 0
 FORK = multiprocessing.get_context("fork")
@@ -53,7 +55,16 @@ def write_tokens(folder: Path, tokens: int = 100_000) -> None:
     (folder / "tokens.json").write_text(json.dumps(about))
 
 
-def train(data: Path, workdir: Path, steps: int, optimiser: str) -> None:
+def rank(number: int, processes: int, meeting: Path, data: Path, workdir: Path, steps: int, optimiser: str) -> None:
+    """One of the processes of a run."""
+    os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes))
+    if processes > 1:
+        store = dist.FileStore(str(meeting), processes)
+        dist.init_process_group("gloo", store=store, rank=number, world_size=processes)
+    train(join(Layout(replicate=processes)), data, workdir, steps, optimiser)
+
+
+def train(world: World, data: Path, workdir: Path, steps: int, optimiser: str) -> None:
     """Start the run or go on with it; at its end `digest.txt` holds the SHA-256 of the weights."""
     torch.set_num_threads(1)
     config = DecoderConfig(
@@ -75,7 +86,14 @@ def train(data: Path, workdir: Path, steps: int, optimiser: str) -> None:
     third = steps // 3
     trainer = Trainer(
         model,
-        ShuffledBatches(TokenRows(TokenStream(data), 64), batch_rows=4, seed=5, micro_rows=2),
+        ShuffledBatches(
+            TokenRows(TokenStream(data), 64),
+            batch_rows=4,
+            seed=5,
+            micro_rows=max(1, 2 // world.size),
+            worker=world.data_rank,
+            workers=world.data_size,
+        ),
         CausalLM(),
         Optimiser(model, OptimiserConfig(optimiser, lr=0.01)),  # type: ignore[arg-type]
         make_schedule("wsd", steps=steps, warmup_steps=20),
@@ -87,26 +105,43 @@ def train(data: Path, workdir: Path, steps: int, optimiser: str) -> None:
         ),
         workdir=workdir,
         observer=Quiet(),
+        world=world,
     )
     trainer.run()
+    if not world.leads:
+        return
     digest = hashlib.sha256()
     for _, tensor in sorted(model.state_dict().items()):
         digest.update(tensor.numpy().tobytes())
     (workdir / "digest.txt").write_text(digest.hexdigest())
 
 
-def attempt(data: Path, workdir: Path, steps: int, optimiser: str, life_s: float | None) -> bool:
-    """A process of the run that lives for `life_s` at most; whether it came to the end."""
-    process = FORK.Process(target=train, args=(data, workdir, steps, optimiser))
-    process.start()
-    process.join(life_s)
-    if process.is_alive():
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    if process.exitcode not in (0, -signal.SIGKILL):
-        sys.exit(f"the run failed with status {process.exitcode}")
-    return process.exitcode == 0
+class Run:
+    """A run in a folder of its own, by so many processes."""
+
+    def __init__(self, data: Path, name: str, given: argparse.Namespace, steps: int) -> None:
+        self.data, self.workdir, self.given, self.steps = data, data / name, given, steps
+        self.starts = 0
+
+    def attempt(self, life_s: float | None = None, victim: int = 0) -> bool:
+        """Processes of which one lives for `life_s` at most; whether they came to the end."""
+        self.starts += 1
+        meeting = self.data / f"{self.workdir.name}-meeting-{self.starts}"
+        processes = self.given.processes
+        order = (processes, meeting, self.data, self.workdir, self.steps, self.given.optimiser)
+        ranks = [FORK.Process(target=rank, args=(number, *order)) for number in range(processes)]
+        for each in ranks:
+            each.start()
+        ranks[victim].join(life_s)
+        killed = ranks[victim].is_alive()
+        for each in [ranks[victim], *ranks]:
+            if killed and each.is_alive():
+                each.kill()
+            each.join()
+        statuses = [each.exitcode for each in ranks]
+        if not killed and any(statuses):
+            sys.exit(f"the run failed with statuses {statuses}")
+        return not any(statuses)
 
 
 def main() -> None:
@@ -114,6 +149,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=466)
     parser.add_argument("--steps", type=int, help="steps of the run [default: 8 for each kill]")
     parser.add_argument("--optimiser", choices=["adamw", "muon"], default="muon")
+    parser.add_argument("--processes", type=int, choices=[1, 2, 4], default=1)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     steps = given.steps or 8 * given.kills
@@ -122,21 +158,23 @@ def main() -> None:
         folder = Path(name)
         write_tokens(folder)
         started = time.monotonic()
-        attempt(folder, folder / "whole", steps, given.optimiser, None)
+        Run(folder, "whole", given, steps).attempt()
         undisturbed_s = time.monotonic() - started
         kills, ended = 0, False
         mean_life_s = undisturbed_s / given.kills
         startup_s = 0.1
+        broken = Run(folder, "broken", given, steps)
         started = time.monotonic()
         while not ended:
             life_s = startup_s + chance.expovariate(1 / mean_life_s) if kills < given.kills else None
-            ended = attempt(folder, folder / "broken", steps, given.optimiser, life_s)
+            ended = broken.attempt(life_s, chance.randrange(given.processes))
             kills += not ended
         disturbed_s = time.monotonic() - started
         digests = [(folder / run / "digest.txt").read_text() for run in ("whole", "broken")]
         logs = [(folder / run / LOG_FILE).read_bytes() for run in ("whole", "broken")]
     same = "the same" if digests[0] == digests[1] else "DIFFERENT"
-    print(f"{steps} steps with {given.optimiser}, killed {kills} times, once every {disturbed_s / max(kills, 1):.2f} s")
+    print(f"{steps} steps with {given.optimiser} by {given.processes} process(es)")
+    print(f"killed {kills} times, once every {disturbed_s / max(kills, 1):.2f} s")
     print(f"undisturbed {undisturbed_s:.0f} s, disturbed {disturbed_s:.0f} s")
     print(f"final weights: {same} to the bit (SHA-256 {digests[1][:16]})")
     print(f"ledger of batches and losses: {'the same' if logs[0] == logs[1] else 'DIFFERENT'} to the byte")
