@@ -30,7 +30,7 @@ RUN: dict[str, Any] = {
     "checkpoint_every_s": 0,
     "keep_checkpoints": 100,
 }
-LAYOUTS = ("shard", "tensor", "context", "copies")
+LAYOUTS = ("shard", "context", "copies")
 
 
 def inputs(home: Home) -> dict[str, Artifact]:
