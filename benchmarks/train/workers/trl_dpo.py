@@ -1,0 +1,101 @@
+"""DPO of an adapter by TRL, in the peer's own environment; `benchmarks/train/dpo.py` starts it.
+
+    python trl_dpo.py MODEL DATA OUT SETTINGS
+
+DATA is the pairs as tokens, in the order to learn them. SETTINGS is JSON: pairs computed at once, how many of these
+make a step, whether log-probabilities of the reference are computed first. Prints JSON with the seconds of all there is
+to do: the reference and every step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+
+class Clock(TrainerCallback):
+    """When each optimiser step began and ended."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+class Tokenised(DPOTrainer):
+    """TRL's trainer on pairs that are tokens already, and the time that it takes for the reference."""
+
+    reference_s = 0.0
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Dataset:
+        started = time.perf_counter()
+        dataset = super()._precompute_ref_logps(*args, **kwargs)
+        self.reference_s = time.perf_counter() - started
+        return dataset
+
+
+def main() -> None:
+    folder, data, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+    torch.set_num_threads(settings["threads"])
+    given = json.loads(data.read_text())
+    clock = Clock()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa")
+    trainer = Tokenised(
+        model,
+        args=DPOConfig(
+            output_dir=str(out / "run"),
+            per_device_train_batch_size=settings["micro"],
+            gradient_accumulation_steps=settings["accumulate"],
+            precompute_ref_log_probs=settings["precompute"],
+            max_length=settings["seq_len"],
+            beta=0.1,
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",
+            learning_rate=settings["lr"],
+            lr_scheduler_type="constant",
+            adam_beta2=0.99,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            optim="adamw_torch_fused",
+            bf16=True,
+            gradient_checkpointing=False,
+            logging_strategy="steps",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=settings["seed"],
+        ),
+        train_dataset=Dataset.from_list(given["train"]),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        callbacks=[clock],
+        peft_config=LoraConfig(
+            r=settings["rank"], lora_alpha=settings["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.train()
+    trainer.model.save_pretrained(out / "adapter")
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    reference_s = trainer.reference_s
+    print(json.dumps({"reference_s": [reference_s], "step_s": clock.seconds, "losses": losses}))
+
+
+if __name__ == "__main__":
+    main()
