@@ -13,7 +13,7 @@ import torch
 from parallel_runs import whole
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from train_support import Listener, random_documents, tiny_model, write_tokens
 
 from liuyi.core.errors import StepError
@@ -178,6 +178,33 @@ def test_a_matrix_that_is_cut_between_processes_takes_the_steps_of_a_whole_one(t
         assert together.keys() == alone.keys()
         for name, value in alone.items():
             np.testing.assert_array_equal(together[name], value, err_msg=name)
+
+
+def one_row_for_two() -> np.ndarray:
+    """A matrix of which the second process has nothing, after two steps."""
+    torch.compiler.set_stance("force_eager")
+    torch.manual_seed(5)
+    mesh = join(Layout(shard=2)).mesh
+    assert mesh is not None
+    matrix, *grads = [distribute_tensor(torch.randn(1, 8192), mesh["shard"], [Shard(0)]) for _ in range(3)]
+    parameter = nn.Parameter(matrix)
+    optimiser = AdamW8bit([parameter], lr=0.01)
+    for grad in grads:
+        parameter.grad = grad
+        optimiser.step()
+    return whole(parameter.detach()).numpy()
+
+
+def test_a_process_that_has_no_row_of_a_matrix_steps_too() -> None:
+    torch.manual_seed(5)
+    matrix, *grads = [torch.randn(1, 8192) for _ in range(3)]
+    parameter = nn.Parameter(matrix)
+    optimiser = AdamW8bit([parameter], lr=0.01)
+    for grad in grads:
+        parameter.grad = grad
+        optimiser.step()
+    for stepped in run_ranks(2, one_row_for_two):
+        np.testing.assert_array_equal(stepped, parameter.detach().numpy())
 
 
 def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

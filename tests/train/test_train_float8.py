@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,8 @@ def test_products_are_those_of_operands_rounded_by_hand() -> None:
     assert not torch.allclose(y.detach().view(-1, 32), rows @ linear.weight.T, rtol=1e-3)
 
 
-def test_only_linear_maps_of_the_layers_that_fit_are_touched() -> None:
-    config = DecoderConfig(
+def sparse_config() -> DecoderConfig:
+    return DecoderConfig(
         family="qwen3_moe",
         vocab_size=64,
         hidden_size=32,
@@ -74,12 +75,25 @@ def test_only_linear_maps_of_the_layers_that_fit_are_touched() -> None:
         bos_token_id=0,
         eos_token_id=0,
     )
-    model = Decoder(config)
+
+
+def test_only_linear_maps_of_the_layers_that_fit_are_touched() -> None:
+    model = Decoder(sparse_config())
     float8(model, CPU, emulate=True)
     touched = {name for name, module in model.named_modules() if "forward" in vars(module)}
     linear = {name for name, module in model.named_modules() if isinstance(module, Linear)}
     left = {"lm_head", *(f"model.layers.0.{name}" for name in ("mlp.gate", "self_attn.k_proj", "self_attn.v_proj"))}
     assert touched == linear - left
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:
+    """Two tokens, an expert for each: fourteen of the sixteen have none."""
+    model = Decoder(replace(sparse_config(), num_experts_per_tok=1))
+    init_weights(model, 1)
+    float8(model, CPU, emulate=True)
+    model(torch.tensor([[3, 5]]), compute_dtype=torch.bfloat16).float().square().sum().backward()
+    grads = [expert.up_proj.weight.grad for expert in model.model.layers[0].mlp.experts]
+    assert 1 <= sum(bool(grad.any()) for grad in grads) <= 2
 
 
 def train(model: Decoder, folder: Path) -> list[float]:

@@ -59,6 +59,8 @@ class AdamW8bit(torch.optim.Optimizer):
                     if not state:
                         state.update(_fresh_state(parameter))
                     state["step"] += 1
+                    if not local(parameter).numel():
+                        continue  # a matrix of fewer rows than there are shards
                     moments = [_moment(state, name) for name in MOMENTS]
                     weights, grad = local(parameter.detach()), local(parameter.grad)
                     rates = (lr, *group["betas"], group["weight_decay"], group["eps"])
@@ -77,7 +79,7 @@ def block_size(parameter: Tensor) -> int:
 
 def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
     """Zeros for both moments: values, or codes of their shape and scales `[..., blocks in a row]`."""
-    state = {"step": torch.tensor(0.0)}
+    state = {"step": torch.zeros((), device=parameter.device)}
     block = block_size(parameter)
     for name in MOMENTS:
         if not block:

@@ -75,6 +75,9 @@ class _Float8:
         self.product = product
 
     def __call__(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            # An expert without tokens: what has no largest value cannot be scaled, and there is nothing to round.
+            return Linear.forward(self.linear, x)
         y = self.product(x, self.linear.weight.to(x.dtype).t())
         return y if self.linear.bias is None else y + self.linear.bias.to(x.dtype)
 
