@@ -23,7 +23,7 @@ from liuyi.train.loop import LOG_FILE
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.gradients import local
 from liuyi.train.params import SamplesParams
-from liuyi.train.samples import Prompt, Samples, complete
+from liuyi.train.samples import Prompt, Samples, chat_prompts, complete
 from liuyi.train.world import Layout, World, join
 
 
@@ -156,7 +156,7 @@ def speak(layout: Layout, shape: str) -> list[list[tuple[list[int], bool]]]:
     parallelize(model, world)
     said = []
     for _ in range(2):
-        said.append(complete(model, [[1], [5, 9, 2, 7, 11], [4, 1]], max_tokens=12))
+        said.append(complete(model, [[1], [5, 9, 2, 7, 11], [4, 1]], max_tokens=12, world=world))
         with torch.no_grad():
             for parameter in model.parameters():
                 local(parameter).neg_()
@@ -172,3 +172,28 @@ def test_a_model_that_is_divided_says_the_same(layout: Layout, shape: str) -> No
     alone = speak(Layout(), shape)
     assert run_ranks(2, speak, layout, shape) == [alone, alone]
     assert alone[0] != alone[1]
+
+
+def disagree() -> tuple[list[tuple[list[int], bool]], list[tuple[list[int], bool]]]:
+    """What copies of a model say together whose weights differ, and what this one says alone."""
+    world = join(Layout(replicate=2))
+    model = Decoder(tiny_model().config)
+    init_weights(model, seed=3 + world.rank, std=0.6)
+    settings = {"max_tokens": 9, "stop": [17]}
+    prompts = [[5, 9], [4]]
+    return complete(model, prompts, world=world, **settings), complete(model, prompts, **settings)  # type: ignore[arg-type]
+
+
+def test_processes_whose_logits_differ_say_what_the_first_says() -> None:
+    """And end when it ends: where one goes on alone, it waits for the others for ever."""
+    (first, alone), (second, otherwise) = run_ranks(2, disagree)
+    assert first == second == alone != otherwise
+
+
+def test_conversations_that_the_assistant_begins_ask_nothing(tmp_path: Path) -> None:
+    conversations = [[{"role": "assistant", "content": "Welcome"}]] * 2
+    listener = Listener()
+    silent = replace(samples(tmp_path, listener, 5), prompts=chat_prompts((), conversations, letters()))
+    silent.after_step(tiny_model(), {"step": 4}, {})
+    assert not read_samples(tmp_path / "work")
+    assert not listener.logs

@@ -51,7 +51,8 @@ def text_prompts(texts: Sequence[str], tokenizer: Tokenizer, eos_id: int) -> lis
 def chat_prompts(
     texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, Any]]], tokenizer: Tokenizer
 ) -> list[Prompt]:
-    """What users say; where no text is given, the first conversations up to the assistant's first words."""
+    """What users say; where no text is given, the first conversations up to the assistant's first words, which may be
+    none: a conversation that the assistant begins asks nothing."""
     asked: list[Sequence[Mapping[str, Any]]] = [[{"role": "user", "content": text}] for text in texts]
     for messages in conversations if not texts else ():
         roles = [message["role"] for message in messages]
@@ -91,7 +92,7 @@ class Samples:
     def after_step(self, model: Decoder, row: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Let it speak when it is time to."""
         step = row["step"] + 1
-        if step % self.params.samples_every and step != self.steps:
+        if not self.prompts or (step % self.params.samples_every and step != self.steps):
             return
         said = complete(
             model,
@@ -99,6 +100,7 @@ class Samples:
             max_tokens=self.params.sample_tokens,
             stop={*self.tokenizer.stop_ids, *self.config.eos_token_ids},
             compute_dtype=self.compute_dtype,
+            world=self.world,
         )
         if self.world.leads:
             self._keep(step, said)
@@ -132,19 +134,21 @@ def complete(
     max_tokens: int,
     stop: Collection[int] = (),
     compute_dtype: torch.dtype | None = None,
+    world: World | None = None,
 ) -> list[tuple[list[int], bool]]:
     """The most likely tokens after each prompt, at most `max_tokens` of them or up to one of `stop`, which is left out;
     and whether there was one. What the model is and does afterwards is left as it was.
 
     The prompts go forward side by side, all at the same position: a longer one is still read while a shorter one is
-    answered.
+    answered. All processes of a `world` take the tokens that its first one finds most likely: they say the same, and
+    end together, even where their logits differ in the last bit.
     """
     mode = model.training
     model.eval()
     try:
         # Compiled layers would be compiled anew for every length.
         with torch.compiler.set_stance("force_eager"):
-            rows = _go_on(model, prompts, max_tokens, set(stop), compute_dtype)
+            rows = _go_on(model, prompts, max_tokens, set(stop), compute_dtype, world or World())
     finally:
         model.train(mode)
         for part in model.modules():
@@ -159,7 +163,12 @@ def _until(ids: list[int], stop: Collection[int]) -> list[int]:
 
 
 def _go_on(
-    model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int, stop: set[int], dtype: torch.dtype | None
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stop: set[int],
+    dtype: torch.dtype | None,
+    world: World,
 ) -> list[list[int]]:
     """Each prompt and what comes after it, until all have what they need."""
     rows = [list(prompt) for prompt in prompts]
@@ -170,12 +179,12 @@ def _go_on(
     while True:
         tokens = torch.tensor([row[cache.length : cache.length + unread] for row in rows], device=model.device)
         hidden = model(tokens, cache=cache.turn(unread), compute_dtype=dtype)
-        likely = model.logits(hidden[:, -1]).float().argmax(dim=-1).tolist()
+        likely = world.from_first(model.logits(hidden[:, -1]).float().argmax(dim=-1).tolist())
         cache.length += unread
         unread = 1
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             if len(row) == cache.length:
-                row.append(likely[number])
+                row.append(int(likely[number]))
             said = cache.length + 1 - len(prompt)
             ended[number] |= said > 0 and (row[cache.length] in stop or said >= max_tokens)
         if all(ended) or cache.length + 1 >= longest:

@@ -128,6 +128,10 @@ class World:
         """The values of all ranks, in their order."""
         return [value] if self.mesh is None else self._gather([value])[:, 0].tolist()
 
+    def from_first(self, values: Sequence[float]) -> list[float]:
+        """What the first rank has of these, on every rank."""
+        return list(values) if self.mesh is None else self._gather(values)[0].tolist()
+
     def barrier(self) -> None:
         """Wait until all ranks have come here."""
         self.any(False)
