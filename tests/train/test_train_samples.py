@@ -12,7 +12,6 @@ import pytest
 import torch
 from drill import digest, small_run
 from parallel_models import divisible_model
-from ranks import run_ranks
 from train_support import EOS, VOCAB, Listener, tiny_model
 
 from liuyi.core.errors import DataError
@@ -25,6 +24,7 @@ from liuyi.train.parallel.gradients import local
 from liuyi.train.params import SamplesParams
 from liuyi.train.samples import Prompt, Samples, chat_prompts, complete
 from liuyi.train.world import Layout, World, join
+from ranks import run_ranks
 
 
 def likeliest(model: Decoder, prompt: list[int], max_tokens: int, stop: int | None = None) -> list[int]:

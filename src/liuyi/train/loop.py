@@ -219,7 +219,7 @@ class Trainer(Generic[M, B]):
         self.step = 0
         self.tokens = 0
         self._learnt = 0
-        """As `tokens`, but of this process, and of every step that it has taken."""
+        """As `tokens`, but since this process began, and of steps that a rollback undid too."""
         self.stopped = ""
         self.checksum = 0
         """Of weights and optimiser state, as the last step left them."""
@@ -295,11 +295,12 @@ class Trainer(Generic[M, B]):
         """A step taken, undone and taken again. Raises Corrupted where the second differs from the first."""
         before = self._snapshot().copied()
         # What is told of a step is told once.
-        told, self.observer = self.observer, _Deaf()
+        told, self.observer, learnt = self.observer, _Deaf(), self._learnt
         try:
-            first = self._take_step(), self.checksum
+            with self.meter.not_counted():
+                first = self._take_step(), self.checksum
         finally:
-            self.observer = told
+            self.observer, self._learnt = told, learnt
         self._restore(before)
         second = self._take_step(), self.checksum
         exactly = self.device.type == "cpu"
@@ -316,7 +317,10 @@ class Trainer(Generic[M, B]):
 
     def _same_as_first_copy(self) -> bool:
         """Whether what this rank holds is what the rank in its place holds in the first copy of the weights."""
-        place = self.world.rank % (self.world.size // self.world.layout.replicate)
+        layout = self.world.layout
+        # Context ranks are copies too, unless the weights are cut over them as over the shards.
+        copies = layout.replicate * (layout.context if layout.shard == 1 else 1)
+        place = self.world.rank % (layout.size // copies)
         # A float64 has no room for all 64 bits.
         halves = divmod(self.checksum % 2**64, 2**32)
         return [self.world.gather(float(half))[place] for half in halves] == list(halves)
@@ -452,7 +456,7 @@ class Trainer(Generic[M, B]):
         One whose tensors were no longer what the step before had left is passed over for the one before it.
         """
         self._settle_checkpoint(must=False)
-        while found := self.checkpoints.load(at_most):
+        while found := self._load(at_most):
             self._restore(found)
             if not found.same_layout:
                 self.checksum = checksum(self.optimiser.tensors())
@@ -461,6 +465,11 @@ class Trainer(Generic[M, B]):
             self.observer.log(f"the checkpoint of step {found.step} was corrupt before it was written: passing over it")
             self.checkpoints.forget(found)
         return False
+
+    def _load(self, at_most: int | None) -> Stored | None:
+        """The newest checkpoint that is as it was written; to find out takes long where it is large."""
+        self.watchdog.beat("reading a checkpoint")
+        return self.checkpoints.load(at_most)
 
     def _write_log(self, row: dict[str, Any]) -> None:
         values = {

@@ -11,8 +11,10 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +80,8 @@ class Meter:
         self._tokens = self._done_flops = 0.0
         self._paused_s = 0.0
         """Spent on measuring the limit."""
+        self._gpu_memory_before = 0.0
+        """The most before that measurement, which takes memory of its own."""
         self.begin()
 
     def begin(self) -> None:
@@ -85,6 +89,13 @@ class Meter:
         self._first = self._last = _Mark(self._now(), self._tokens, 0.0, self._done_flops)
         self._recent = deque([self._first])
         self._recorded = self._first.time
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """What is computed meanwhile is undone: it takes its time, and is no progress."""
+        counted = self._tokens, self._done_flops
+        yield
+        self._tokens, self._done_flops = counted
 
     def saw(self, batch: Batch) -> None:
         """A micro-batch went forward and backward."""
@@ -120,25 +131,42 @@ class Meter:
             figures[f"{_NAMES[self.dtype]}_mfu"] = rate / self.peak_flops
         figures["memory_bytes"] = peak_memory_bytes()
         if self.device.type == "cuda":
-            figures["gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
+            most = float(torch.cuda.max_memory_allocated(self.device))
+            figures["gpu_memory_bytes"] = max(most, self._gpu_memory_before)
         return figures
 
     def _now(self) -> float:
         return time.monotonic() - self._paused_s
 
     def _measured_peak(self) -> float:
-        """FLOP/s of a large matrix product in the dtype that the model computes in; measured once a workdir."""
+        """FLOP/s of a large matrix product in the dtype that the model computes in; measured once a workdir. 0 where
+        the model leaves the device no room for it."""
         name = f"{_NAMES[self.dtype]}/{self.device.type}/{torch.get_num_threads()}"
         path = self.workdir / PEAK_FILE
         known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if name not in known:
             began = time.monotonic()
-            known[name] = gemm_flops(_NAMES[self.dtype], self.device.type)
+            try:
+                known[name] = self._apart(partial(gemm_flops, _NAMES[self.dtype], self.device.type))
+            except torch.OutOfMemoryError:
+                return 0.0
+            finally:
+                self._paused_s += time.monotonic() - began
             draft = path.with_suffix(".tmp")
             draft.write_text(json.dumps(known), encoding="utf-8")
             draft.rename(path)
-            self._paused_s += time.monotonic() - began
         return known[name]
+
+    def _apart(self, measure: Callable[[], float]) -> float:
+        """What is measured, and the memory that it took given back and not counted as the training's."""
+        if self.device.type != "cuda":
+            return measure()
+        self._gpu_memory_before = float(torch.cuda.max_memory_allocated(self.device))
+        try:
+            return measure()
+        finally:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
 
 
 def peak_memory_bytes() -> float:
