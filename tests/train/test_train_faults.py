@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from liuyi.core.digest import sha256_file
 from liuyi.core.errors import DataError, OutOfDisk, StepError
 from liuyi.core.step import START_AGAIN
 from liuyi.model.decoder import Decoder
-from liuyi.train import checkpoint, loop
+from liuyi.train import checkpoint, loop, watchdog
 from liuyi.train.batches import Batch
 from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.corruption import checksum
@@ -170,19 +171,39 @@ def test_the_watchdog_waits_for_each_thing_by_itself(tmp_path: Path, monkeypatch
     said: list[str] = []
     monkeypatch.setattr(Watchdog, "beat", lambda self, doing: said.append(doing))
     small_run(tmp_path, steps=1, micro_rows=None, monitor=Halving(9))
-    named = ["the checkpoint of step 0", "step 0", "the look after step 1", "the checkpoint of step 1"]
+    named = [
+        "reading a checkpoint",
+        "the checkpoint of step 0",
+        "step 0",
+        "the look after step 1",
+        "the checkpoint of step 1",
+    ]
     assert list(dict.fromkeys(said)) == named
 
 
-def test_the_watchdog_ends_the_process_though_nothing_can_be_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log", ["raise OSError('full')", "time.sleep(60)"])
+def test_the_watchdog_ends_the_process_though_nothing_can_be_written(log: str) -> None:
     code = (
         "import time\n"
-        "from liuyi.train.watchdog import Watchdog\n"
-        "def log(message): raise OSError('full')\n"
-        "with Watchdog(0.2, log): time.sleep(30)\n"
+        "from liuyi.train import watchdog\n"
+        "watchdog.TELL_S = 0.2\n"
+        f"def log(message): {log}\n"
+        "with watchdog.Watchdog(0.2, log): time.sleep(60)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50, check=False)
     assert ended.returncode == START_AGAIN
+
+
+def test_the_watchdog_s_time_begins_with_its_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done between the making of it and its watch, such as fetching checkpoints, is not its affair."""
+    clock = [100.0]
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    dog = Watchdog(10.0, pytest.fail)
+    clock[0] += 3600.0
+    with dog:
+        assert dog.still_s < 10.0
+        clock[0] += 5.0
+        assert dog.still_s == 5.0
 
 
 def test_a_machine_that_computes_differently_each_time_is_not_trusted(

@@ -133,7 +133,7 @@ def test_corruption_on_one_rank_sends_all_back(tmp_path: Path, layout: Layout) -
         np.testing.assert_array_equal(first.weights[name], weight)
 
 
-def drift(folder: Path) -> Trained:
+def drift(folder: Path, layout: Layout) -> Trained:
     """Rank 1 takes a step that the other copy does not, and notes its own checksum as if all were well."""
     from liuyi.train import loop
 
@@ -148,12 +148,13 @@ def drift(folder: Path) -> Trained:
         return loss
 
     loop.Trainer._guarded_step = dishonest  # type: ignore[method-assign]
-    return train(folder, Run(Layout(replicate=2), steps=5, verify_every=4, checkpoint_every_s=0.0))
+    return train(folder, Run(layout, steps=5, verify_every=4, checkpoint_every_s=0.0))
 
 
-def test_copies_that_come_apart_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(context=2)])
+def test_copies_that_come_apart_are_found(tmp_path: Path, layout: Layout) -> None:
     """Each copy is sound by itself: only comparing them shows that one of them took another step."""
-    first, _ = run_ranks(2, drift, tmp_path)
+    first, _ = run_ranks(2, drift, tmp_path, layout)
     assert any("copies of the weights have come apart by step 4 (rank 1)" in line for line in first.told)
 
 

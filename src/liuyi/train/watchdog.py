@@ -16,6 +16,9 @@ from typing import TextIO
 
 from liuyi.core.step import START_AGAIN
 
+TELL_S = 5.0
+"""How long the log may take to note that the process ends: what stands still may be the disk that it is on."""
+
 
 class Watchdog:
     """Ends the process when `beat` has not been called for `timeout_s`, for as long as the block lasts.
@@ -33,7 +36,13 @@ class Watchdog:
         """Say that the run is alive, and what it does next."""
         self._doing, self._last = doing, time.monotonic()
 
+    @property
+    def still_s(self) -> float:
+        """How long nothing has moved."""
+        return time.monotonic() - self._last
+
     def __enter__(self) -> Watchdog:
+        self._last = time.monotonic()
         self._thread.start()
         return self
 
@@ -43,13 +52,18 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._timeout_s / 4)):
-            if time.monotonic() - self._last > self._timeout_s:
+            if self.still_s > self._timeout_s:
                 try:
                     faulthandler.dump_traceback(self._stacks, all_threads=True)
-                    self._log(
-                        f"{self._doing}: nothing has moved for {self._timeout_s:g} s; the stacks of all threads are in "
-                        "the log, and the process ends to start again"
-                    )
+                    telling = threading.Thread(target=self._tell, name="last words", daemon=True)
+                    telling.start()
+                    telling.join(TELL_S)
                 finally:
                     # Whatever cannot be written, on a full disk say: it ends.
                     os._exit(START_AGAIN)
+
+    def _tell(self) -> None:
+        self._log(
+            f"{self._doing}: nothing has moved for {self._timeout_s:g} s; the stacks of all threads are in the log, "
+            "and the process ends to start again"
+        )
