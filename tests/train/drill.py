@@ -13,7 +13,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from ranks import PRELOADED
 from train_support import Listener, random_documents, tiny_model, write_tokens
 
 from liuyi.model.decoder import Decoder
@@ -25,6 +24,7 @@ from liuyi.train.loop import LoopConfig, Loss, Monitor, Result, Trainer
 from liuyi.train.onlookers import Onlooker
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.schedule import make_schedule
+from ranks import PRELOADED
 
 
 class Poison:
@@ -118,7 +118,8 @@ def _drill(folder: Path, optimiser: str, faults: str) -> None:
         100,
         checkpoint_every_s=0.02,
         guard=GuardConfig(rollback_steps=10),
-        hang_timeout_s=4.0,
+        # What is not to hang is not to be ended either, however busy the machine.
+        hang_timeout_s=6.0 if "hang" in faults else 60.0,
         verify_every=20,
         inject=faults,
     )

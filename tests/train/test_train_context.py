@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from parallel_models import SHAPES, Outcome, assert_same, divisible_model, outcome
-from ranks import run_ranks
 from train_support import packed_batch
 
 from liuyi.core.errors import ModelError
@@ -17,6 +16,7 @@ from liuyi.train.batches import IGNORE, Batch
 from liuyi.train.parallel.context import attend_across, cut, cut_rows
 from liuyi.train.parallel.recompute import checkpoint_activations
 from liuyi.train.world import Layout, World, join
+from ranks import run_ranks
 
 LENGTHS = (64, 41)
 """One that divides evenly, one that has to be padded."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parallel_runs import Run, train
-from ranks import run_ranks
 
 from liuyi.train.world import Layout
+from ranks import run_ranks
 
 FOUR = pytest.mark.slow
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from parallel_runs import whole
-from ranks import run_ranks
 from torch import nn
 from train_support import VOCAB, tiny_model
 
@@ -18,6 +17,7 @@ from liuyi.train.packing import Example
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.gradients import gradient_norm, sum_gradients
 from liuyi.train.world import Layout, World, join
+from ranks import run_ranks
 
 
 def pairs() -> PairRows:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from parallel_models import SHAPES, Outcome, assert_same, divisible_model, outcome
-from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 from train_support import packed_batch
 
@@ -20,6 +19,7 @@ from liuyi.train.parallel.head import cross_entropy_over
 from liuyi.train.parallel.recompute import checkpoint_activations
 from liuyi.train.parallel.tensor import check_divisible, divide_layers
 from liuyi.train.world import Layout, join
+from ranks import run_ranks
 
 
 def divided(ranks: int, shapes: list[str]) -> dict[str, tuple[Outcome, NDArray[np.float32], int]]:

@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 import torch.distributed as dist
-from ranks import RankFailed, run_ranks
 
 from liuyi.core.errors import StepError
 from liuyi.train.world import DIMENSIONS, Layout, World, join
+from ranks import RankFailed, run_ranks
 
 
 def test_one_process_has_nobody_to_ask() -> None:
@@ -70,6 +70,15 @@ def wrong_number() -> str:
     with pytest.raises(StepError, match="2 processes were started, but replicate 3") as error:
         join(Layout(replicate=3))
     return error.value.message
+
+
+def test_each_process_must_have_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StepError, match="has 1 GPUs, and process 1 of it would have none"):
+        join(Layout(replicate=2))
 
 
 def die_or_raise(how: str) -> None:

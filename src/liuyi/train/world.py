@@ -159,7 +159,8 @@ def join(layout: Layout, *, timeout_s: float = 1800.0) -> World:
     """Meet the processes that torchrun started with this one: gloo on the CPU, NCCL between GPUs.
 
     Figures on the host go through gloo either way, so that to share them does not wait for a GPU. A collective that
-    lasts longer than `timeout_s` fails. Raises StepError if there are more or fewer processes than the layout has.
+    lasts longer than `timeout_s` fails. Raises StepError if there are more or fewer processes than the layout has, or
+    more on this machine than GPUs.
     """
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -168,6 +169,11 @@ def join(layout: Layout, *, timeout_s: float = 1800.0) -> World:
         raise StepError(f"{started} processes were started, but {shape} asks for {layout.size}")
     device = torch.device("cpu")
     if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise StepError(
+                f"this machine has {torch.cuda.device_count()} GPUs, and process {local_rank} of it would have none",
+                hint="start one process for each; CUDA_VISIBLE_DEVICES= trains on the CPU",
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if layout.size == 1:
