@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Shelf(LocalFileSystem):
 
     def _demand_up(self) -> None:
         if Shelf.down:
-            raise ConnectionError("no route to shelf://user:hunter2@host")
+            raise ConnectionError("no route to 'shelf://user:hunter2@host'")
 
 
 fsspec.register_implementation("shelf", Shelf, clobber=True)
@@ -93,6 +94,24 @@ def test_a_fresh_machine_goes_on_where_the_last_one_was(tmp_path: Path, url: str
     assert digest(model) == digest(expected)
     logs = [(tmp_path / run / "work" / LOG_FILE).read_bytes() for run in ("whole", "another")]
     assert logs[0] == logs[1]
+
+
+def test_a_fresh_machine_rolls_back_too(tmp_path: Path, url: str) -> None:
+    """To where the last one would have gone, which is not the checkpoint that it goes on from."""
+    poisoned = (5, 6, 7)
+    expected, whole, _ = small_run(tmp_path / "whole", steps=12, poisoned=poisoned)
+    assert [jump.step for jump in whole.jumps] == [0]
+    one = config(url, retention=Retention(1, every_steps=4))
+    with pytest.raises(Killed):
+        small_run(tmp_path / "one", steps=12, config=one, poisoned=poisoned, listener=KilledAt(7))
+    listener = Listener()
+    model, result, _ = small_run(tmp_path / "another", config=one, steps=12, poisoned=poisoned, listener=listener)
+    assert "resumed at step 6 of 12" in listener.logs
+    assert result.jumps == whole.jumps
+    assert digest(model) == digest(expected)
+    here = {path.name for path in (tmp_path / "another" / "work" / "checkpoints").iterdir()}
+    assert {name.step for name in shelved(tmp_path, "work")} >= {0, 4, 8, 12}
+    assert here == set(map(str, shelved(tmp_path, "work")))
 
 
 def test_an_address_that_is_down_stops_nothing(tmp_path: Path, url: str) -> None:
@@ -187,6 +206,92 @@ def test_half_and_damaged_copies_are_passed_over(tmp_path: Path, url: str) -> No
     assert any("000002-step000000001" in line and "is damaged" in line for line in told)
 
 
+def save_steps(checkpoints: Checkpoints, steps: Iterable[int]) -> None:
+    for step in steps:
+        checkpoints.save(Snapshot(step, {"model": {"w": torch.full((2,), step)}}, {}))
+        checkpoints.wait()
+        if checkpoints.remote:
+            finish(checkpoints.remote)
+
+
+def test_copies_of_what_is_no_longer_true_are_removed(tmp_path: Path, url: str) -> None:
+    """By a rollback; the anchor that was there before counts again."""
+    store = RemoteCheckpoints(url, "run", Retention(3), print)
+    with Checkpoints(tmp_path / "here", retention=Retention(3), remote=store) as checkpoints:
+        save_steps(checkpoints, range(4))
+        checkpoints.forget_after(1)
+        save_steps(checkpoints, [2])
+    assert shelved(tmp_path, "run") == {Name(2, 1), Name(5, 2)}
+
+
+def test_half_copies_keep_no_whole_one_from_staying(tmp_path: Path, url: str) -> None:
+    half = tmp_path / "shelf" / "run" / "000099-step000000099"
+    half.mkdir(parents=True)
+    (half / "state-0.json").write_text("{")
+    store = RemoteCheckpoints(url, "run", Retention(1), print)
+    with Checkpoints(tmp_path / "here", retention=Retention(1), remote=store) as checkpoints:
+        save_steps(checkpoints, [0])
+    assert shelved(tmp_path, "run") == {Name(1, 0)}
+    assert not half.exists()
+
+
+def test_milestones_of_a_run_that_was_killed_are_copied_when_it_goes_on(tmp_path: Path, url: str) -> None:
+    policy = Retention(1, every_steps=2)
+    with Checkpoints(tmp_path / "here", retention=policy) as checkpoints:
+        save_steps(checkpoints, range(4))
+    store = RemoteCheckpoints(url, "run", policy, print)
+    with Checkpoints(tmp_path / "here", retention=policy, remote=store):
+        finish(store)
+    assert {name.step for name in shelved(tmp_path, "run")} == {0, 2}
+
+
+def test_what_is_damaged_here_is_not_copied(tmp_path: Path, url: str) -> None:
+    with Checkpoints(tmp_path / "here") as checkpoints:
+        save_steps(checkpoints, [0])
+    (path,) = (tmp_path / "here").iterdir()
+    (path / "tensors-0.safetensors").write_bytes(b"x")
+    told: list[str] = []
+    store = RemoteCheckpoints(url, "run", Retention(), told.append)
+    store.offer(path)
+    finish(store)
+    assert "tensors-0.safetensors does not match its digest" in told[0]
+    assert not shelved(tmp_path, "run")
+
+
+@pytest.mark.parametrize("file", ["..", "../../x", ""])
+def test_a_list_of_files_that_leave_the_folder_is_none(tmp_path: Path, url: str, file: str) -> None:
+    there = tmp_path / "shelf" / "run" / "000001-step000000000"
+    there.mkdir(parents=True)
+    (there / COMPLETE).write_text(json.dumps({file: "0"}))
+    (tmp_path / "here").mkdir()
+    RemoteCheckpoints(url, "run", Retention(), print).fetch(tmp_path / "here")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_the_end_waits_as_long_as_bytes_move(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = remote._chunks
+
+    def slowly(file: Any) -> Iterator[bytes]:
+        for chunk in chunks(file):
+            time.sleep(0.04)
+            yield chunk
+
+    monkeypatch.setattr(remote, "_chunks", slowly)
+    monkeypatch.setattr(remote, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.8)
+    store = RemoteCheckpoints(url, "run", Retention(), print)
+    started = time.monotonic()
+    with Checkpoints(tmp_path / "here", remote=store) as checkpoints:
+        checkpoints.save(Snapshot(0, {"model": {"w": torch.zeros(4000)}}, {}))
+    assert time.monotonic() - started > 0.8, "this test waits for less than the patience"
+    assert shelved(tmp_path, "run") == {Name(1, 0)}
+
+
+def test_an_address_of_an_unknown_kind_ends_the_run_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="no way to this address: Protocol not known: nonsense"):
+        small_run(tmp_path / "run", config=config("nonsense://bucket/runs"))
+
+
 def test_nothing_is_begun_anew_while_the_address_cannot_be_read(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +305,13 @@ def test_nothing_is_begun_anew_while_the_address_cannot_be_read(
     assert seen.seen == [4, 5, 6]
 
 
-def test_an_address_has_no_password() -> None:
+@pytest.mark.parametrize(
+    "url", ["s3://key:hunter2@host/bucket", "simplecache::s3://key:hunter2@bucket", "https://host/bucket?sig=hunter2"]
+)
+def test_an_address_has_no_password(url: str) -> None:
     with pytest.raises(ValueError, match="belong in the environment"):
-        KeepParams(checkpoint_url="s3://key:hunter2@host/bucket")
+        KeepParams(checkpoint_url=url)
+
+
+def test_an_address_without_a_password_stays() -> None:
     assert KeepParams(checkpoint_url="s3://bucket/runs").checkpoint_url == "s3://bucket/runs"

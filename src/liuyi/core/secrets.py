@@ -8,7 +8,8 @@ from urllib.parse import unquote
 # Greedy: a password with an unquoted '/' or '@' is hidden whole.
 _USERINFO = re.compile(r"^([a-zA-Z][\w+.-]*://)(.*)@")
 _NEAREST_USERINFO = re.compile(r"^([a-zA-Z][\w+.-]*://)([^@/?#]*)@")
-_SECRET_QUERY = re.compile(r"((?:password|passwd|secret|token|key)=)[^&\s]+", re.IGNORECASE)
+_SECRET_QUERY = re.compile(r"((?:password|passwd|secret|token|key|sig|signature)=)[^&\s]+", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-zA-Z][\w+.-]*://\S+")
 
 
 def hide_secrets(url: str) -> str:
@@ -20,6 +21,11 @@ def hide_secrets(url: str) -> str:
         return f"{scheme}{user}:***@" if colon else match[0]
 
     return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub(hidden, url))
+
+
+def hide_secrets_in(text: str) -> str:
+    """The text with `***` in place of the secrets of all addresses in it, whatever they stand between."""
+    return _SECRET_QUERY.sub(r"\1***", _ADDRESS.sub(lambda match: hide_secrets(match[0]), text))
 
 
 def scrub(text: str, url: str) -> str:

@@ -10,10 +10,7 @@ for the one before it. What one process meets all of them raise, so that all dec
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -27,6 +24,7 @@ from torch import Tensor
 from liuyi.core.digest import sha256_bytes
 from liuyi.core.disk import FULL, sync
 from liuyi.core.errors import OutOfDisk, StepError
+from liuyi.train.background import yield_to_training
 from liuyi.train.retention import Name, Retention
 from liuyi.train.shards import Piece, gather_json, is_sharded, local_part, share_out
 from liuyi.train.stored import Like, Stored, damage, digests_file, state_file, tensors_file
@@ -35,9 +33,6 @@ from liuyi.train.world import World
 
 if TYPE_CHECKING:
     from liuyi.train.remote import RemoteCheckpoints
-
-WRITER_NICENESS = 15
-"""Of the writing thread, on top of the process's own: it should take the time that training leaves."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ class Checkpoints:
         """
         self.wait()
         pieces, copies = self._copy(snapshot)
-        serials = [name.serial for name in self._names()]
+        serials = [name.serial for name in self._agreed_names()]
         self._serial = max([self._serial, *serials], default=0) + 1
         name = Name(self._serial, snapshot.step)
         state = {
@@ -153,7 +148,7 @@ class Checkpoints:
         """The newest undamaged checkpoint, of those at or before step `at_most` when it is given."""
         self.wait()
         self.world.barrier()
-        for name in reversed(self._names()):
+        for name in reversed(self._agreed_names()):
             if at_most is not None and name.step > at_most:
                 continue
             problem = damage(self._path(name), self.world.rank, self.world.size)
@@ -167,12 +162,12 @@ class Checkpoints:
     def forget(self, stored: Stored) -> None:
         """Remove a checkpoint that `load` has given, of which the caller has found out more than it can know."""
         self.wait()
-        self._remove([stored.name])
+        self._remove([stored.name], there=True)
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, which a rollback has made untrue."""
         self.wait()
-        self._remove([name for name in self._names() if name.step > step])
+        self._remove([name for name in self._agreed_names() if name.step > step], there=True)
 
     def _path(self, name: Name) -> Path:
         return self.folder / str(name)
@@ -180,12 +175,26 @@ class Checkpoints:
     def _names(self) -> list[Name]:
         return sorted(name for path in self.folder.iterdir() if (name := Name.parse(path.name)))
 
-    def _remove(self, names: Sequence[Name]) -> None:
+    def _agreed_names(self) -> list[Name]:
+        """The names that the first process sees: a folder on the network may show others something older."""
+        names = self._names()
+        return names if self._group is None else [Name(*name) for name in gather_json(names, self._group)[0]]
+
+    def _remove(self, names: Sequence[Name], *, there: bool = False) -> None:
+        """Remove checkpoints here, and `there` too, behind the address."""
         self.world.barrier()
         if self.world.leads:
             for name in names:
-                shutil.rmtree(self._path(name))
+                self._discard(name)
+        if self.remote and there:
+            self.remote.forget(names)
         self.world.barrier()
+
+    def _discard(self, name: Name) -> None:
+        # First it loses its name: who is stopped in between leaves no half of a checkpoint.
+        doomed = self.folder / f"tmp-{name}"
+        self._path(name).rename(doomed)
+        shutil.rmtree(doomed)
 
     def _copy(self, snapshot: Snapshot) -> tuple[dict[str, Piece], dict[str, Tensor]]:
         """This process's share of the snapshot, in buffers that are the same from checkpoint to checkpoint."""
@@ -228,7 +237,7 @@ class Checkpoints:
         anchors: Sequence[int],
     ) -> None:
         temporary = self.folder / f"tmp-{name}"
-        _yield_to_training()
+        yield_to_training()
 
         def write() -> None:
             temporary.mkdir(exist_ok=True)
@@ -274,7 +283,7 @@ class Checkpoints:
         kept = self.retention.kept(names, anchors) | (self.remote.wanted() if self.remote else set())
         for name in names:
             if name not in kept:
-                shutil.rmtree(self._path(name))
+                self._discard(name)
 
 
 def _write_part(
@@ -293,10 +302,3 @@ def _write_file(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     sync(path)
     return sha256_bytes(data)
-
-
-def _yield_to_training() -> None:
-    """Let the writing thread have only the time that others leave; where threads have no priority, nothing happens."""
-    if sys.platform == "linux":
-        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, usual + WRITER_NICENESS))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from liuyi.core.errors import DataError
-from liuyi.core.secrets import hide_secrets
+from liuyi.core.secrets import hide_secrets_in
 from liuyi.core.step import BesideKey, Output, Params
 from liuyi.train.inject import parse_faults
 
@@ -67,7 +67,7 @@ class KeepParams(LoopParams):
     @field_validator("checkpoint_url")
     @classmethod
     def _no_password(cls, url: str) -> str:
-        if hide_secrets(url) != url:
+        if hide_secrets_in(url) != url:
             raise ValueError("keys and passwords belong in the environment or in fsspec's configuration")
         return url
 

@@ -66,9 +66,7 @@ def local_part(tensor: Tensor) -> tuple[Piece, Tensor]:
 
 
 def laid_out(shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """An empty tensor cut, or copied, among the processes as `like` is, which may have other sizes."""
-    if not is_sharded(like):
-        return torch.empty(tuple(shape), dtype=dtype)
+    """An empty tensor cut, or copied, among the processes as the DTensor `like` is, which may have other sizes."""
     from torch.distributed import tensor as distributed
 
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]

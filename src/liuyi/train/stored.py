@@ -22,7 +22,7 @@ from torch import Tensor
 from liuyi.core.digest import sha256_file
 from liuyi.core.errors import StepError
 from liuyi.train.retention import Name
-from liuyi.train.shards import Piece, laid_out, local_part
+from liuyi.train.shards import Piece, is_sharded, laid_out, local_part
 
 Like = Callable[[str], Tensor | None]
 """Gives for a name the tensor that another is laid out as; None for what is whole everywhere."""
@@ -43,15 +43,27 @@ def digests_file(rank: int) -> str:
 def damage(path: Path, rank: int = 0, size: int = 1) -> str:
     """What is wrong with a checkpoint; empty when nothing is. Process `rank` of `size` reads its share of the files."""
     try:
-        writers = json.loads((path / state_file(0)).read_text(encoding="utf-8"))["writers"]
-        for writer in range(rank, writers, size):
-            digests = json.loads((path / digests_file(writer)).read_text(encoding="utf-8"))
+        for writer in range(rank, _writers(path), size):
+            digests = _digests(path, writer)
             for file in {tensors_file(writer), state_file(writer), *digests}:
                 if sha256_file(path / file) != digests[file]:
                     return f"{file} does not match its digest"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return str(error)
     return ""
+
+
+def recorded_digests(path: Path) -> dict[str, str]:
+    """SHA-256 of a checkpoint's files, all but those that say so, as they were when they were written."""
+    return {file: digest for writer in range(_writers(path)) for file, digest in _digests(path, writer).items()}
+
+
+def _writers(path: Path) -> int:
+    return int(json.loads((path / state_file(0)).read_text(encoding="utf-8"))["writers"])
+
+
+def _digests(path: Path, writer: int) -> dict[str, str]:
+    return dict(json.loads((path / digests_file(writer)).read_text(encoding="utf-8")))
 
 
 class Stored:
@@ -92,7 +104,7 @@ class Stored:
 
     def _read(self, name: str, like: Tensor | None) -> Tensor:
         file, first = self._pieces[name][0]
-        if like is None or like.ndim != len(first.whole):
+        if like is None or not is_sharded(like) or like.ndim != len(first.whole):
             return self._box(name, Piece.all_of(first.whole))
         tensor = laid_out(first.whole, file.get_tensor(name).dtype, like)
         wanted, local = local_part(tensor)
