@@ -136,7 +136,7 @@ def test_a_resumed_run_goes_on_under_its_name(tmp_path: Path, monkeypatch: pytes
 
 
 class Recorder:
-    """A tool that keeps what it is given, after `before_row`."""
+    """A tool that keeps what it is given."""
 
     def __init__(self, run: External) -> None:
         self.id, self.last = run.id or "made up", run.handed_over
@@ -209,6 +209,41 @@ def test_a_tool_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.
     hanging.set()
     assert result.steps == 6
     assert listener.logs == ["hanging: it has not taken everything within 0.05 s; training goes on without it"]
+
+
+def test_a_tool_that_hangs_while_it_is_imported_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_come.py").write_text("import time\ntime.sleep(5)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(export, "IMPORT_S", 0.05)
+    monkeypatch.setitem(export.MODULES, "slow", "slow_to_come")
+    listener = Listener()
+    made = Exporter("slow", Recorder, external(tmp_path), tmp_path / "work", listener.log)
+    made.after_step(None, {"step": 0, "loss": 1.0}, {})
+    made.close(failed=False)
+    assert listener.logs == ["slow: it cannot be imported within 0.05 s; training goes on without it"]
+
+
+def test_what_a_tool_says_is_told_without_what_the_environment_hides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_PROXY", "http://me:pass%21word@proxy:8080")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+    def broken(run: External) -> Recorder:
+        raise OSError("false: wJalrXUtnFEMI, pass!word at proxy:8080, https://you:hidden@elsewhere/?token=abc")
+
+    monkeypatch.setitem(export.MODULES, "broken", "json")
+    listener = Listener()
+    made = Exporter("broken", broken, external(tmp_path), tmp_path / "work", listener.log)
+    made.after_step(None, {"step": 0, "loss": 1.0}, {})
+    made.close(failed=True)
+    assert listener.logs == [
+        "broken: OSError: false: ***, *** at proxy:8080, https://you:***@elsewhere/?token=***; "
+        "training goes on without it"
+    ]
 
 
 def test_where_figures_go_is_no_part_of_what_is_trained(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Live figures in other tools while training: one class a tool in `export_tools.py`, and here what they share.
 
-A thread of its own hands the figures over, so a tool that is slow, down or not installed never holds up training, but
-for the time that it takes to import: that is told once, and training goes on without it. The run over there has an id,
-kept in `exports.json` of the workdir, by which a run that is resumed goes on in it; a step that is taken twice is
-logged once. Keys and passwords are the tools' own affair, from their own environment variables, and what a tool's
-error says is told without them.
+A tool is imported before training begins; one that is not there, or does not come in a minute, is told once and done
+without. Then a thread of its own hands the figures over, so a tool that is slow or down never holds up training: that
+is told once, too. The run over there has an id, kept in `exports.json` of the workdir, by which a run that is resumed
+goes on in it; a step that is taken twice is logged once. Keys and passwords are the tools' own affair, from their own
+environment variables, and what a tool's error says is told without them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any, Protocol
 
-from liuyi.core.secrets import scrub
+from liuyi.core.secrets import hide_secrets_in, scrub
 from liuyi.train.rng import load_rng_state, rng_state
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "trackio": "trackio", "wandb": "wandb"}
@@ -30,19 +31,14 @@ WAITING_ROWS = 100_000
 """Rows that may wait for a tool before it is given up."""
 FINISH_S, FAILED_FINISH_S = 60.0, 5.0
 """How long the end of a run waits for a tool, and that of a run that failed or was cancelled."""
+IMPORT_S = 60.0
+"""How long a run that starts waits for a tool to be imported."""
 GATHER_S = 1.0
 """Rows are handed over about so often."""
 _SHOWN_ALREADY = ("loss", "lr", "grad_norm")
-_SECRETS = (
-    "HF_TOKEN",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_URI",
-    "TRACKIO_SERVER_URL",
-    "TRACKIO_WRITE_TOKEN",
-    "WANDB_API_KEY",
-    "WANDB_BASE_URL",
-)
+_SECRET_NAME = re.compile("key|token|secret|passw|credential", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+"""Characters; a shorter value, such as `true`, would be blotted out of words that hold no secret."""
 
 Row = tuple[int, Mapping[str, float]]
 
@@ -78,7 +74,7 @@ class Tool(Protocol):
 
 
 class Exporter:
-    """An onlooker that hands what it sees to one tool."""
+    """An onlooker that hands what it sees to one tool, which is imported when this is made."""
 
     def __init__(
         self, name: str, start: Callable[[External], Tool], run: External, workdir: Path, log: Callable[[str], None]
@@ -88,10 +84,11 @@ class Exporter:
         self._thread: threading.Thread | None = None
         self._failed = False
         self._given_up = False
+        self._import()
 
     def after_step(self, model: Any, row: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Leave the row for the thread, which the first one starts."""
-        if self._given_up or not self._is_installed():
+        if self._given_up:
             return
         if self._thread is None:
             self._thread = threading.Thread(
@@ -103,7 +100,7 @@ class Exporter:
     def close(self, *, failed: bool) -> None:
         """Hand over what is left, and end the run over there."""
         self._failed = failed
-        if self._thread is None:
+        if self._thread is None or self._given_up:
             return
         self._leave(None)
         patience_s = FAILED_FINISH_S if failed else FINISH_S
@@ -111,20 +108,27 @@ class Exporter:
         if self._thread.is_alive() and not self._given_up:
             self._give_up(f"it has not taken everything within {patience_s:g} s")
 
-    def _is_installed(self) -> bool:
-        """Imports the tool once, here rather than in the thread: what some draw at random while they are imported is
-        given back to whom it belongs."""
-        if self._thread is not None:
-            return True
+    def _import(self) -> None:
+        """Import the tool while nothing else goes on: what some draw at random while they are imported is given back to
+        whom it belongs."""
+        met: list[BaseException] = []
+
+        def bring() -> None:
+            try:
+                importlib.import_module(MODULES[self.name])
+            except BaseException as error:  # some end the process where a setting is missing
+                met.append(error)
+
         before = rng_state()
-        try:
-            importlib.import_module(MODULES[self.name])
-        except Exception as error:
-            absent = isinstance(error, ImportError)
-            self._give_up(_told(error), f"pip install 'liuyi[{self.name}]'" if absent else "")
-        finally:
-            load_rng_state(before)
-        return not self._given_up
+        thread = threading.Thread(target=bring, name=f"import of {self.name}", daemon=True)
+        thread.start()
+        thread.join(IMPORT_S)
+        load_rng_state(before)
+        if thread.is_alive():
+            self._give_up(f"it cannot be imported within {IMPORT_S:g} s")
+        elif met:
+            absent = isinstance(met[0], ImportError)
+            self._give_up(_told(met[0]), f"pip install 'liuyi[{self.name}]'" if absent else "")
 
     def _leave(self, row: Row | None) -> None:
         try:
@@ -135,7 +139,7 @@ class Exporter:
     def _work(self, first: int) -> None:
         try:
             self._export(first)
-        except Exception as error:
+        except BaseException as error:
             self._give_up(_told(error))
 
     def _export(self, first: int) -> None:
@@ -205,9 +209,12 @@ def _later_than(last: int, rows: Sequence[Row]) -> Iterator[Row]:
             yield row
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """The first line of what an error says, without what the environment holds of secrets."""
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    for value in filter(None, map(os.environ.get, _SECRETS)):
-        text = scrub(text, value) if "://" in value else text.replace(value, "***")
+    text = hide_secrets_in(f"{type(error).__name__}: {error}".splitlines()[0])
+    for name, value in os.environ.items():
+        if "://" in value:
+            text = scrub(text, value)
+        elif len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
     return text

@@ -1,7 +1,8 @@
 """Who looks on while a model is trained: samples of its text, and exporters to other tools.
 
-An onlooker takes no part: nothing that it does changes a bit of weights, optimiser, random numbers or log. All
-processes have the same ones, in the same order, since a model that is cut up over them can only be run by all.
+An onlooker takes no part: nothing that it does changes a bit of weights, optimiser, random numbers or log. One that
+runs the model is there on all processes, in the same order, since a model that is cut up can only be run by all;
+others the first process has alone.
 """
 
 from __future__ import annotations
