@@ -23,8 +23,9 @@ from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LoopConfig, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.schedule import make_schedule
 

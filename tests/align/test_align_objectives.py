@@ -25,8 +25,8 @@ from liuyi.model.decoder import Decoder
 from liuyi.model.reward import RewardModel
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
+from liuyi.train.interfaces import Loss
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import Loss
 from liuyi.train.packing import Example, PackedRows
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())

@@ -19,8 +19,9 @@ from liuyi.model.decoder import Decoder
 from liuyi.train.batches import Batch, ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.guards import GuardConfig
+from liuyi.train.interfaces import LoopConfig, Loss, Monitor, Result
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LoopConfig, Loss, Monitor, Result, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.onlookers import Onlooker
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.schedule import make_schedule

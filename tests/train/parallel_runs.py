@@ -20,8 +20,9 @@ from liuyi.train.batches import IGNORE, Batch, Ints, ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.ema import Ema
 from liuyi.train.guards import GuardConfig
+from liuyi.train.interfaces import LoopConfig, Result
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LOG_FILE, LoopConfig, Result, Trainer
+from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows

@@ -20,8 +20,9 @@ from liuyi.core.errors import StepError
 from liuyi.train.adamw8bit import AdamW8bit, block_size
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.schedule import make_schedule

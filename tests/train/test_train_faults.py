@@ -31,7 +31,8 @@ from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.corruption import checksum
 from liuyi.train.guards import GuardConfig
 from liuyi.train.inject import Fault, parse_faults
-from liuyi.train.loop import LOG_FILE, LoopConfig, Loss
+from liuyi.train.interfaces import LoopConfig, Loss
+from liuyi.train.loop import LOG_FILE
 from liuyi.train.watchdog import Watchdog
 
 STEPS = 24

@@ -16,8 +16,9 @@ from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, Linear, init_weights
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.float8 import float8

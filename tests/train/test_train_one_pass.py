@@ -18,8 +18,9 @@ from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.working import in_dtype, keep_working_copies, working_copy
 from liuyi.train.batches import Batch
 from liuyi.train.corruption import checksum
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LoopConfig, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.one_pass import OnePassAdamW
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example, lay_out

@@ -18,8 +18,9 @@ from liuyi.model.lora import LoraConfig
 from liuyi.train.batches import Batch, ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.ema import Ema
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LoopConfig, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.neftune import Neftune, segment_lengths
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.schedule import make_schedule

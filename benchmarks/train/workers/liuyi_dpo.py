@@ -22,7 +22,8 @@ from liuyi.align.preference import PairObjective
 from liuyi.model.checkpoint import load_model
 from liuyi.model.lora import LoraConfig, lora_adapter
 from liuyi.train.batches import ShuffledBatches
-from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.interfaces import LoopConfig
+from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example
 from liuyi.train.schedule import make_schedule

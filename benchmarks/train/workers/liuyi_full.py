@@ -20,8 +20,9 @@ import torch
 
 from liuyi.model.checkpoint import load_model
 from liuyi.train.batches import Batch
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LoopConfig, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example, lay_out
 from liuyi.train.parallel.apply import parallelize

@@ -19,8 +19,9 @@ import torch
 from liuyi.model.checkpoint import load_model
 from liuyi.model.lora import LoraConfig, lora_adapter
 from liuyi.train.batches import Batch, ShuffledBatches
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LOG_FILE, LoopConfig, Trainer
+from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example, PackedRows
 from liuyi.train.schedule import make_schedule

@@ -28,9 +28,10 @@ from liuyi.model.lora import without_lora
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import Rows, ShuffledBatches
 from liuyi.train.effect import training_effect
+from liuyi.train.interfaces import LoopConfig, Loss
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.looking import let_export, let_speak
-from liuyi.train.loop import LoopConfig, Loss, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.milestones import publish_milestones
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example

@@ -28,9 +28,10 @@ from liuyi.model.reward import RewardModel, save_reward
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import Batch, Ints, ShuffledBatches
 from liuyi.train.effect import training_effect
+from liuyi.train.interfaces import LoopConfig, Loss
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.looking import keep_logs, let_export
-from liuyi.train.loop import LoopConfig, Loss, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.milestones import publish_milestones
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize

@@ -15,9 +15,10 @@ from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.ema import Ema
+from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.looking import let_export, let_speak
-from liuyi.train.loop import LoopConfig, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.milestones import publish_milestones
 from liuyi.train.neftune import Neftune
 from liuyi.train.optim import Optimiser, OptimiserConfig

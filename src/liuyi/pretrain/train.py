@@ -16,15 +16,17 @@ from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.bigram import bigram_embeddings
-from liuyi.pretrain.branch import branch_off
+from liuyi.pretrain.branch import branch_off, refuse_to_begin_anew
 from liuyi.pretrain.params import DecoderParams
 from liuyi.pretrain.size import Recommended, config_for_size, parse_size, recommended
 from liuyi.train.batches import Batch, ShuffledBatches
 from liuyi.train.data import Stream, TokenRows, TokenStream
 from liuyi.train.effect import training_effect
+from liuyi.train.guards import GuardConfig
+from liuyi.train.interfaces import LoopConfig, Monitor, Observer
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.looking import keep_logs, let_export, let_speak
-from liuyi.train.loop import LoopConfig, Monitor, Observer, Trainer
+from liuyi.train.loop import Trainer
 from liuyi.train.milestones import publish_milestones
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
@@ -53,8 +55,9 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
     batch_rows = rows_in_batch(model, params)
     if not ctx.has("model"):
         fresh_weights(model, params.init, stream, ctx.seed)
+    first_step = 0
     if ctx.has("milestones"):
-        params = branch_off(ctx, params, model, len(stream), world)
+        params, first_step = branch_off(ctx, params, model, len(stream), world)
     elif params.cooldown_steps or params.branch_step is not None:
         raise ModelError("there is nothing to branch off from", hint="give the step the milestones of a run")
     trainer = make_trainer(
@@ -66,6 +69,8 @@ def pretrain(ctx: Context, params: TrainParams, world: World) -> None:
         workdir=ctx.workdir,
         observer=ctx,
         world=world,
+        first_step=first_step,
+        prepare=refuse_to_begin_anew if ctx.has("milestones") else lambda: None,
     )
     parameters = model.config.num_parameters
     ctx.log(f"{parameters / 1e6:.1f}M parameters, {trainer.config.steps} steps of {batch_rows * params.seq_len} tokens")
@@ -112,9 +117,11 @@ def make_trainer(
     prepare: Callable[[], None] = lambda: None,
     monitor: Monitor | None = None,
     world: World | None = None,
+    first_step: int = 0,
 ) -> Trainer[Decoder, Batch]:
     """A trainer of `model` for `token_budget` tokens of `stream`, rounded up to whole batches.
 
+    `first_step` is that of the checkpoint in `workdir` that a branch begins from.
     With several processes in the `world` the model's weights must be set already.
     """
     world = world or World()
@@ -143,7 +150,7 @@ def make_trainer(
             warmup_steps=round(params.warmup * steps),
             decay_steps=round(params.decay * steps),
         ),
-        config=LoopConfig.of(params, steps),
+        config=replace(LoopConfig.of(params, steps), guard=GuardConfig(first_step=first_step)),
         workdir=workdir,
         observer=observer,
         monitor=monitor,

@@ -15,7 +15,7 @@ from torch import Tensor
 from liuyi.model.decoder import Decoder
 from liuyi.model.loss import linear_cross_entropy
 from liuyi.train.batches import IGNORE, Batch
-from liuyi.train.loop import Loss
+from liuyi.train.interfaces import Loss
 from liuyi.train.world import World
 
 ComputeDtype = Literal["auto", "fp32", "bf16"]

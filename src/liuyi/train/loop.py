@@ -17,22 +17,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from liuyi.core.disk import full_disk_is_told
 from liuyi.core.errors import DataError, LiuyiError, StepError
-from liuyi.train.batches import Batch
 from liuyi.train.checkpoint import Checkpoints, Snapshot
 from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.curves import LOG_FILE as LOG_FILE
-from liuyi.train.guards import Guard, GuardConfig, Jump, Reason, demand_numbers
+from liuyi.train.guards import Guard, Reason, demand_numbers
 from liuyi.train.inject import Injector, parse_faults
+from liuyi.train.interfaces import B, Deaf, LoopConfig, M, Monitor, Objective, Observer, Result
 from liuyi.train.memory import keeping_freed_memory
 from liuyi.train.meter import Meter
 from liuyi.train.onlookers import Onlooker, looking_on
@@ -40,9 +39,7 @@ from liuyi.train.optim import Optimiser
 from liuyi.train.parallel.gradients import gradient_norm, local, sum_gradients
 from liuyi.train.parallel.shard import hold_gradients
 from liuyi.train.parallel.stragglers import Stragglers
-from liuyi.train.params import KeepParams, LoopParams
 from liuyi.train.remote import RemoteCheckpoints
-from liuyi.train.retention import Retention
 from liuyi.train.rng import load_rng_state, rng_state
 from liuyi.train.schedule import Schedule
 from liuyi.train.stored import Stored
@@ -54,121 +51,6 @@ MAX_RECOVERIES = 3
 """Corruptions in a row, without a step between them, after which the machine is not trusted."""
 MAX_FAILED_SAVES = 3
 """Checkpoints in a row that could not be written before the run fails."""
-
-
-class MicroBatch(Protocol):
-    @property
-    def packed(self) -> Batch:
-        """The rows that go through the model."""
-
-    def to(self, device: torch.device) -> Self: ...
-
-
-M = TypeVar("M", bound=nn.Module)
-B = TypeVar("B", bound=MicroBatch)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What an objective gives for one micro-batch."""
-
-    total: Tensor
-    """Sum of the losses, a differentiable scalar."""
-    count: int
-    """How many tokens, or pairs, were summed over."""
-    metrics: dict[str, Tensor]
-    """Further sums over the same count; their means are logged."""
-
-
-Objective = Callable[[M, B], Loss]
-
-
-class Observer(Protocol):
-    """Who is told how training goes; a step's `Context` is one."""
-
-    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None: ...
-
-    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
-
-    def log(self, message: str) -> None: ...
-
-
-class _Deaf:
-    """An observer that passes over what it is told."""
-
-    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None: ...
-
-    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
-
-    def log(self, message: str) -> None: ...
-
-
-class Monitor(Protocol):
-    """Looks at the model between steps and may end the run; its state is part of every checkpoint."""
-
-    def after_step(self, model: Any, step: int) -> str:
-        """Called when `step` steps are done; a reason to stop, or an empty string. Where it stops the run it may put
-        other weights in place; a step that is taken twice is looked at twice."""
-
-    def tensors(self) -> dict[str, Tensor]: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    steps: int
-    clip_norm: float = 1.0
-    """Largest gradient norm, of the gradient of the mean loss."""
-    checkpoint_every_s: float = 20.0
-    """At 0 one is made after every step, and waited for."""
-    retention: Retention = field(default_factory=Retention)
-    """Which checkpoints stay."""
-    checkpoint_url: str = ""
-    """Where checkpoints are copied to as well, as fsspec has it; each run has a folder there, named as `workdir`."""
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    hang_timeout_s: float = 600.0
-    """Without a micro-batch, a look of the monitor or a checkpoint done for so long, the process ends by
-    `START_AGAIN`."""
-    verify_every: int = 500
-    """Every so many steps one is taken twice and compared; 0 for never."""
-    inject: str = ""
-    """Faults to meet on purpose, as `train/inject.py` has them."""
-
-    @classmethod
-    def of(cls, params: LoopParams, steps: int) -> LoopConfig:
-        """What a step's parameters say of the loop."""
-        keep = params if isinstance(params, KeepParams) else None
-        return cls(
-            steps,
-            clip_norm=params.clip_norm,
-            checkpoint_every_s=params.checkpoint_every_s,
-            retention=Retention(keep.keep_checkpoints, keep.keep_every_steps) if keep else Retention(),
-            checkpoint_url=keep.checkpoint_url if keep else "",
-            hang_timeout_s=params.hang_timeout_s,
-            verify_every=params.verify_every,
-            inject=params.inject,
-        )
-
-
-@dataclass(frozen=True)
-class Result:
-    steps: int
-    tokens: int
-    """Targets learnt from, over all steps taken."""
-    loss: float
-    """Mean over the last steps of the log (a twentieth of them)."""
-    skipped: int
-    jumps: list[Jump]
-    """Where rollbacks made the run pass over data."""
-    recoveries: int
-    """How often silent corruption sent this process back to a checkpoint."""
-    stopped: str
-    """Why the monitor ended the run; empty when it ran to its end."""
-    figures: dict[str, float]
-    """How fast it went and what memory it took, by the clock of the process that ended it."""
 
 
 class Trainer(Generic[M, B]):
@@ -204,7 +86,7 @@ class Trainer(Generic[M, B]):
         self.optimiser = optimiser
         self.schedule = schedule
         self.config = config
-        self.observer = observer if self.world.leads else _Deaf()
+        self.observer = observer if self.world.leads else Deaf()
         # Of a hang everybody speaks, since it may be the others that wait.
         self.told_of_hangs = observer.log if self.world.leads else partial(print, flush=True)
         self.stragglers = Stragglers(self.world)
@@ -295,7 +177,7 @@ class Trainer(Generic[M, B]):
         """A step taken, undone and taken again. Raises Corrupted where the second differs from the first."""
         before = self._snapshot().copied()
         # What is told of a step is told once.
-        told, self.observer, learnt = self.observer, _Deaf(), self._learnt
+        told, self.observer, learnt = self.observer, Deaf(), self._learnt
         try:
             with self.meter.not_counted():
                 first = self._take_step(), self.checksum

@@ -19,7 +19,7 @@ from liuyi.pretrain.ablate.heldout import Curve, HeldOut
 from liuyi.pretrain.params import DecoderParams
 from liuyi.pretrain.train import fresh_model, fresh_weights, make_trainer, rows_in_batch
 from liuyi.train.data import Stream
-from liuyi.train.loop import Observer
+from liuyi.train.interfaces import Observer
 
 _RESULT = "bits.safetensors"
 
