@@ -173,4 +173,4 @@ def test_speeds_come_from_the_ledger(home: Home) -> None:
         (section,) = json.loads(report(home, ref, "--json").stdout)["sections"]
         titles = [block["title"] for block in section["effect"]["blocks"]]
         assert titles == ["Tokens a second", "Fraction of the machine's bf16 GEMM peak"]
-        assert section["effect"]["summary"].endswith("It started again once.")
+        assert section["effect"]["summary"].endswith("It started again at one step.")

@@ -42,6 +42,23 @@ def test_every_figure_is_seen_at_any_width(width: int) -> None:
     assert "…" not in whole
 
 
+def test_a_long_name_gives_way_to_how_long_it_takes() -> None:
+    out = Console(width=80, file=io.StringIO(), record=True, force_terminal=True, color_system=None)
+    view = _View(out)
+    began = time.time() - 30
+    name = "continued-pretraining-on-the-handbooks-of-all-departments"
+    view.take({"event": "step", "step": name, "status": "running", "position": 3, "steps": 9, "time": began})
+    for done in (10, 180):
+        event = {"event": "progress", "step": name, "done": done, "total": 400, "unit": "steps", "shown": {}}
+        view.take({**event, "time": began + done / 10})
+    out.print(view.bar())
+    (line,) = out.export_text().splitlines()
+    assert len(line) <= 80
+    assert "3/9 continued-pretraining" in line
+    assert "180/400 steps" in line
+    assert line.rstrip().endswith("s left")
+
+
 def test_figures_in_words() -> None:
     assert shown_figure("tok_s", 9123.4) == "9,123 tok/s"
     assert shown_figure("learnt_tok_s", 31.24) == "learnt 31.24 tok/s"
@@ -50,6 +67,8 @@ def test_figures_in_words() -> None:
     assert shown_figure("memory_bytes", 1.5 * 2**30) == "1.5 GiB"
     assert shown_figure("gpu_memory_bytes", 2**30) == "GPU 1.0 GiB"
     assert shown_figure("ttft_s", 0.5) == "ttft_s 0.5"
+    assert shown_figure("grad_norm", 1.5e30) == "grad_norm 1.5e+30"
+    assert shown_figure("grad_norm", float("inf")) == "grad_norm inf"
 
 
 def test_parts_are_joined_as_they_fit() -> None:

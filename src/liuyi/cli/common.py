@@ -169,6 +169,8 @@ def seconds_text(seconds: float) -> str:
 
 def figure_text(value: float) -> str:
     """A figure with four significant digits; whole numbers whole, with thousands separated."""
-    if value == int(value) and abs(value) < 1e15:
+    if not abs(value) < 1e15:
+        return f"{value:.4g}"
+    if value == int(value):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -34,7 +34,9 @@ def _with_speed(place: Home, section: Section) -> Section:
     curves, restarts = _clocked([figure for key in sorted(keys) for figure in _figures(place, key)])
     if not curves:
         return section
-    times = f" It started again {restarts} times." if restarts > 1 else " It started again once." if restarts else ""
+    # Of several restarts from one checkpoint the ledger keeps the last.
+    times = f" It started again at {restarts} different steps." if restarts > 1 else ""
+    times = " It started again at one step." if restarts == 1 else times
     effect = section.effect
     changes = {"blocks": (*effect.blocks, *curves), "summary": effect.summary + times}
     return section.model_copy(update={"effect": effect.model_copy(update=changes)})
@@ -66,7 +68,7 @@ def _figures(place: Home, key: str) -> list[Metric]:
 
 
 def _clocked(figures: Sequence[Metric]) -> tuple[list[Block], int]:
-    """The curves of speeds and memory, and how often the training started again."""
+    """The curves of speeds and memory, and at how many steps the training started again."""
     curves: dict[str, list[tuple[float, float]]] = {}
     restarts = [float(figure.index) for figure in figures if figure.name == "resumed" and figure.index is not None]
     for figure in figures:

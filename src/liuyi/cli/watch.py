@@ -35,6 +35,8 @@ PLAIN_PROGRESS_S = 30.0
 """How often progress is told where the output is not a terminal."""
 MAX_FIGURES = 4
 BAR_CELLS, LEAST_BAR_CELLS = 24, 4
+LEAST_NAME = 8
+"""Characters of a step's name that are shown where there is little room."""
 SPEEDS = {
     "tok_s": "{} tok/s",
     "learnt_tok_s": "learnt {} tok/s",
@@ -202,10 +204,12 @@ class _View:
         if self.current is None:
             return Text("")
         figures, beside, below = self.figures(), self.shown(), []
-        head = len(self.current.place) + len(self.current.name) + 6
+        place, pace = self.current.place, self.pace()
+        name = shortened(self.current.name, self.out.width - len(place) - len(pace) - LEAST_BAR_CELLS - 6)
+        head = len(place) + len(name) + 6
         if figures and head + BAR_CELLS + len(beside) > self.out.width:
-            beside, below = self.pace(), joined(figures, self.out.width - 2)
-        cells: list[RenderableType] = [Spinner("dots"), Text(self.current.place, style="dim"), Text(self.current.name)]
+            beside, below = pace, joined(figures, self.out.width - 2)
+        cells: list[RenderableType] = [Spinner("dots"), Text(place, style="dim"), Text(name)]
         latest = self.current.latest
         if latest:
             room = min(BAR_CELLS, max(LEAST_BAR_CELLS, self.out.width - head - len(beside)))
@@ -236,6 +240,12 @@ class _View:
         """What the step shows of itself, in words."""
         latest = self.current.latest if self.current else {}
         return [shown_figure(name, value) for name, value in latest.get("shown", {}).items() if value is not None]
+
+
+def shortened(name: str, width: int) -> str:
+    """The name, cut to the width, but to no less than its first characters."""
+    width = max(width, LEAST_NAME)
+    return name if len(name) <= width else name[: width - 1] + "…"
 
 
 def joined(parts: Sequence[str], width: int, between: str = " · ") -> list[str]:
