@@ -5,7 +5,7 @@ et al. 2021, "8-bit Optimizers via Block-wise Quantization"). It departs from to
 block never crosses the rows of a matrix, so one that is cut by rows between processes has the same blocks as a whole
 one. And the state is kept as the plain tensors that the formats are made of, so a checkpoint needs to know nothing.
 
-The step is compiled, once for each shape, as torchao has it: uncompiled it is twenty times as slow.
+The step is compiled, once for each shape, as torchao has it: uncompiled it goes over memory many times.
 """
 
 from __future__ import annotations
