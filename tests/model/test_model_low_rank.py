@@ -49,6 +49,15 @@ def test_it_is_the_formula_with_the_formula_s_gradients(count: int, bias: bool, 
         torch.testing.assert_close(ours, formula, rtol=1e-4, atol=1e-4)
 
 
+def test_no_rows_give_no_results_and_gradients_of_zero() -> None:
+    """As for an expert without tokens."""
+    bases, downs, ups, scales = zip(*layers(False, False), strict=True)
+    ys = low_rank_products(torch.zeros(0, 32), bases, downs, ups, scales)
+    assert [y.shape for y in ys] == [(0, 24), (0, 8), (0, 40)]
+    grads = torch.autograd.grad(sum(y.sum() for y in ys), [*downs, *ups])
+    assert not any(grad.any() for grad in grads)
+
+
 def test_in_bfloat16_trained_matrices_get_float32_gradients_as_near_as_the_formula_s() -> None:
     bases, downs, ups, scales = zip(*layers(False, False), strict=True)
     x = torch.randn(2, 64, 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -178,6 +179,22 @@ def test_layers_joined_are_the_layers_one_by_one(rows: int) -> None:
     for ours, theirs in zip(made(kept=True), made(kept=False), strict=True):
         assert ours.dtype == torch.float32
         assert relative(ours, theirs) < 0.01
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:
+    block = Block(
+        dataclasses.replace(LLAMA, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, family="qwen3_moe"),
+        0,
+    )
+    for index, parameter in enumerate(block.parameters()):
+        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(index))
+    keep_working_copies(block, BF16)
+    x = _random(1, 1, LLAMA.hidden_size, dtype=torch.float32)  # one token: six of the eight are idle
+    out = block(x, BF16, Rope(LLAMA)(torch.zeros(1, 1)), CausalMask(1, 1, None, x.device), None)
+    out.sum().backward()
+    idle = [expert for expert in block.mlp.experts if not expert.down_proj.weight.grad.any()]
+    assert len(idle) == 6
+    assert all(not parameter.grad.any() for expert in idle for parameter in expert.parameters())
 
 
 def _graph(tensor: Tensor) -> Iterator[tuple[Any, int]]:

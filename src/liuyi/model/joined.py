@@ -61,10 +61,11 @@ def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
 
 def _times(grad: Tensor, matrix: Tensor) -> Tensor:
     """grad · matrix, by a part of the rows for each thread: of few columns oneDNN makes poor use of several threads."""
-    rows, threads = grad.shape[0], torch.get_num_threads()
+    (rows, inner), threads = grad.shape, torch.get_num_threads()
     if matrix.shape[1] > NARROW_COLUMNS or rows % threads:
         return grad @ matrix
-    return torch.bmm(grad.view(threads, rows // threads, -1), matrix.expand(threads, *matrix.shape)).view(rows, -1)
+    parts = grad.view(threads, rows // threads, inner)
+    return torch.bmm(parts, matrix.expand(threads, *matrix.shape)).view(rows, matrix.shape[1])
 
 
 class _JoinedProducts(torch.autograd.Function):
@@ -73,7 +74,7 @@ class _JoinedProducts(torch.autograd.Function):
         ctx.save_for_backward(x, matrix)
         ctx.rows, ctx.dtype = [weight.shape[0] for weight in weights], weights[0].dtype
         parts = torch.split(x.view(-1, x.shape[-1]) @ matrix.T, ctx.rows, dim=-1)
-        return tuple(part.contiguous().view(*x.shape[:-1], -1) for part in parts)
+        return tuple(part.contiguous().view(*x.shape[:-1], part.shape[1]) for part in parts)
 
     @staticmethod
     @once_differentiable
@@ -97,7 +98,7 @@ class _JoinedMLP(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         inner = gate.new_empty(gate.shape)
         native.swiglu(gate, up, inner)
-        return (inner @ back.T).view(*x.shape[:-1], -1)
+        return (inner @ back.T).view(*x.shape[:-1], back.shape[0])
 
     @staticmethod
     @once_differentiable

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+NARROW_COLUMNS = 1024
+
 
 class Frozen(Protocol):
     """A linear layer that is not trained."""
@@ -67,7 +69,7 @@ class _LowRankProducts(torch.autograd.Function):
         for base, low, up, scale in zip(bases, parts, ups, scales, strict=True):
             bias = None if base.bias is None else base.bias.to(x.dtype)
             y = functional.linear(rows, base.widened().to(x.dtype), bias)
-            ys.append(y.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1))
+            ys.append(y.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], up.shape[0]))
         ctx.save_for_backward(x, lows, down, *ups)
         ctx.bases, ctx.scales, ctx.ranks = bases, scales, [each.shape[0] for each in downs]
         ctx.thin_dtypes = [each.dtype for each in thin]
@@ -83,13 +85,24 @@ class _LowRankProducts(torch.autograd.Function):
         parts, grad_parts = torch.split(lows, ctx.ranks, dim=1), torch.split(grad_lows, ctx.ranks, dim=1)
         for grad, low, grad_low, up, scale in zip(grads, parts, grad_parts, ups, ctx.scales, strict=True):
             torch.mul(grad @ up, scale, out=grad_low)
-            grad_ups.append((grad.T @ low) * scale)
+            grad_ups.append((low.T @ grad).T * scale)
         grad_downs = torch.split(grad_lows.T @ rows, ctx.ranks)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_lows @ down
             for base, grad in zip(ctx.bases, grads, strict=True):
-                grad_x.addmm_(grad, base.widened().to(grad.dtype))
+                _add_product(grad_x, grad, base.widened().to(grad.dtype))
             grad_x = grad_x.view(x.shape)
         thin = [each.to(dtype) for each, dtype in zip((*grad_downs, *grad_ups), ctx.thin_dtypes, strict=True)]
         return grad_x, None, None, *thin
+
+
+def _add_product(total: Tensor, grad: Tensor, matrix: Tensor) -> None:
+    """total += grad · matrix, by a part of the rows for each thread: oneDNN makes poor use of several threads where
+    there are few columns to a longer sum."""
+    (rows, inner), threads = grad.shape, torch.get_num_threads()
+    if total.device.type != "cpu" or matrix.shape[1] > min(inner, NARROW_COLUMNS) or rows % threads:
+        total.addmm_(grad, matrix)
+        return
+    parts = grad.view(threads, rows // threads, inner)
+    total.view(threads, rows // threads, -1).baddbmm_(parts, matrix.expand(threads, *matrix.shape))
