@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-import time
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from pretrain_support import sentences, small_tokenizer, tokens_of
 from safetensors.torch import load_file
 
 import in_process
 from liuyi.cli.main import cli
 from liuyi.core.artifact import Artifact
-from liuyi.core.errors import DataError, LedgerError, ModelError
+from liuyi.core.errors import DataError, LedgerError, ModelError, StepError
 from liuyi.core.home import Home
-from liuyi.core.recipe import RecipeSource
-from liuyi.core.runner.launch import start_run
+from liuyi.core.runner.process import DONE, StepOrder, run_step
 from liuyi.core.step import get_step
 from liuyi.train.loop import Trainer
-from liuyi.train.milestones import milestone_steps
+from liuyi.train.milestones import last_milestone, milestone_steps
 from liuyi.train.optim import Optimiser
-from liuyi.train.replay import replay
+from liuyi.train.replay import read_rows, replay
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -110,8 +109,53 @@ def test_a_branch_that_makes_no_sense_is_refused(train: Train) -> None:
         train("e", cooldown_steps=2)
 
 
+def test_a_branch_rolls_back_to_where_it_began(train: Train) -> None:
+    """What came before was another run's, by another schedule and perhaps on other tokens."""
+    stable = train("stable", token_budget=6 * BATCH, schedule="constant", warmup=0.0, keep_every_steps=5)
+    extra = {"model": stable["checkpoint"], "milestones": stable["milestones"]}
+    branch = train("branch", extra, branch_step=5, cooldown_steps=4, inject="nan@5,nan@6,nan@7")["checkpoint"]
+    rows = read_rows(branch.file("training.jsonl"))
+    assert [(row["step"], row["batch"]) for row in rows[5:]] == [(5, 8), (6, 9), (7, 10), (8, 11)]
+
+
 class Stopped(BaseException):
     """What a kill looks like from inside."""
+
+
+def test_a_branch_whose_checkpoints_are_lost_begins_from_the_milestone(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never from nothing, with the weights that the run ended with."""
+    stable = train("stable", token_budget=6 * BATCH, schedule="constant", warmup=0.0, keep_every_steps=5)
+    extra = {"model": stable["checkpoint"], "milestones": stable["milestones"]}
+    expected = train("whole", extra, cooldown_steps=2)["checkpoint"]
+
+    def dying(self: Any) -> float:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_take_step", dying)
+        with pytest.raises(Stopped):
+            train("branch", extra, cooldown_steps=2)
+    for path in (tmp_path / "branch" / "checkpoints").glob("*/tensors-0.safetensors"):
+        # Another file of that name, for the old one is the milestone's too.
+        path.unlink()
+        path.write_bytes(b"x")
+    with pytest.raises(StepError, match="the checkpoints of this branch are damaged"):
+        train("branch", extra, cooldown_steps=2)
+    found = weights(train("branch", extra, cooldown_steps=2)["checkpoint"])
+    for name, tensor in weights(expected).items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def test_a_step_before_the_first_milestone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "step000000006").mkdir()
+    assert last_milestone(tmp_path, 8) == 6
+    with pytest.raises(DataError, match="no milestone at or before step 5"):
+        last_milestone(tmp_path, 5)
+    with pytest.raises(DataError, match="there is no milestone") as error:
+        last_milestone(tmp_path / "empty")
+    assert "no multiple of its keep_every_steps" in error.value.hint
 
 
 def test_milestones_are_the_same_however_often_a_run_is_killed(
@@ -210,34 +254,52 @@ def test_a_step_that_was_wrong_is_named(
     assert replay(home, "last", "base", 13).parts_at is None
 
 
-@pytest.mark.slow
-def test_replay_from_the_command_line(home: Home, train: Train, tmp_path: Path) -> None:
-    """A run by the runner, in a process of its own, with its own seed; and a branch in the same recipe."""
+def work(home: Home, run: str, name: str, given: dict[str, Artifact], **params: Any) -> dict[str, Artifact]:
+    """Do a step of a run as a step process does, with its own seed, and enter it in the ledger; its outputs."""
+    step = get_step("pretrain.train")
+    home.ledger.put_step(run, name, step=step.name, key=name, status="done", position=0)
+    order = StepOrder(
+        home=home.path,
+        run_id=run,
+        name=name,
+        step=step.name,
+        key=name,
+        params=step.params(**params).model_dump(mode="json"),
+        inputs=tuple((port, artifact.digest) for port, artifact in given.items()),
+        seed=3,
+        device="cpu",
+        log=home.run_dir(run) / "log.txt",
+    )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        status, error = run_step(order)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert status == DONE, error
+    execution = home.ledger.execution(name)
+    assert execution is not None
+    return {port: home.store.open(digest) for port, digest in execution.outputs.items()}
+
+
+def test_replay_from_the_command_line(home: Home, train: Train) -> None:
+    """A run with its own seed, and a branch of it, which begins at a step of its own."""
     made = train("tokens", token_budget=BATCH)["checkpoint"]
-    inputs = {ref.name: f"artifact:{ref.digest}" for ref in made.manifest.inputs}
+    given = {ref.name: home.store.open(ref.digest) for ref in made.manifest.inputs}
+    run = home.ledger.create_run(recipe="branches", text="", source="", overrides=(), seed=3)
+    more = {"schedule": "constant", "warmup": 0.0}
+    stable = work(home, run, "stable", given, **SMALL, token_budget=12 * BATCH, keep_every_steps=5, **more)
     cut = {key: value for key, value in SMALL.items() if key not in ("hidden_size", "num_hidden_layers")}
-    stable = {"step": "pretrain.train", **inputs, **SMALL, "token_budget": 12 * BATCH, "keep_every_steps": 5}
-    branch = {
-        "step": "pretrain.train",
-        **inputs,
-        **cut,
-        "model": "${stable.checkpoint}",
-        "milestones": "${stable.milestones}",
-        "cooldown_steps": 3,
-    }
-    path = tmp_path / "recipe.yaml"
-    steps = {"stable": {**stable, "schedule": "constant", "warmup": 0.0}, "short": branch}
-    path.write_text(json.dumps({"recipe": "branches", "steps": steps}))
-    attached = start_run(home, RecipeSource(path.name, path, tmp_path))
-    deadline = time.monotonic() + 240
-    while attached.is_active():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    assert attached.run().status == "done", attached.run().error
-    for step, number in (("stable", 11), ("stable", 4)):
-        told = CliRunner().invoke(cli, ["--home", str(home.path), "replay", "last", step, str(number), "--json"])
+    given |= {"model": stable["checkpoint"], "milestones": stable["milestones"]}
+    work(home, run, "short", given, **cut, cooldown_steps=3, keep_every_steps=6)
+
+    def invoked(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["--home", str(home.path), "replay", "last", *arguments])
+
+    for step, number in (("stable", 11), ("stable", 4), ("short", 12)):
+        told = invoked(step, str(number), "--json")
         assert told.exit_code == 0, told.output
         assert json.loads(told.output)["parts_at"] is None
-    told = CliRunner().invoke(cli, ["--home", str(home.path), "replay", "last", "short", "11"])
+    told = invoked("short", "11")
     assert told.exit_code == 1
-    assert "has no milestones" in told.output
+    assert "no milestone at or before step 11" in told.output

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from liuyi.core.errors import ModelError
+from liuyi.core.errors import ModelError, StepError
 from liuyi.core.step import Context
 from liuyi.model.decoder import Decoder
 from liuyi.pretrain.size import recommended
 from liuyi.train.loop import LOG_FILE
-from liuyi.train.milestones import milestone, milestone_steps, plant
+from liuyi.train.milestones import last_milestone, milestone, plant
 from liuyi.train.stored import Stored
 from liuyi.train.world import World
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from liuyi.pretrain.steps import TrainParams
 
 
-def branch_off(ctx: Context, params: TrainParams, model: Decoder, stream_tokens: int, world: World) -> TrainParams:
-    """Have this run go on from a milestone; the params with the schedule from there on.
+def branch_off(
+    ctx: Context, params: TrainParams, model: Decoder, stream_tokens: int, world: World
+) -> tuple[TrainParams, int]:
+    """Have this run go on from a milestone; the params with the schedule from there on, and the milestone's step.
 
     Raises ModelError where the milestone is of another model or optimiser, or its learning rate was not stable, and
     DataError where there is none of the step that is asked for.
@@ -34,7 +36,7 @@ def branch_off(ctx: Context, params: TrainParams, model: Decoder, stream_tokens:
     from liuyi.pretrain.train import optimiser_config, rows_in_batch
 
     artifact = ctx.input("milestones")
-    step = milestone_steps(artifact.path)[-1] if params.branch_step is None else params.branch_step
+    step = last_milestone(artifact.path) if params.branch_step is None else params.branch_step
     made_by = artifact.manifest.step, artifact.manifest.params.get("optimiser")
     if made_by != ("pretrain.train", params.optimiser):
         raise ModelError(
@@ -53,12 +55,21 @@ def branch_off(ctx: Context, params: TrainParams, model: Decoder, stream_tokens:
                 f"the run would end before step {step}, from where it is to go on",
                 hint="set cooldown_steps, or a token_budget that counts the steps before the milestone too",
             )
-        return params
+        return params, step
     _demand_stable(folder / LOG_FILE, optimiser_config(params, recommended(model.config)).lr)
     total = step + params.cooldown_steps
     tokens = total * batch_tokens
     decay = params.cooldown_steps / total
-    return params.model_copy(update={"token_budget": tokens, "schedule": "wsd", "warmup": 0.0, "decay": decay})
+    cooldown = {"token_budget": tokens, "schedule": "wsd", "warmup": 0.0, "decay": decay}
+    return params.model_copy(update=cooldown), step
+
+
+def refuse_to_begin_anew() -> None:
+    """What a branch prepares for a start from nothing. Raises StepError: its weights would be those of another run."""
+    raise StepError(
+        "the checkpoints of this branch are damaged, the milestone that it began from among them",
+        hint="run it again: it begins from the milestone once more",
+    )
 
 
 def _demand_same_weights(stored: Stored, model: Decoder) -> None:

@@ -32,6 +32,8 @@ class GuardConfig:
     """Rollbacks after which the run fails."""
     rollback_steps: int = 50
     """A rollback goes to a multiple of this many steps."""
+    first_step: int = 0
+    """A rollback goes no further back: where a branch began, what came before is another run's."""
     spike_z: float = 10.0
     """A loss this many robust deviations above the window's median is a spike."""
     least_deviation: float = 0.05
@@ -99,9 +101,10 @@ class Guard:
         return ""
 
     def anchor(self, step: int) -> int:
-        """The step that a rollback at `step` goes to, never one before where the last rollback went."""
+        """The step that a rollback at `step` goes to, never one before where the run began or the last one went."""
         last = self.jumps[-1].step if self.jumps else 0
-        return max(last, (step - self.config.patience) // self.config.rollback_steps * self.config.rollback_steps)
+        usual = (step - self.config.patience) // self.config.rollback_steps * self.config.rollback_steps
+        return max(self.config.first_step, last, usual)
 
     def jump(self, step: int, reason: Reason) -> Jump:
         """The rollback from `step`, which passes over the batches from the anchor to it."""

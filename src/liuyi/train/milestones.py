@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from liuyi.core.disk import sync_tree
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context
 from liuyi.train.lm import DTYPE_FILE
@@ -51,8 +52,18 @@ def milestone(milestones: Path, step: int) -> Path:
     """The folder of one milestone. Raises DataError if there is none of that step."""
     steps = milestone_steps(milestones)
     if step not in steps:
-        raise DataError(f"there is no milestone of step {step}", hint=f"there are {', '.join(map(str, steps))}")
+        raise DataError(f"there is no milestone of step {step}", hint=f"there are {_listed(steps)}")
     return milestones / _folder(step)
+
+
+def last_milestone(milestones: Path, at_most: int | None = None) -> int:
+    """The step of the last milestone, at or before step `at_most` if that is given. Raises DataError if none is."""
+    steps = milestone_steps(milestones)
+    found = [step for step in steps if at_most is None or step <= at_most]
+    if not found:
+        before = "" if at_most is None else f" at or before step {at_most}"
+        raise DataError(f"there is no milestone{before}", hint=f"there are {_listed(steps)}")
+    return found[-1]
 
 
 def plant(milestones: Path, steps: Sequence[int], workdir: Path) -> None:
@@ -72,11 +83,16 @@ def plant(milestones: Path, steps: Sequence[int], workdir: Path) -> None:
     for serial, (step, source) in reversed(list(enumerate(zip(sorted(steps), sources, strict=True)))):
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(source, temporary, copy_function=_link_or_copy)
+        sync_tree(temporary)
         temporary.rename(folder / str(Name(serial, step)))
 
 
 def _folder(step: int) -> str:
     return f"step{step:09d}"
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps)) or "none: the run came by no multiple of its keep_every_steps"
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -21,12 +21,12 @@ from liuyi.core.artifact import Artifact
 from liuyi.core.errors import DataError, LedgerError, did_you_mean
 from liuyi.core.home import Home
 from liuyi.core.records import Execution
-from liuyi.core.runner.keys import derived_seed
+from liuyi.core.runner.keys import derived_seed, device_class
 from liuyi.core.step import Staging, get_step
 from liuyi.train.corruption import agree
 from liuyi.train.inject import parse_faults
 from liuyi.train.loop import LOG_FILE
-from liuyi.train.milestones import milestone_steps, plant
+from liuyi.train.milestones import last_milestone, milestone_steps, plant
 
 COMPARED = ("batch", "loss", "grad_norm")
 ELSEWHERE = (
@@ -44,7 +44,7 @@ class Replay:
     recorded: tuple[Row, ...]
     again: tuple[Row, ...]
     exactly: bool
-    """Whether they must be the same to the bit: in one process on a CPU."""
+    """Whether they must be the same to the bit: in one process on a CPU, both times."""
 
     @property
     def parts_at(self) -> int | None:
@@ -70,14 +70,14 @@ def replay(home: Home, run: str, name: str, step: int) -> Replay:
     wanted = {row["step"]: number for number, row in enumerate(recorded)}
     if step not in wanted:
         raise DataError(f"the training has no step {step}", hint=f"its steps are 0 to {max(wanted, default=0)}")
-    before = [at for at in milestone_steps(milestones) if at <= step]
-    with tempfile.TemporaryDirectory() as folder:
+    first = wanted[last_milestone(milestones, step)]
+    home.work_root.mkdir(parents=True, exist_ok=True)
+    # In the home, where milestones are linked rather than copied.
+    with tempfile.TemporaryDirectory(prefix="replay-", dir=home.work_root) as folder:
         workdir = Path(folder)
-        plant(milestones, before, workdir)
+        plant(milestones, [at for at in milestone_steps(milestones) if at <= step], workdir)
         again = _take(home, execution, name, workdir, recorded[wanted[step]])
-    first = wanted[before[-1]]
-    params = execution.params
-    exactly = execution.device == "cpu" and params.get("processes", 1) == 1
+    exactly = execution.device == device_class() == "cpu" and execution.params.get("processes", 1) == 1
     return Replay(tuple(recorded[first : wanted[step] + 1]), tuple(again[first : wanted[step] + 1]), exactly)
 
 
