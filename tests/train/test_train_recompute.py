@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 from train_support import VOCAB, packed_batch
 
 from liuyi.model.attention import CausalMask
@@ -99,6 +100,20 @@ def test_less_is_kept() -> None:
     assert layer == 3 * stream
     # An MLP would keep two products at least, three times as wide as its input.
     assert mlp <= nothing - 3 * 2 * 3 * stream
+
+
+@pytest.mark.parametrize(("what", "times"), [("mlp", 7 / 6), ("layer", 5 / 4)])
+def test_what_is_computed_again(what: Recompute, times: float) -> None:
+    """Matrix products of the layers: an MLP has three quarters of them here, and its last is not needed again."""
+
+    def products(what: Recompute) -> int:
+        model = _model()
+        checkpoint_activations(model, what)
+        with FlopCounterMode(display=False) as counted:
+            model(packed_batch(rows=1, seq=SEQ).tokens).sum().backward()
+        return counted.get_total_flops()
+
+    assert products(what) == pytest.approx(times * products("none"), rel=0.01)
 
 
 def test_a_copy_recomputes_itself_and_names_stay() -> None:
