@@ -329,6 +329,14 @@ def test_a_spike_is_skipped_and_noise_is_not(tmp_path: Path) -> None:
     assert tuned.judge(101, 0.6, 1.0) == ("skip", "spike")
 
 
+def test_rollbacks_go_to_multiples_and_not_before_the_first_step() -> None:
+    guard = Guard(GuardConfig(rollback_steps=10, first_step=5))
+    assert [guard.anchor(step) for step in (6, 12, 13, 23)] == [5, 5, 10, 20]
+    assert guard.anchors(12) == [5, 10]
+    for step in range(6, 60):
+        assert set(guard.anchors(step + 1)) <= {*guard.anchors(step), step + 1}, "what is needed later has been kept"
+
+
 def test_a_batch_without_a_target_is_an_error(tmp_path: Path) -> None:
     class Silent(CausalLM):
         pass

@@ -113,7 +113,8 @@ class Guard:
 
     def anchors(self, step: int) -> list[int]:
         """The steps that rollbacks from here on may go to."""
-        return list(range(self.anchor(step), step + 1, self.config.rollback_steps))
+        anchor, every = self.anchor(step), self.config.rollback_steps
+        return [anchor, *range((anchor // every + 1) * every, step + 1, every)]
 
     def batch_index(self, step: int) -> int:
         """Which global batch `step` reads."""
