@@ -46,18 +46,24 @@ class MLflow:
 
         self._client = MlflowClient()
         self.last = -1
-        if run.id:
-            self.id = run.id
+        found = self._client.get_experiment_by_name(run.project)
+        experiment = found.experiment_id if found else self._client.create_experiment(run.project)
+        self.id = run.id or self._begun(experiment, run.tags)
+        if self.id:
             self._client.update_run(self.id, status=RunStatus.to_string(RunStatus.RUNNING))
             history = self._client.get_metric_history(self.id, "train/lr")
             self.last = max((metric.step for metric in history), default=-1)
-            return
-        found = self._client.get_experiment_by_name(run.project)
-        experiment = found.experiment_id if found else self._client.create_experiment(run.project)
-        made = self._client.create_run(experiment, tags=dict(run.tags), run_name=run.name)
-        self.id = made.info.run_id
+        else:
+            self.id = self._client.create_run(experiment, tags=dict(run.tags), run_name=run.name).info.run_id
         params = [Param(name, json.dumps(value)) for name, value in run.params.items()]
-        self._client.log_batch(self.id, params=params)
+        if not run.id:
+            self._client.log_batch(self.id, params=params)
+
+    def _begun(self, experiment: str, tags: Mapping[str, str]) -> str:
+        """The run that a process began which was killed before it could note its id; empty where there is none."""
+        same = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        found = self._client.search_runs([experiment], filter_string=same, max_results=1)
+        return found[0].info.run_id if found else ""
 
     def log(self, rows: Sequence[Row]) -> None:
         from mlflow.entities import Metric
