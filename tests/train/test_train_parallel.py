@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from parallel_runs import Run, Trained, a_model, train, whole_weights
 
+from liuyi.core.errors import LiuyiError
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
 from liuyi.train.parallel.apply import parallelize
@@ -156,6 +159,27 @@ def test_copies_that_come_apart_are_found(tmp_path: Path, layout: Layout) -> Non
     """Each copy is sound by itself: only comparing them shows that one of them took another step."""
     first, _ = run_ranks(2, drift, tmp_path, layout)
     assert any("copies of the weights have come apart by step 4 (rank 1)" in line for line in first.told)
+
+
+def fill_the_disk_of_one(folder: Path) -> str:
+    from liuyi.train import checkpoint
+
+    def full(*args: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if os.environ["RANK"] == "1":
+        checkpoint.write_tensors = full
+    with pytest.raises(LiuyiError) as error:
+        train(folder, Run(Layout(replicate=2), steps=2))
+    return error.value.message
+
+
+def test_all_are_told_why_one_cannot_write(tmp_path: Path) -> None:
+    """Whichever of them the user hears first."""
+    first, second = run_ranks(2, fill_the_disk_of_one, tmp_path)
+    assert first.startswith("rank 1 could not write its part of a checkpoint: OSError")
+    assert first.endswith("No space left on device")
+    assert second == "no space is left for a checkpoint"
 
 
 def count_sums(folder: Path, layout: Layout, micro_rows: int) -> dict[str, int]:

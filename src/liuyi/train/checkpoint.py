@@ -268,15 +268,15 @@ class Checkpoints:
             act()
         except Exception as error:
             met = error
-        failed = met is not None
-        if self._group is not None:
-            flag = torch.tensor([failed], dtype=torch.int64)
-            torch.distributed.all_reduce(flag, group=self._group)
-            failed = bool(flag)
+        told = "" if met is None else f"{type(met).__name__}: {met}"
+        reasons = [told] if self._group is None else gather_json(told, self._group)
         if met:
             raise met
-        if failed:
-            raise StepError("another process could not write its part of a checkpoint", where=str(self.folder))
+        for rank, reason in enumerate(reasons):
+            if reason:
+                raise StepError(
+                    f"rank {rank} could not write its part of a checkpoint: {reason}", where=str(self.folder)
+                )
 
     def _prune(self, anchors: Sequence[int]) -> None:
         names = self._names()
