@@ -8,6 +8,7 @@ from tiny_models import relative
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from liuyi.model.loss import IGNORED, linear_cross_entropy, linear_cross_entropy_reference, token_logprobs
 
@@ -62,6 +63,13 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     hidden.grad = None
     linear_cross_entropy(hidden.detach(), weight, targets).backward()
     assert hidden.grad is None
+
+
+def test_without_gradients_nothing_is_multiplied_for_them() -> None:
+    hidden, weight, targets, _ = _case()
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        linear_cross_entropy(hidden, weight, targets)
+    assert counted.get_total_flops() == 2 * TOKENS * HIDDEN * VOCAB
 
 
 def test_in_bfloat16_the_weight_s_gradient_is_summed_in_float32() -> None:

@@ -58,6 +58,17 @@ def test_no_rows_give_no_results_and_gradients_of_zero() -> None:
     assert not any(grad.any() for grad in grads)
 
 
+def test_hooks_are_called_on_adapters_and_on_what_is_beside_them() -> None:
+    model = tuned(LoraConfig(rank=4))
+    seen: list[str] = []
+    for name in ("q_proj", "v_proj.base"):
+        layer = model.get_submodule(f"model.layers.0.self_attn.{name}")
+        layer.register_forward_hook(lambda *_, name=name: seen.append(name))
+    expected = tuned(LoraConfig(rank=4))(TOKENS)
+    torch.testing.assert_close(model(TOKENS), expected, rtol=1e-4, atol=1e-5)
+    assert seen == ["q_proj", "v_proj.base"]
+
+
 def test_in_bfloat16_trained_matrices_get_float32_gradients_as_near_as_the_formula_s() -> None:
     bases, downs, ups, scales = zip(*layers(False, False), strict=True)
     x = torch.randn(2, 64, 32)

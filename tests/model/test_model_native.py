@@ -99,9 +99,10 @@ def test_swiglu() -> None:
     _agree(swiglu, swiglu_reference, _random(3, 41, 48), _random(3, 41, 48, seed=1), native="NativeSwiGLU")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_rotation(rows: int) -> None:
-    angles = torch.rand(rows, 70, 1, 16) * 6
+def test_rotation(rows: int, dtype: torch.dtype) -> None:
+    angles = torch.rand(rows, 70, 1, 16, dtype=dtype) * 6
     cos, sin = angles.cos(), angles.sin()
     _agree(
         lambda x: rotate(x, cos, sin),
@@ -195,6 +196,20 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:
     idle = [expert for expert in block.mlp.experts if not expert.down_proj.weight.grad.any()]
     assert len(idle) == 6
     assert all(not parameter.grad.any() for expert in idle for parameter in expert.parameters())
+
+
+def test_hooks_are_called_on_layers_that_could_be_joined() -> None:
+    block = Block(LLAMA, 0)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    keep_working_copies(block, BF16)
+    seen: list[str] = []
+    for name in ("self_attn.q_proj", "mlp.gate_proj"):
+        block.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    block.mlp.up_proj.register_full_backward_hook(lambda *_: seen.append("backward"))
+    x = _random(1, 3, LLAMA.hidden_size, dtype=torch.float32)
+    block(x, BF16, Rope(LLAMA)(torch.arange(3)[None]), CausalMask(1, 3, None, x.device), None).sum().backward()
+    assert seen == ["self_attn.q_proj", "mlp.gate_proj", "backward"]
 
 
 def _graph(tensor: Tensor) -> Iterator[tuple[Any, int]]:

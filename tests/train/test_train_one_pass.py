@@ -109,6 +109,8 @@ def test_the_working_copy_is_the_rounded_weight_whoever_changed_it() -> None:
         weight.copy_(torch.full_like(weight, 1e-40))  # as a checkpoint does; no normal number
     assert torch.equal(in_dtype(weight, torch.bfloat16), weight.bfloat16())
     assert in_dtype(weight, torch.float32) is weight
+    weight.data = torch.ones_like(weight)
+    assert torch.equal(in_dtype(weight, torch.bfloat16), weight.bfloat16())
 
 
 @needs_kernels

@@ -208,7 +208,7 @@ class _Rotate(torch.autograd.Function):
 class _NativeRotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, native: TrainingKernels) -> Tensor:
-        cos, sin = cos.contiguous(), sin.contiguous()
+        cos, sin = cos.float().contiguous(), sin.float().contiguous()
         ctx.save_for_backward(cos, sin)
         ctx.native = native
         turned = torch.empty_like(x)

@@ -38,12 +38,19 @@ def joined_mlp(x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Te
     weights = _plain_weights((gate, up, down))
     if weights is None or weights[0].shape != weights[1].shape:
         return None
-    native = native_for(x, width=weights[0].shape[0])
+    if not (native := native_for(x, width=weights[0].shape[0])):
+        return None
     both, back = (joined(some, x.dtype) for some in (weights[:2], weights[2:]))
-    if not native or both is None or back is None:
+    if both is None or back is None:
         return None
     made: Tensor = _JoinedMLP.apply(x, both, back, native, *weights)  # type: ignore[no-untyped-call]
     return made
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether its call is more than its class's `forward`: that was replaced, or hooks look on."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return "forward" in vars(layer) or any(hooks)
 
 
 def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
@@ -52,8 +59,7 @@ def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
     for layer in layers:
         if not isinstance(layer, nn.Linear):
             return None
-        watched = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
-        if watched or layer.bias is not None or not layer.weight.requires_grad:
+        if is_watched(layer) or layer.bias is not None or not layer.weight.requires_grad:
             return None
         weights.append(layer.weight)
     return weights

@@ -23,6 +23,7 @@ from torch.nn import functional
 from liuyi.core.errors import ModelError, did_you_mean
 from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank
 from liuyi.model.decoder import Decoder, Linear
+from liuyi.model.joined import is_watched
 from liuyi.model.low_rank import low_rank_products
 from liuyi.model.nf4 import Nf4Linear
 
@@ -64,7 +65,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_plain:
-            return self.together((self,), x)[0]
+            return self._at_once((self,), x)[0]
         low = functional.linear(functional.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
         y: Tensor = self.base(x)
         if self.magnitude is None:
@@ -77,15 +78,19 @@ class LoraLinear(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a sum of two products: DoRA's is not, and where the base's product was replaced (by fp8) that
-        one is to be taken."""
-        return self.magnitude is None and "forward" not in vars(self.base)
+        """Whether it is a sum of two products: DoRA's is not, and where the base's product was replaced (by fp8), or
+        hooks look on, the base itself is to be called."""
+        return self.magnitude is None and not is_watched(self.base)
 
     @staticmethod
     def together(layers: Sequence[LoraLinear], x: Tensor) -> tuple[Tensor, ...]:
         """What several layers make of the same x, in fewer passes over it."""
-        if not all(layer.is_plain for layer in layers):
+        if not all(layer.is_plain and not is_watched(layer) for layer in layers):
             return tuple(layer(x) for layer in layers)
+        return LoraLinear._at_once(layers, x)
+
+    @staticmethod
+    def _at_once(layers: Sequence[LoraLinear], x: Tensor) -> tuple[Tensor, ...]:
         downs, ups = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
         return low_rank_products(x, [layer.base for layer in layers], downs, ups, [layer.scale for layer in layers])
 

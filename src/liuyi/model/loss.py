@@ -59,7 +59,7 @@ def linear_cross_entropy(
     native = native_for(hidden, width=weight.shape[0])
     chunk_tokens = chunk_tokens or max(128, (NATIVE_CHUNK_LOGITS if native else CHUNK_LOGITS) // weight.shape[0])
     total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, token_weights, chunk_tokens, native
+        hidden, weight, targets, token_weights, chunk_tokens, native, torch.is_grad_enabled()
     )
     return total
 
@@ -74,9 +74,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_weights: Tensor | None,
         chunk_tokens: int,
         native: TrainingKernels | None,
+        learns: bool,
     ) -> Tensor:
         head = in_dtype(weight, hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # What autograd says of inputs is the same where gradients are switched off.
+        hidden_learns, weight_learns = (learns and needs for needs in ctx.needs_input_grad[:2])
+        grad_hidden = torch.empty_like(hidden) if hidden_learns else None
         grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
         chunks = -(-hidden.shape[0] // chunk_tokens)
@@ -92,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += losses.sum()
             if grad_hidden is not None:
                 torch.mm(grad_logits, head, out=grad_hidden[rows])
-            if not ctx.needs_input_grad[1]:
+            if not weight_learns:
                 continue
             product = grad_logits.T @ part
             if chunks == 1:
@@ -101,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight = product.to(weight.dtype)
             else:
                 grad_weight.add_(product)
-        if ctx.needs_input_grad[1] and grad_weight is None:
+        if weight_learns and grad_weight is None:
             grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -115,7 +118,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad.device.type != "cpu" or grad.item() != 1.0:
             grad_hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
             grad_weight = None if grad_weight is None else grad_weight.to(ctx.weight_dtype) * grad.to(ctx.weight_dtype)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(ctx.weight_dtype), None, None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(ctx.weight_dtype), None, None, None, None, None
 
 
 def _losses_and_gradient(

@@ -21,18 +21,23 @@ class WorkingCopy:
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        self._version = -1
+        self._state = (-1, 0)
 
     def of(self, weight: Tensor) -> Tensor:
         """The copy, made anew if the weight has changed."""
-        if self._version != weight._version:
+        if self._state != _state(weight):
             self.values.copy_(weight.detach())
-            self._version = weight._version
+            self._state = _state(weight)
         return self.values
 
     def was_written(self, weight: Tensor) -> None:
         """Say that the copy is that of the weight as it is now."""
-        self._version = weight._version
+        self._state = _state(weight)
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    """Changes when somebody writes to the weight, or gives it other memory, which is not counted as a write."""
+    return weight._version, weight.data_ptr()
 
 
 def keep_working_copies(model: nn.Module, dtype: torch.dtype) -> None:
