@@ -207,7 +207,7 @@ def gate(ctx: Context, params: GateParams) -> None:
 
 
 class TogetherParams(ParallelParams):
-    what: Literal["add", "fail", "bug", "lose", "die", "wait"] = "add"
+    what: Literal["add", "fail", "bug", "lose", "lose-and-fail", "die", "wait"] = "add"
     diary: Path
 
 
@@ -227,13 +227,14 @@ def _add_up(ctx: Context, params: TogetherParams, world: World) -> None:
     if world.rank == 1:
         lost = ctx.workdir / "lost"
         match params.what:
-            case "fail":
+            case "lose" | "lose-and-fail" if not lost.exists():
+                lost.touch()
+                print("last words", end="")
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "fail" | "lose-and-fail":
                 raise DataError("this is no number", where="numbers.txt", hint="write one")
             case "bug":
                 raise ValueError("a mistake of ours")
-            case "lose" if not lost.exists():
-                lost.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "wait":

@@ -39,6 +39,14 @@ class SftParams(TuningParams, SamplesParams):
     )
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     fp8: bool = Field(False, description="multiply the layers' matrices in eight-bit floats; for GPUs that can")
+    compile: Annotated[bool, BesideKey] = Field(
+        False, description="compile the layers: faster on GPUs, some ten seconds before the first step"
+    )
+
+    @model_validator(mode="after")
+    def _rows_can_be_shared(self) -> Self:
+        self.demand_shares(max(1, self.batch_tokens // self.seq_len), "rows")
+        return self
 
     @model_validator(mode="after")
     def _noise_has_whole_rows(self) -> Self:

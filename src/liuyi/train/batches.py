@@ -111,7 +111,10 @@ class ShuffledBatches(Generic[B_co]):
         if not len(rows):
             raise DataError("there are no rows to train on")
         if batch_rows % workers:
-            raise DataError(f"a batch of {batch_rows} rows cannot be shared evenly by {workers} workers")
+            raise DataError(
+                f"a batch of {batch_rows} rows cannot be shared evenly by {workers} workers",
+                hint=f"take fewer processes, or rows enough for a batch of a multiple of {workers}",
+            )
         self.rows = rows
         self.batch_rows = batch_rows
         self.seed = seed

@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +38,8 @@ MAX_RESTARTS = 1000
 MONITOR_S = 0.1
 JOIN_S = 3600
 """How long machines wait for one another."""
+LOGS = ".logs"
+"""Hidden, since its names are drawn and new after each start: they are no progress (`Restarts`)."""
 
 P = TypeVar("P", bound=ParallelParams)
 
@@ -93,33 +94,39 @@ def _run_agent(folder: Path, params: ParallelParams) -> None:
     # Ranks that meet in the agents' store find there what the ranks before a restart have left, and wait for these
     # (https://github.com/pytorch/pytorch/issues/135712); so each start has a store of its own.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with tempfile.TemporaryDirectory(prefix="liuyi-ranks-") as logs:
-        config = LaunchConfig(
-            min_nodes=params.nodes,
-            max_nodes=params.nodes,
-            nproc_per_node=local,
-            run_id=params.rendezvous or "liuyi",
-            rdzv_backend="c10d",
-            rdzv_endpoint=params.rendezvous or "127.0.0.1:0",
-            rdzv_configs={"join_timeout": JOIN_S},
-            max_restarts=MAX_RESTARTS,
-            monitor_interval=MONITOR_S,
-            local_addr="127.0.0.1" if alone else None,
-            logs_specs=DefaultLogsSpecs(log_dir=logs, tee=Std.ALL),
-            log_line_prefix_template="rank ${rank}: ",
-        )
-        try:
-            elastic_launch(config, sys.executable)("-P", "-m", "liuyi.train.rank", str(folder))
-        except ChildFailedError as error:
-            raise StepError(f"the ranks died {MAX_RESTARTS} times", hint="their last words are in the log") from error
+    config = LaunchConfig(
+        min_nodes=params.nodes,
+        max_nodes=params.nodes,
+        nproc_per_node=local,
+        run_id=params.rendezvous or "liuyi",
+        rdzv_backend="c10d",
+        rdzv_endpoint=params.rendezvous or "127.0.0.1:0",
+        rdzv_configs={"join_timeout": JOIN_S},
+        max_restarts=MAX_RESTARTS,
+        monitor_interval=MONITOR_S,
+        local_addr="127.0.0.1" if alone else None,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / LOGS), tee=Std.ALL),
+        log_line_prefix_template="rank ${rank}: ",
+    )
+    try:
+        # Unbuffered, so that the last words of a rank that is killed are told.
+        elastic_launch(config, sys.executable)("-P", "-u", "-m", "liuyi.train.rank", str(folder), str(os.getpid()))
+    except ChildFailedError as error:
+        raise StepError(f"the ranks died {MAX_RESTARTS} times", hint="their last words are in the log") from error
+
+
+_TAKEN_OVER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """The agent takes the signals over that end a process; what it was sent is delivered to this process after it."""
+    """The agent takes the signals over that end a process; what it was sent is delivered to this process after it.
+
+    Raises StepError where this process goes on in spite of the signal, since the ranks are gone.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in _TAKEN_OVER}
     stopped_by = 0
     try:
         yield
@@ -130,6 +137,7 @@ def _own_signals() -> Iterator[None]:
             signal.signal(number, handler)
     if stopped_by:
         signal.raise_signal(stopped_by)
+        raise StepError(f"the ranks were ended by {signal.Signals(stopped_by).name}")
 
 
 class _Listener:

@@ -1,8 +1,9 @@
 """One of several processes that do a step together, started by an elastic agent: `train/launch.py`'s, or `torchrun`.
 
-    torchrun --nnodes 2 --nproc-per-node 8 ... -m liuyi.train.rank [FOLDER]
+    torchrun --nnodes 2 --nproc-per-node 8 ... -m liuyi.train.rank [FOLDER [AGENT]]
 
-FOLDER is where the step's process has left the order; left out, it is looked for in the home, by the rendezvous. An
+FOLDER is where the step's process has left the order; left out, it is looked for in the home, by the rendezvous. AGENT
+is the process that starts the ranks, with which they end; left out, it is the one that this one finds itself under. An
 error that would come again ends all ranks by status 0, so that no agent starts them again; a rank that loses another
 one, or stands still, ends by `START_AGAIN`.
 """
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 FOLDER = "ranks"
 ORDER_FILE, OUTPUTS_FILE, FAILURE_FILE = "order.json", "outputs.json", "failure.json"
-LOOK_S = 0.5
+LOOK_S = 0.2
 
 
 class Given(BaseModel):
@@ -200,10 +201,12 @@ def find_order(rendezvous: str) -> Path:
 def work(folder: Path) -> int:
     """Do this rank's part; the exit status."""
     order = Order.load(folder)
-    if int(os.environ["RANK"]) == 0:
-        EventLog(folder).emit("start")
+    # One that an error has ended since may have lost the others on the way, and is not to be told as a death.
     if failure(folder) is not None:
         return 0
+    if int(os.environ["RANK"]) == 0:
+        (folder / OUTPUTS_FILE).unlink(missing_ok=True)
+        EventLog(folder).emit("start")
     threading.Thread(target=_end_with_others, args=(folder,), name="failure", daemon=True).start()
     from liuyi.train.world import join
 
@@ -215,11 +218,16 @@ def work(folder: Path) -> int:
         step.run(context, params)
         if context.world.leads:
             _hand_over(context, folder)
-        context.world.barrier()
+        # No collective: to write or to measure what was made may take the first longer than one may last.
+        _wait_for(folder / OUTPUTS_FILE)
     except BaseException as error:
+        lost = _is_lost_rank(error)
+        if lost and failure(folder) is not None:
+            # The rank that is lost has told of an error before it ended.
+            return 0
         if not isinstance(error, LiuyiError):
             traceback.print_exc()
-        if _is_lost_rank(error):
+        if lost:
             return START_AGAIN
         told = as_error(error, "the step's log")
         tell_failure(folder, type(told)(f"rank {os.environ['RANK']}: {told.message}", where=told.where, hint=told.hint))
@@ -236,6 +244,11 @@ def _hand_over(context: RankContext, folder: Path) -> None:
     draft.rename(folder / OUTPUTS_FILE)
 
 
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(LOOK_S)
+
+
 def _is_lost_rank(error: BaseException) -> bool:
     """Whether a collective failed, which it does when another rank is gone."""
     import torch.distributed as dist
@@ -245,15 +258,14 @@ def _is_lost_rank(error: BaseException) -> bool:
 
 def _end_with_others(folder: Path) -> None:
     """End this process as soon as an error has ended the work, wherever it waits."""
-    while not (folder / FAILURE_FILE).exists():
-        time.sleep(LOOK_S)
+    _wait_for(folder / FAILURE_FILE)
     sys.stdout.flush()
     os._exit(0)
 
 
 def main() -> int:
     """Take part in the step whose order lies in the folder that the command line names."""
-    die_with_parent(os.getppid())
+    die_with_parent(int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid())
     faulthandler.enable()
     # Ended by the agent because another rank died or stood still, it says where it was.
     faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
@@ -269,4 +281,7 @@ if __name__ == "__main__":
     # The steps find this module by its name, and must find the same classes.
     from liuyi.train import rank
 
-    sys.exit(rank.main())
+    status = rank.main()
+    sys.stdout.flush()
+    # Its work is done: what libraries have left to do at the end, such as the threads of an exporter, holds up nobody.
+    os._exit(status)

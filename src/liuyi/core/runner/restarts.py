@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 MAX_STARTS = 3
 
 
 class Restarts:
-    """Counts the deaths of what keeps its progress in `folder`."""
+    """Counts the deaths of what keeps its progress in `folder`, by name; hidden folders are no progress."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -21,5 +22,10 @@ class Restarts:
         self._in_a_row = 1 if self._kept != known else self._in_a_row + 1
         return self._in_a_row <= MAX_STARTS
 
-    def _found(self) -> set[Path]:
-        return set(self._folder.rglob("*"))
+    def _found(self) -> set[str]:
+        found: set[str] = set()
+        # Unlike `rglob` it passes over what is removed meanwhile.
+        for folder, inside, files in os.walk(self._folder):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            found.update(f"{folder}/{name}" for name in [*inside, *files])
+        return found
