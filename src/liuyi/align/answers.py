@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -57,9 +58,13 @@ def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Mapping[str, Any]], ans
     return Example(np.array(ids, dtype=np.int64), learnt)
 
 
+ROW_STEP = 32
+"""Rows of answers are a multiple of so many tokens long."""
+
+
 def pack_answers(answers: Sequence[Example], reference: Tensor, seq_len: int, pad_id: int) -> Answers:
-    """A batch of as many rows as the answers fill."""
-    packed = pack([len(answer) for answer in answers], seq_len)
+    """A batch of as few rows as hold the answers, no longer than they need be for that and than `seq_len`."""
+    packed, seq_len = _pack_tightly([len(answer) for answer in answers], seq_len)
     batch = lay_out([[answers[number] for number in row] for row in packed], seq_len, pad_id)
     widest = max(map(len, packed)) + 1
     numbers = torch.tensor([[*row, *[-1] * (widest - len(row))] for row in packed])
@@ -72,6 +77,20 @@ def pack_answers(answers: Sequence[Example], reference: Tensor, seq_len: int, pa
     return Answers(batch, sequence, reference, lengths, ends)
 
 
+def _pack_tightly(lengths: Sequence[int], longest: int) -> tuple[list[list[int]], int]:
+    """The fewest rows that `pack` finds, in rows that are about as short as they can be for it, and their length."""
+    packed = pack(lengths, longest)
+    low, high = max(*lengths, -(-sum(lengths) // len(packed))) - 1, longest
+    while high - low > ROW_STEP:
+        middle = (low + high) // 2
+        shorter = pack(lengths, middle)
+        if len(shorter) > len(packed):
+            low = middle
+        else:
+            packed, high = shorter, middle
+    return packed, min(longest, -(-high // ROW_STEP) * ROW_STEP)
+
+
 def answer_logprobs(model: Decoder, answers: Answers, compute_dtype: torch.dtype = torch.float32) -> Tensor:
     """Summed log-probability of each answer's tokens, float32 `[answers]`."""
     packed = answers.packed
@@ -81,25 +100,40 @@ def answer_logprobs(model: Decoder, answers: Answers, compute_dtype: torch.dtype
     return torch.zeros_like(answers.reference).index_add(0, answers.sequence[learnt], logprobs)
 
 
-@torch.no_grad()
+@contextmanager
+def _held_still(model: Decoder) -> Iterator[None]:
+    """No weight is trained meanwhile: no gradients are kept, though all is computed as in training."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def reference_logprobs(
     read: Callable[[Ints], Answers],
     count: int,
     model: Decoder,
     compute_dtype: torch.dtype = torch.float32,
-    at_once: int = 64,
+    at_once: int = 16,
     world: World | None = None,
 ) -> Tensor:
     """Log-probabilities of what `read` gives for the rows `0 … count - 1`, on the CPU.
 
-    Several processes, each of which has the whole model still, share the rows.
+    They are computed as those of the policy are, so that its first step begins at a margin of rounding. Several
+    processes, each of which has the whole model still, share the rows.
     """
     world = world or World()
     parts = []
-    for number, at in enumerate(range(0, count, at_once)):
-        answers = read(np.arange(at, min(at + at_once, count)))
-        if number % world.data_size == world.data_rank:
-            parts.append(answer_logprobs(model, answers.to(model.device), compute_dtype).cpu())
-        else:
-            parts.append(torch.zeros(len(answers)))
+    with _held_still(model):
+        for number, at in enumerate(range(0, count, at_once)):
+            answers = read(np.arange(at, min(at + at_once, count)))
+            if number % world.data_size == world.data_rank:
+                parts.append(answer_logprobs(model, answers.to(model.device), compute_dtype).cpu())
+            else:
+                parts.append(torch.zeros(len(answers)))
     return torch.tensor(world.sum(torch.cat(parts).tolist()))

@@ -112,7 +112,7 @@ def with_reference(
     rows: PairRows,
     model: Decoder,
     compute_dtype: torch.dtype = torch.float32,
-    pairs_at_once: int = 64,
+    pairs_at_once: int = 8,
     world: World | None = None,
 ) -> PairRows:
     """The same pairs with log-probabilities under `model` as their reference."""

@@ -143,7 +143,11 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
     prepare(model, params.tuning(), ctx.seed, dtype)
     model.to(world.device)
-    material = (_labels if params.objective == "kto" else _pairs)(ctx, params, table, model, tokenizer, dtype, world)
+    # The frozen weights are the model at its start, but for PiSSA, and spare the products of an adapter that is zero.
+    start = without_lora(model) if params.method == "lora" and not params.pissa else model.eval()
+    material = (_labels if params.objective == "kto" else _pairs)(
+        ctx, params, table, model, start, tokenizer, dtype, world
+    )
     for id, reason in list(material.left_out.items())[:20]:
         ctx.log(f"left out {id}: {reason}")
     unit = "answers" if params.objective == "kto" else "pairs"
@@ -152,12 +156,12 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     reference = None
     if params.watch and world.leads:
         # What is cut up cannot share its weights.
-        shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
-        reference = without_lora(model) if shared else load_model(folder).to(world.device)
+        shared = start is not model and world.layout.shard == 1
+        reference = start if shared else load_model(folder).to(world.device)
     parallelize(model, world, compute_dtype=dtype, recompute=params.recompute)
     watch = None
     if params.watch:
-        probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len)
+        probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len, dtype)
         watch = CollapseWatch(
             probe,
             model,
@@ -248,6 +252,7 @@ def _pairs(
     params: PreferenceParams,
     table: list[dict[str, Any]],
     model: Decoder,
+    start: Decoder,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
     world: World,
@@ -255,7 +260,7 @@ def _pairs(
     encoded = encode_pairs(table, tokenizer, min(params.seq_len, model.config.context_tokens))
     rows = PairRows(encoded.pairs, params.seq_len, pad_id=tokenizer.pad_id or 0)
     if params.objective not in REFERENCE_FREE:
-        rows = with_reference(rows, model.eval(), dtype, world=world)
+        rows = with_reference(rows, start, dtype, world=world)
     objective = PairObjective(
         params.objective,
         beta=params.strength,
@@ -274,13 +279,14 @@ def _labels(
     params: PreferenceParams,
     table: list[dict[str, Any]],
     model: Decoder,
+    start: Decoder,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
     world: World,
 ) -> _Material:
     encoded = encode_labels(table, tokenizer, min(params.seq_len, model.config.context_tokens))
     rows = LabelRows(encoded.labels, params.seq_len, pad_id=tokenizer.pad_id or 0)
-    rows = rows.with_reference(model.eval(), dtype, world)
+    rows = rows.with_reference(start, dtype, world)
     batches = _batches(rows, params, ctx.seed, world)
     objective = Kto(params.strength, (params.desirable_weight, params.undesirable_weight), dtype)
     wanted = [(label.id, label.answer) for label in encoded.labels if label.desirable]

@@ -20,6 +20,7 @@ from torch import Tensor
 from liuyi.core.effect import Table
 from liuyi.core.errors import DataError
 from liuyi.infer.engine import Engine
+from liuyi.infer.open import open_runner
 from liuyi.infer.request import Request
 from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
@@ -91,6 +92,8 @@ class Probe:
     chosen: list[Batch]
     tokenizer: Tokenizer
     max_tokens: int
+    compute_dtype: torch.dtype
+    """Of the matrix products, as in training; log-probabilities are taken in float32."""
 
     @classmethod
     def choose(
@@ -101,6 +104,7 @@ class Probe:
         size: int,
         seed: int,
         seq_len: int,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> Probe:
         """`size` of the wanted answers, by the ids of their rows in `table`, drawn by seed; each prompt once.
 
@@ -121,7 +125,7 @@ class Probe:
         laid = [[answers[number] for number in row] for row in rows]
         batches = [lay_out(laid[at : at + 8], seq_len, tokenizer.pad_id or 0) for at in range(0, len(laid), 8)]
         longest = max(int(answer.learnt.sum()) for answer in answers)
-        return cls([list(ids) for ids in taken], batches, tokenizer, max_tokens=2 * longest + 16)
+        return cls([list(ids) for ids in taken], batches, tokenizer, 2 * longest + 16, compute_dtype)
 
     @torch.no_grad()
     def look(self, policy: Decoder, reference: Decoder) -> Figures:
@@ -147,8 +151,10 @@ class Probe:
         batch, learnt = batch.to(device), learnt.to(device)
 
         def logprobs(model: Decoder) -> Tensor:
-            hidden = model(batch.tokens, positions=batch.positions, segments=batch.segments)
-            return model.logits(hidden[learnt]).float().log_softmax(dim=-1)
+            hidden = model(
+                batch.tokens, positions=batch.positions, segments=batch.segments, compute_dtype=self.compute_dtype
+            )
+            return model.logits(hidden[learnt].float()).log_softmax(dim=-1)
 
         ours, theirs = logprobs(policy), logprobs(reference)
         chosen = ours.gather(1, batch.targets[learnt][:, None]).sum()
@@ -159,7 +165,11 @@ class Probe:
     def _answer(self, policy: Decoder) -> list[list[int]]:
         """Greedy answers to the prompts, as token ids."""
         longest = max(map(len, self.prompts)) + self.max_tokens
-        engine = Engine(policy, self.tokenizer, max_slots=min(64, len(self.prompts)), max_tokens=longest)
+        slots = min(64, len(self.prompts))
+        runner = open_runner(
+            policy, weights="reference", slots=slots, max_tokens=longest, compute_dtype=self.compute_dtype
+        )
+        engine = Engine(runner, self.tokenizer, max_slots=slots, max_tokens=longest)
         requests = [Request(prompt_ids=ids, max_tokens=self.max_tokens) for ids in self.prompts]
         return [list(completion.token_ids) for completion in engine.generate(requests)]
 

@@ -47,9 +47,11 @@ def open_runner(
     slots: int = 64,
     max_tokens: int | None = None,
     kv_tokens: int | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> Runner:
     """A runner with room for `kv_tokens` tokens or, when None, for `slots` sequences of `max_tokens` (the model's
     context when None) as far as a quarter of the free memory allows. A native runner copies the weights it needs.
+    `compute_dtype` is that of the products of `reference`, the weights' own when None.
 
     Raises KernelsAbsent if int8 or int4 is asked for and there are no kernels, KernelsError if they cannot run the
     model.
@@ -67,13 +69,12 @@ def open_runner(
             logger.info("%s runs in torch: %s", model.config.family, error)
     if weights in DTYPES:
         model = model.to(DTYPES[weights])
-    kv_dtype = model.dtype if kv == "auto" else DTYPES.get(kv)
+    kv_dtype = (compute_dtype or model.dtype) if kv == "auto" else DTYPES.get(kv)
     if kv_dtype is None:
         raise KernelsAbsent("keys and values in int8 need the native kernels", where="kv", hint="fp32 or bf16")
     token_bytes = kv_token_bytes(model.config, kv_dtype.itemsize)
-    return TorchRunner(
-        model, most if kv_tokens else blocks_that_fit(token_bytes, model.device, most), kv_dtype=kv_dtype
-    )
+    blocks = most if kv_tokens else blocks_that_fit(token_bytes, model.device, most)
+    return TorchRunner(model, blocks, kv_dtype=kv_dtype, compute_dtype=compute_dtype)
 
 
 def open_evaluated(model: Decoder, *, slots: int) -> Runner:

@@ -22,11 +22,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TorchRunner:
-    """Runs a decoder in its own dtype over blocks of keys and values."""
+    """Runs a decoder over blocks of keys and values."""
 
-    def __init__(self, model: Decoder, blocks: int, *, kv_dtype: torch.dtype | None = None) -> None:
-        """`kv_dtype` is how keys and values are kept, as the model computes them when None."""
-        kv_dtype = kv_dtype or model.dtype
+    def __init__(
+        self,
+        model: Decoder,
+        blocks: int,
+        *,
+        kv_dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        """`compute_dtype` is that of the matrix products, the model's own when None; `kv_dtype` is how keys and values
+        are kept, as they are computed when None."""
+        self.compute_dtype = compute_dtype or model.dtype
+        kv_dtype = kv_dtype or self.compute_dtype
         self.model = model.eval()
         self.config: DecoderConfig = model.config
         self.blocks = blocks
@@ -63,7 +72,7 @@ class TorchRunner:
         device = self.model.device
         tokens = torch.from_numpy(batch.tokens).long().to(device)
         with self._adapters.applied(batch):
-            hidden = self.model(tokens[:, None], cache=self.cache.turn(batch))
+            hidden = self.model(tokens[:, None], cache=self.cache.turn(batch), compute_dtype=self.compute_dtype)
         return torch.as_tensor(hidden[torch.from_numpy(batch.rows).long().to(device), 0])
 
 
