@@ -28,7 +28,9 @@ def let_export(trainer: Trainer[Any, Any], ctx: Context, params: LoopParams) -> 
         params=params.model_dump(mode="json"),
         tags={"run": ctx.run_id, "step": ctx.name},
     )
-    trainer.onlookers += [Exporter(name, TOOLS[name], run, ctx.workdir, ctx.log) for name in params.export]
+    trainer.onlookers += [
+        Exporter(name, TOOLS[name], run, ctx.workdir, ctx.log) for name in dict.fromkeys(params.export)
+    ]
 
 
 def let_speak(

@@ -46,8 +46,8 @@ def float8(model: nn.Module, device: torch.device, *, emulate: bool = False) -> 
     chosen = [each for each in chosen if each.in_features % MULTIPLE == 0 and each.out_features % MULTIPLE == 0]
     if not chosen:
         raise ModelError(
-            f"no matrix of the layers has sides that are multiples of {MULTIPLE}, as fp8 needs them",
-            hint="leave fp8 out, or take another hidden_size",
+            f"no full matrix of the layers has sides that are multiples of {MULTIPLE}, as fp8 needs them",
+            hint="leave fp8 out, with four-bit weights too, or take another hidden_size",
         )
     for linear in chosen:
         linear.forward = _Float8(linear, product)  # type: ignore[method-assign]
