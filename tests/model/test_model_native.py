@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -196,6 +197,12 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:
     idle = [expert for expert in block.mlp.experts if not expert.down_proj.weight.grad.any()]
     assert len(idle) == 6
     assert all(not parameter.grad.any() for expert in idle for parameter in expert.parameters())
+
+
+def test_a_library_without_these_kernels_is_one_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = library.Library(ctypes.CDLL(None), "avx2")
+    monkeypatch.setattr(training, "kernels", lambda: older)
+    assert training_kernels() is None
 
 
 def test_hooks_are_called_on_layers_that_could_be_joined() -> None:

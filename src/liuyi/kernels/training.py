@@ -60,7 +60,10 @@ def _open(library: Library) -> TrainingKernels:
         parallel = ctypes.CDLL(None).GOMP_parallel
     except AttributeError:
         raise KernelsAbsent("torch's threads are not OpenMP's, so training has no native kernels") from None
-    return TrainingKernels(library, parallel)
+    try:
+        return TrainingKernels(library, parallel)
+    except AttributeError as error:
+        raise KernelsAbsent(f"the native library is of another version: {error}", hint="install Liuyi again") from None
 
 
 class TrainingKernels:
