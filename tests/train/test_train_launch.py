@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from torch.distributed.elastic.multiprocessing import SignalException
 
 import in_process
 from in_ranks import fork_ranks
@@ -28,7 +29,8 @@ from liuyi.core.runner.launch import cancel_run, start_run
 from liuyi.core.runner.restarts import MAX_STARTS, Restarts
 from liuyi.finetune.steps import SftParams
 from liuyi.pretrain.steps import TrainParams
-from liuyi.train.params import LoopParams
+from liuyi.train import launch
+from liuyi.train.params import LoopParams, ParallelParams
 from liuyi.train.rank import FOLDER, failure, find_order, tell_failure
 
 KEY = "0" * 64
@@ -151,6 +153,28 @@ def test_ranks_that_die_again_and_again_are_given_up(
     with pytest.raises(StepError, match="died again and again"):
         together(toy_home, what="die")
     assert 2 <= sum(rank == 1 for rank, _ in starts(toy_home)) <= 3
+
+
+def test_a_rank_whose_agent_ended_before_it_began_ends_too(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-m", "liuyi.train.rank", str(tmp_path), "1"], check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_a_signal_that_ended_the_ranks_ends_the_step_too(toy_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of a step ignores SIGINT, its agent does not."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def interrupted(folder: Path, params: ParallelParams) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise SignalException("interrupted", signal.SIGINT)
+
+    monkeypatch.setattr(launch, "_run_agent", interrupted)
+    try:
+        with pytest.raises(StepError, match="the ranks were ended by SIGINT"):
+            together(toy_home)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

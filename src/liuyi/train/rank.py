@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -95,7 +96,7 @@ class Order(BaseModel):
         return (
             f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PYTHONHASHSEED=0 torchrun --nnodes {nodes} --nproc-per-node {local} "
             f"--rdzv-backend c10d --rdzv-endpoint {self.rendezvous} --rdzv-id {self.rendezvous} --max-restarts 1000 "
-            f"-m liuyi.train.rank {self.workdir / FOLDER}"
+            f"-m liuyi.train.rank {quote(str(self.workdir / FOLDER))}"
         )
 
 
