@@ -25,7 +25,7 @@ from liuyi.core.home import Home
 from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import load_model
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.packing import Example
+from liuyi.train.packing import Example, pack
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,31 @@ def test_objective_sums_over_pairs(tokenizer: Tokenizer) -> None:
     assert loss.count == 5
     assert loss.total.item() == pytest.approx(expected, rel=1e-4)
     assert loss.metrics["chosen_nll"].item() == pytest.approx(nll_sum, rel=1e-4)
+
+
+def test_rows_of_answers_are_no_longer_than_they_need_be(tokenizer: Tokenizer) -> None:
+    pairs = encode_pairs(preferences(9), tokenizer, 96).pairs
+    rows = PairRows(pairs, 4096, pad_id=1)
+    tokens = sum(len(answer) for pair in pairs[:7] for answer in (pair.chosen, pair.rejected))
+    assert rows.read(np.arange(7)).packed.tokens.shape == (1, -(-tokens // 32) * 32)
+    few = PairRows(pairs, 160, pad_id=1).read(np.arange(7)).packed
+    fewest = len(pack([len(answer) for pair in pairs[:7] for answer in (pair.chosen, pair.rejected)], 160))
+    assert few.tokens.shape[0] == fewest
+    assert few.tokens.shape[1] <= 160
+    assert few.tokens.numel() - tokens < 32 * fewest + 60
+
+
+def test_the_reference_is_the_policy_at_its_start_and_leaves_it_as_it_was(tokenizer: Tokenizer) -> None:
+    model = small_model(tokenizer.vocab_size)
+    model.model.norm.requires_grad_(False)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rows = PairRows(encode_pairs(preferences(5), tokenizer, 96).pairs, 96, pad_id=1)
+    found = with_reference(rows, model, torch.bfloat16, pairs_at_once=5).reference
+    assert not found.requires_grad
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
+    policy = answer_logprobs(model, rows.read(np.arange(5)), torch.bfloat16)
+    assert policy.requires_grad
+    torch.testing.assert_close(found.flatten(), policy.detach(), rtol=2e-3, atol=0)
 
 
 def test_at_the_start_every_pair_costs_log_two(tokenizer: Tokenizer) -> None:
@@ -185,6 +210,7 @@ def test_figures_of_planted_models(tokenizer: Tokenizer) -> None:
     reference, policy = small_model(tokenizer.vocab_size).eval(), small_model(tokenizer.vocab_size, seed=3).eval()
     probe = Probe.choose(table, chosen_of(encode_pairs(table, tokenizer, 96).pairs), tokenizer, 6, seed=1, seq_len=96)
     assert probe.look(reference, reference).kl == pytest.approx(0, abs=1e-6)
+    narrow = replace(probe, compute_dtype=torch.bfloat16).look(policy, reference)
     kl, entropy, chosen, count = 0.0, 0.0, 0.0, 0
     for row in table:
         ids, said = encode_chat(tokenizer, [*row["prompt"], {"role": "assistant", "content": row["chosen"]}])
@@ -201,6 +227,9 @@ def test_figures_of_planted_models(tokenizer: Tokenizer) -> None:
     assert figures.kl == pytest.approx(kl / count, rel=1e-3)
     assert figures.entropy == pytest.approx(entropy / count, rel=1e-3)
     assert figures.chosen_logprob == pytest.approx(chosen / count, rel=1e-3)
+    assert narrow.chosen_logprob != figures.chosen_logprob
+    assert narrow.chosen_logprob == pytest.approx(chosen / count, rel=1e-2)
+    assert narrow.kl == pytest.approx(kl / count, rel=3e-2)
     with torch.no_grad():
         for layer in policy.model.layers:
             layer.self_attn.o_proj.weight.zero_()

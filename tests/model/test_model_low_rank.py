@@ -52,9 +52,10 @@ def test_it_is_the_formula_with_the_formula_s_gradients(count: int, bias: bool, 
 def test_no_rows_give_no_results_and_gradients_of_zero() -> None:
     """As for an expert without tokens."""
     bases, downs, ups, scales = zip(*layers(False, False), strict=True)
-    ys = low_rank_products(torch.zeros(0, 32), bases, downs, ups, scales)
+    x = torch.zeros(0, 32, requires_grad=True)
+    ys = low_rank_products(x, bases, downs, ups, scales)
     assert [y.shape for y in ys] == [(0, 24), (0, 8), (0, 40)]
-    grads = torch.autograd.grad(sum(y.sum() for y in ys), [*downs, *ups])
+    grads = torch.autograd.grad(sum(y.sum() for y in ys), [x, *downs, *ups])
     assert not any(grad.any() for grad in grads)
 
 

@@ -105,4 +105,4 @@ def _add_product(total: Tensor, grad: Tensor, matrix: Tensor) -> None:
         total.addmm_(grad, matrix)
         return
     parts = grad.view(threads, rows // threads, inner)
-    total.view(threads, rows // threads, -1).baddbmm_(parts, matrix.expand(threads, *matrix.shape))
+    total.view(threads, rows // threads, matrix.shape[1]).baddbmm_(parts, matrix.expand(threads, *matrix.shape))
