@@ -34,10 +34,9 @@ from liuyi.train.packing import Example, PackedRows
 
 WORKERS = Path(__file__).parent / "workers"
 PEERS: dict[str, dict[str, Any]] = {
-    "TRL, one at a time": {"micro": 1, "packing": False, "compile": False},
-    "TRL, four at a time, padded": {"micro": 4, "packing": False, "compile": False},
-    "TRL, packed": {"micro": 1, "packing": True, "compile": False},
-    "TRL, packed, compiled": {"micro": 1, "packing": True, "compile": True},
+    "TRL, one at a time": {"micro": 1, "packing": False},
+    "TRL, four at a time, padded": {"micro": 4, "packing": False},
+    "TRL, packed": {"micro": 1, "packing": True},
 }
 
 
@@ -137,17 +136,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peer", required=True, help="python of an environment with trl and peft")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="rows of instruction, input and output, as JSON")
-    parser.add_argument("--conversations", type=int, default=240)
-    parser.add_argument("--heldout", type=int, default=60)
+    parser.add_argument("--conversations", type=int, default=32)
+    parser.add_argument("--heldout", type=int, default=24)
     parser.add_argument("--seq-len", type=int, default=1024, help="tokens in a packed row")
     parser.add_argument("--batch-rows", type=int, default=2)
     parser.add_argument("--micro-rows", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="48 conversations, once, and TRL's best setting")
+    parser.add_argument("--quick", action="store_true", help="once, beside TRL's best setting only")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.conversations, arguments.heldout, arguments.repeats = 48, 24, 1
+        arguments.repeats = 1
     return arguments
 
 

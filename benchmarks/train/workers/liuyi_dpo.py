@@ -20,14 +20,16 @@ from liuyi.align.answers import Answers
 from liuyi.align.pairs import Pair, PairRows, with_reference
 from liuyi.align.preference import PairObjective
 from liuyi.model.checkpoint import load_model
-from liuyi.model.lora import LoraConfig, lora_adapter
+from liuyi.model.lora import LoraConfig, lora_adapter, without_lora
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.interfaces import LoopConfig
 from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example
+from liuyi.train.parallel.apply import parallelize
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import Tuning, prepare
+from liuyi.train.world import World
 
 
 class Clock:
@@ -64,8 +66,9 @@ def main() -> None:
     dtype = torch.bfloat16
     prepare(model, Tuning("lora", lora), settings["seed"], dtype)
     started = time.perf_counter()
-    rows = with_reference(pairs(json.loads(data.read_text()), settings), model.eval(), dtype, settings["micro_pairs"])
+    rows = with_reference(pairs(json.loads(data.read_text()), settings), without_lora(model), dtype)
     reference_s = time.perf_counter() - started
+    parallelize(model, World(), compute_dtype=dtype)
     batches: ShuffledBatches[Answers] = ShuffledBatches(
         rows, batch_rows=settings["batch_pairs"], seed=settings["seed"], micro_rows=settings["micro_pairs"]
     )

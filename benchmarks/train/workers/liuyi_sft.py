@@ -24,8 +24,10 @@ from liuyi.train.lm import CausalLM
 from liuyi.train.loop import LOG_FILE, Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example, PackedRows
+from liuyi.train.parallel.apply import parallelize
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import Tuning, prepare
+from liuyi.train.world import World
 
 
 class Clock:
@@ -58,6 +60,7 @@ def main() -> None:
     model = load_model(folder)
     dtype = torch.bfloat16
     prepare(model, Tuning("lora", lora), settings["seed"], dtype)
+    parallelize(model, World(), compute_dtype=dtype)
     clock = Clock()
     trainer = Trainer(
         model,

@@ -3,7 +3,7 @@
     python trl_sft.py MODEL DATA OUT SETTINGS
 
 DATA is the conversations as tokens, in the order to learn them. SETTINGS is JSON: rows computed at once, how many of
-these make a step, whether TRL packs them, whether layers are compiled. Prints JSON with the seconds of every step.
+these make a step, whether TRL packs them. Prints JSON with the seconds of every step.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ def main() -> None:
             optim="adamw_torch_fused",
             bf16=True,
             gradient_checkpointing=False,
-            torch_compile=settings["compile"],
             logging_strategy="steps",
             logging_steps=1,
             save_strategy="no",
