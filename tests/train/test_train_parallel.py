@@ -123,10 +123,10 @@ def test_a_bad_loss_on_one_rank_is_skipped_by_all(tmp_path: Path, layout: Layout
         np.testing.assert_array_equal(second.weights[name], weight)
 
 
-@pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)])
-def test_corruption_on_one_rank_sends_all_back(tmp_path: Path, layout: Layout) -> None:
-    """The run ends in the bits of one that met none."""
-    run = Run(layout, steps=6, faults="flip:1@2", checkpoint_every_s=0.0)
+@pytest.mark.parametrize(("layout", "optimiser"), [(Layout(replicate=2), "adamw"), (Layout(shard=2), "muon")])
+def test_corruption_on_one_rank_sends_all_back(tmp_path: Path, layout: Layout, optimiser: str) -> None:
+    """The run ends in the bits of one that met none, from a checkpoint that both have read their parts of."""
+    run = Run(layout, optimiser, steps=6, faults="flip:1@2", checkpoint_every_s=0.0)
     first, second = together(tmp_path / "flipped", run)
     undisturbed, _ = together(tmp_path / "undisturbed", replace(run, faults=""))
     assert (first.result.recoveries, second.result.recoveries) == (1, 1)
