@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,8 @@ def main() -> None:
         model = Decoder(SHAPE)
         init_weights(model, 1)
         clock = Clock(given.seconds)
+        # A name of its own, by which its copies lie behind the address.
+        workdir = folder / folder.name
         steps = 100_000
         trainer = Trainer(
             model,
@@ -119,15 +122,14 @@ def main() -> None:
             config=LoopConfig(
                 steps, checkpoint_every_s=given.every, verify_every=0, checkpoint_url=given.url, hang_timeout_s=300.0
             ),
-            workdir=folder / "work",
+            workdir=workdir,
             observer=clock,
         )
         clock.trainer = trainer
-        try:
+        with suppress(Ended):
             trainer.run()
-        except Ended:
-            newest = max((folder / "work" / "checkpoints").iterdir())
-            size = sum(path.stat().st_size for path in newest.iterdir())
+        newest = max((workdir / "checkpoints").iterdir())
+        size = sum(path.stat().st_size for path in newest.iterdir())
         report(clock, size)
 
 

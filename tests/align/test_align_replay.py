@@ -1,0 +1,51 @@
+"""Milestones of alignment: steps are taken again from them, under the collapse watch and with a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from align_support import preferences, publish, small_model, small_tokenizer
+
+import in_process
+from liuyi.core.home import Home
+from liuyi.core.step import get_step
+from liuyi.train.replay import replay
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        pytest.param("align.preference", {"method": "lora", "rank": 2, "watch_every": 2}, marks=pytest.mark.slow),
+        ("align.reward", {}),
+    ],
+    ids=["preference", "reward"],
+)
+def test_recorded_steps_of_alignment_come_out_the_same(
+    home: Home, tmp_path: Path, name: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr("liuyi.train.replay.derived_seed", lambda seed, step: in_process.SEED)
+    tokenizer = small_tokenizer()
+    inputs = publish(home, tokenizer, preferences(), small_model(tokenizer.vocab_size))
+    params = {"max_steps": 6, "batch_pairs": 4, "keep_every_steps": 2, "compute_dtype": "fp32", **more}
+    made = in_process.run_step(home, tmp_path, name, inputs, **params)
+    step = get_step(name)
+    run = home.ledger.create_run(recipe="r", text="", source="", overrides=(), seed=1)
+    home.ledger.put_step(run, "it", step=name, key="k", status="done", position=0)
+    home.ledger.record_execution(
+        key="k",
+        step=name,
+        version=step.version,
+        params=step.params(**params).model_dump(mode="json"),
+        seed=1,
+        device="cpu",
+        inputs=[(port, artifact.digest) for port, artifact in inputs.items()],
+        outputs={port: artifact.digest for port, artifact in made.items()},
+        seconds=1.0,
+    )
+    found = replay(home, "last", "it", 5)
+    assert [row["step"] for row in found.again] == [4, 5]
+    assert found.again == found.recorded
