@@ -53,7 +53,7 @@ def main() -> None:
         heldout, learnt = pairs[: arguments.heldout], pairs[arguments.heldout :]
         steps = len(learnt) // arguments.batch_pairs
         common = {
-            "threads": arguments.threads, "seq_len": arguments.seq_len, "lr": 1e-3, "rank": 16, "alpha": 32, "seed": 1,
+            "threads": arguments.threads, "seq_len": arguments.seq_len, "lr": 3e-4, "rank": 16, "alpha": 32, "seed": 1,
             "batch_pairs": arguments.batch_pairs, "micro_pairs": arguments.micro_pairs, "steps": steps,
         }  # fmt: skip
         pad_id = tokenizer.pad_id or 0
