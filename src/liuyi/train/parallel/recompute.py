@@ -1,7 +1,7 @@
 """Recomputation: less memory for longer steps, by keeping less for the gradient and making it again when it is due.
 
-    checkpoint_activations(model, "mlp")        # of each MLP only its input: half as much, a sixth more to compute
-    checkpoint_activations(model, "layer")      # of each layer only its input: a tenth as much, a quarter more to compute
+    checkpoint_activations(model, "mlp")      # of each MLP only its input: half as much, a sixth more to compute
+    checkpoint_activations(model, "layer")    # of each layer only its input: a tenth as much, a quarter more to compute
 
 (arXiv 1604.06174; the figures are counted for layers shaped as SmolLM2-135M's, in bfloat16, and of what is computed the
 matrix products: attention over long rows comes to a third more.) Applied in place, so that
