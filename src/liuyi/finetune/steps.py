@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from liuyi.core.step import Context, Input, Output, Params, step
+from liuyi.core.step import BesideKey, Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
 from liuyi.train.params import SamplesParams
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from liuyi.core.errors import ModelError
 from liuyi.model.working import keep_working_copies
+from liuyi.train.parallel.compile import compile_layers
 from liuyi.train.parallel.context import attend_across
 from liuyi.train.parallel.float8 import float8
 from liuyi.train.parallel.recompute import checkpoint_activations
@@ -23,6 +24,7 @@ def parallelize(
     compute_dtype: torch.dtype = torch.float32,
     recompute: Recompute = "none",
     fp8: bool = False,
+    compiled: bool = False,
 ) -> None:
     """Lay out a model whose weights are set over the processes of `world`, and move it to this one's device; all in
     place, and names of parameters stay.
@@ -37,6 +39,8 @@ def parallelize(
     divide_layers(model, world)
     attend_across(model, world)
     checkpoint_activations(model, recompute)
+    if compiled:
+        compile_layers(model)
     if world.layout.shard > 1:
         shard(model, world, compute_dtype)
     else:

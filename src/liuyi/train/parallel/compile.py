@@ -1,0 +1,23 @@
+"""Compilation: what lies between a layer's products, as few kernels, by `torch.compile`.
+
+For GPUs: on a CPU the native kernels do the same in bfloat16, and are not used where code is compiled. Layers are
+compiled one by one, and share what is compiled, so a deep model takes as long as one of a few layers: some ten seconds
+when the first step is taken, and again for the first batch with documents and the last of another size. Attention stays
+as it is, a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from liuyi.model.decoder import Block
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile every layer, in place: names of parameters stay, gradients are the same to rounding.
+
+    `backend` is `torch.compile`'s. To be called after layers are recomputed, and before they are sharded.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(backend=backend)
