@@ -42,6 +42,7 @@ def _plain(module: M, whole: Mapping[Tensor, Tensor]) -> M:
     if issubclass(kind, FSDPModule):
         # FSDP makes a class of itself and the module's own.
         kind = next(base for base in kind.__bases__ if not issubclass(base, FSDPModule))
+    kind = vars(kind).get("plain", kind)
     plain = object.__new__(kind)
     untouched = nn.Module().__dict__
     for name, value in module.__dict__.items():

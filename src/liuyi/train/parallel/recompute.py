@@ -11,7 +11,8 @@ little beside what an MLP does.
 
 from __future__ import annotations
 
-from functools import partial
+import functools
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -33,6 +34,16 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute) -> None:
 
 
 def _keep_input_only(module: nn.Module) -> None:
-    # No layer draws random numbers, so there is no state of generators to come back to.
-    again = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
-    module.forward = again
+    module.__class__ = _recomputing(type(module))
+
+
+@functools.cache
+def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
+    """A class of such modules. One for all of a kind, rather than a function for each, shares what is compiled."""
+
+    def forward(self: nn.Module, *args: Any) -> Any:
+        # No layer draws random numbers, so there is no state of generators to come back to.
+        once = functools.partial(kind.forward, self)
+        return checkpoint(once, *args, use_reentrant=False, preserve_rng_state=False)
+
+    return type(kind.__name__, (kind,), {"forward": forward, "plain": kind})
