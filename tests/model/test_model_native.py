@@ -18,6 +18,7 @@ from liuyi.model.attention import CausalMask, attention, attention_reference
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Block
 from liuyi.model.fused import (
+    add,
     add_norm,
     add_norm_reference,
     norm_to,
@@ -94,6 +95,12 @@ def test_norms(shape: tuple[int, ...]) -> None:
         lambda x, d, w: add_norm_reference(x, d, w, 1e-5, torch.float32),
         x, delta, weight, native="NativeAddNorm",
     )  # fmt: skip
+
+
+def test_sum() -> None:
+    _agree(
+        add, lambda x, d: x + d, _random(3, 41, 48, dtype=torch.float32), _random(3, 41, 48, seed=1), native="NativeAdd"
+    )
 
 
 def test_swiglu() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,16 +18,17 @@ from train_support import Listener
 from liuyi.kernels.training import training_kernels
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
-from liuyi.model.working import in_dtype, keep_working_copies, working_copy
+from liuyi.model.working import in_dtype, keep_working_copies, rows, working_copy
 from liuyi.train.batches import Batch
 from liuyi.train.corruption import checksum
-from liuyi.train.interfaces import LoopConfig
+from liuyi.train.interfaces import LoopConfig, Loss
 from liuyi.train.lm import CausalLM
 from liuyi.train.loop import Trainer
 from liuyi.train.one_pass import OnePassAdamW
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example, lay_out
 from liuyi.train.parallel.apply import parallelize
+from liuyi.train.parallel.gradients import gradient_norm
 from liuyi.train.schedule import make_schedule
 from liuyi.train.world import World
 
@@ -138,19 +142,109 @@ def test_gradients_go_to_the_weight_and_not_to_its_copy() -> None:
     torch.testing.assert_close(net.first.weight.grad, expected, rtol=0.01, atol=0.01)
 
 
+TINY = DecoderConfig(
+    family="llama",
+    vocab_size=64,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+)
+
+
+@dataclass(frozen=True)
+class Watched(CausalLM):
+    """Notes the dtypes of all gradients that a step ends with."""
+
+    uses_weights_once: ClassVar[bool]
+    seen: set[torch.dtype] = field(default_factory=set)
+
+    def __call__(self, model: Decoder, batch: Batch) -> Loss:
+        loss = super().__call__(model, batch)
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda p: self.seen.add(p.grad.dtype))
+        return loss
+
+
+class Once(Watched):
+    uses_weights_once = True
+
+
+class Often(Watched):
+    uses_weights_once = False
+
+
+@needs_kernels
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_gradients_kept_as_made_lead_to_the_same_bits(tmp_path: Path, micro_batches: int) -> None:
+    """A product's bfloat16 gradient loses nothing by staying so, where nothing is added to it."""
+    tokens = torch.randint(64, (2, 2, 48), generator=torch.Generator().manual_seed(4)).numpy()
+
+    def batches(index: int) -> list[Batch]:
+        return [
+            lay_out([[Example(row, np.ones(48, bool))] for row in rows], 48, 0)
+            for rows in np.split(tokens[index], micro_batches)
+        ]
+
+    def trained(objective: Watched) -> list[Tensor]:
+        model = Decoder(TINY)
+        init_weights(model, 1)
+        parallelize(model, World(), compute_dtype=torch.bfloat16)
+        Trainer(
+            model,
+            batches,
+            objective,
+            Optimiser(model, OptimiserConfig("adamw", lr=0.01)),
+            make_schedule("constant", steps=2),
+            config=LoopConfig(2, checkpoint_every_s=3600),
+            workdir=tmp_path / type(objective).__name__,
+            observer=Listener(),
+        ).run()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    once, often = Once(torch.bfloat16), Often(torch.bfloat16)
+    for kept, widened in zip(trained(once), trained(often), strict=True):
+        assert torch.equal(kept, widened)
+    assert (torch.bfloat16 in once.seen) is (micro_batches == 1)
+    assert often.seen == {torch.float32}
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_rows_of_a_weight_with_a_copy_have_the_gradient_that_torch_gives_them(with_head: bool) -> None:
+    """As summand of the head's, and alone."""
+    tokens = torch.tensor([[3, 5, 3], [0, 3, 7]])
+
+    def gradient(kept: bool) -> Tensor:
+        table = nn.Embedding(9, 32)
+        nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
+        if kept:
+            keep_working_copies(table, torch.bfloat16)
+        taken = rows(table.weight, tokens)
+        made = taken.bfloat16() @ in_dtype(table.weight, torch.bfloat16).T if with_head else taken
+        made.float().square().sum().backward()
+        assert table.weight.grad is not None
+        return table.weight.grad
+
+    ours, theirs = gradient(kept=True), gradient(kept=False)
+    assert ours.layout == torch.strided
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_the_norm_is_that_of_all_gradients_in_whatever_dtype() -> None:
+    generator = torch.Generator().manual_seed(0)
+    grads = [torch.randn(70, 32, generator=generator), torch.randn(5, 3, generator=generator)]
+    grads.append(torch.randn(40_000, 16, generator=generator).bfloat16())
+    exact = torch.cat([grad.double().flatten() for grad in grads]).norm()
+    assert gradient_norm(grads, World()) == pytest.approx(float(exact), rel=1e-5)
+    grads[0][3, 3] = math.nan
+    assert math.isnan(gradient_norm(grads, World()))
+
+
 def test_a_run_in_bfloat16_that_is_cut_ends_in_the_same_bits(tmp_path: Path) -> None:
     """The copies that a resumed run makes are those that the optimiser had written."""
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        tie_word_embeddings=True,
-    )
+    config = replace(TINY, tie_word_embeddings=True)
     tokens = torch.randint(64, (8, 2, 48), generator=torch.Generator().manual_seed(4)).numpy()
 
     def batches(index: int) -> list[Batch]:

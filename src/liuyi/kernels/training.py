@@ -10,7 +10,7 @@ Each function's formula is a plain one in `model/fused.py`, `model/loss.py`, `mo
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -66,6 +66,12 @@ def _open(library: Library) -> TrainingKernels:
         raise KernelsAbsent(f"the native library is of another version: {error}", hint="install Liuyi again") from None
 
 
+def takes_gradient(grad: Tensor) -> bool:
+    """Whether `adamw` and `squares` take it."""
+    plain = type(grad) is Tensor and grad.device.type == "cpu" and grad.is_contiguous()
+    return plain and grad.dtype in (torch.float32, torch.bfloat16) and grad.numel() % LANES == 0
+
+
 class TrainingKernels:
     """Every argument that is `None` in C is None here; see `native/training.h` and `native/flash.h` for each."""
 
@@ -77,6 +83,7 @@ class TrainingKernels:
         pointer, size, count, number = c_void_p, c_int, c_int64, c_float
         self._norm = self._declare(library, "norm", *(pointer,) * 3, number, count, size, *(pointer,) * 3)
         self._norm_backward = self._declare(library, "norm_backward", *(pointer,) * 5, count, size, *(pointer,) * 4)
+        self._add = self._declare(library, "add", pointer, pointer, count, pointer)
         self._swiglu = self._declare(library, "swiglu", pointer, pointer, count, size, count, pointer)
         self._swiglu_backward = self._declare(
             library, "swiglu_backward", *(pointer,) * 3, count, size, count, *(pointer,) * 3
@@ -84,8 +91,10 @@ class TrainingKernels:
         self._turn = self._declare(library, "turn", *(pointer,) * 3, count, size, size, count, number, pointer)
         self._cross_entropy = self._declare(library, "cross_entropy", *(pointer,) * 3, count, size, pointer)
         self._adamw = self._declare(
-            library, "adamw", POINTER(AdamWSettings), pointer, count, *(pointer,) * 4, POINTER(Sums)
+            library, "adamw", POINTER(AdamWSettings), pointer, pointer, count, *(pointer,) * 4, POINTER(Sums)
         )
+        self._squares = self._declare(library, "squares", pointer, pointer, count)
+        self._squares.restype = c_double
         self._attention = self._declare(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
         self._attention_backward = self._declare(library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10)
 
@@ -132,6 +141,10 @@ class TrainingKernels:
             rows, size, partials.data_ptr(), grad_x.data_ptr(), _of(grad_delta), grad_weight.data_ptr(),
         )  # fmt: skip
 
+    def add(self, x: Tensor, delta: Tensor, out: Tensor) -> None:
+        """out = x + delta, of which x is float32."""
+        self._add(torch.get_num_threads(), x.data_ptr(), delta.data_ptr(), x.numel(), out.data_ptr())
+
     def swiglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
         """out = silu(gate) · up; gate and up [rows, width] may be parts of wider rows, alike."""
         rows, width = gate.shape
@@ -174,11 +187,18 @@ class TrainingKernels:
         copy: Tensor | None,
         sums: Sums,
     ) -> None:
-        """One step of a float32 weight and its moments, which `sums` grows by; `copy` becomes it in bfloat16."""
+        """One step of a float32 weight and its moments, which `sums` grows by; `copy` becomes it in bfloat16.
+
+        The gradient is float32 or bfloat16.
+        """
         self._adamw(
-            torch.get_num_threads(), byref(settings), grad.data_ptr(), weight.numel(), weight.data_ptr(),
+            torch.get_num_threads(), byref(settings), *_gradient(grad), weight.numel(), weight.data_ptr(),
             first.data_ptr(), second.data_ptr(), _of(copy), byref(sums),
         )  # fmt: skip
+
+    def squares(self, grad: Tensor) -> float:
+        """The sum of all squares of a gradient in float32 or bfloat16."""
+        return float(self._squares(torch.get_num_threads(), *_gradient(grad), grad.numel()))
 
     def attention(
         self, shape: FlashShape, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
@@ -197,6 +217,11 @@ class TrainingKernels:
         self._attention_backward(
             torch.get_num_threads(), byref(shape), *map(_of, kept), grad.data_ptr(), *(one.data_ptr() for one in grads)
         )
+
+
+def _gradient(grad: Tensor) -> tuple[int | None, int | None]:
+    """Where it lies in float32, and where in bfloat16; one of them."""
+    return (grad.data_ptr(), None) if grad.dtype == torch.float32 else (None, grad.data_ptr())
 
 
 def _of(tensor: Tensor | None) -> int | None:

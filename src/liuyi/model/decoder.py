@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from liuyi.model.attention import CausalMask, KVCache, attention, segment_starts
 from liuyi.model.config import DecoderConfig
-from liuyi.model.fused import add_norm, norm_to, rotate, swiglu
+from liuyi.model.fused import add, add_norm, norm_to, rotate, swiglu
 from liuyi.model.joined import joined_mlp, joined_products
 from liuyi.model.moe import SparseMLP, balance_loss
 from liuyi.model.rope import Rope
-from liuyi.model.working import in_dtype
+from liuyi.model.working import in_dtype, rows
 
 
 class Linear(nn.Linear):
@@ -72,7 +72,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return functional.embedding(tokens, self.weight)
+        return rows(self.weight, tokens)
 
     def times(self, x: Tensor) -> Tensor:
         """x·Wᵀ in the dtype of x: logits of hidden states."""
@@ -126,6 +126,7 @@ class Attention(nn.Module):
         mixed = self.attend(q, k, v, mask, cache)
         return torch.as_tensor(self.o_proj(mixed.transpose(1, 2).reshape(batch, seq, -1)))
 
+    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, cache: KVCache | None) -> Tensor:
         """What each query makes of the keys that it sees, in this row and in the cache."""
         return attention(q, k, v, mask, self.window) if cache is None else cache.attend(self.layer, q, k, v)
@@ -167,7 +168,7 @@ class Block(nn.Module):
     ) -> Tensor:
         mixed = self.self_attn(self.input_layernorm(x, dtype), rope, mask, cache)
         x, normed = self.post_attention_layernorm.of_sum(x, mixed, dtype)
-        return torch.as_tensor(x + self.mlp(normed))
+        return add(x, self.mlp(normed))
 
 
 class Backbone(nn.Module):

@@ -88,6 +88,14 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.
     return total, rms_norm(total, weight, eps).to(dtype)
 
 
+def add(x: Tensor, delta: Tensor) -> Tensor:
+    """x + delta in the dtype of x: what a layer adds to the residual stream x [..., size]."""
+    same = x.shape == delta.shape
+    if same and _is_stream(x) and (native := native_for(delta, width=x.shape[-1])):
+        return _NativeAdd.apply(x, delta, native)  # type: ignore[no-untyped-call, no-any-return]
+    return x + delta
+
+
 def norm_to(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """`rms_norm` with its result in `dtype`."""
     if dtype == torch.bfloat16 and _is_stream(x, weight) and (native := native_for(width=x.shape[-1])):
@@ -95,10 +103,25 @@ def norm_to(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor
     return rms_norm(x, weight, eps).to(dtype)
 
 
-def _is_stream(x: Tensor, weight: Tensor) -> bool:
+def _is_stream(x: Tensor, weight: Tensor | None = None) -> bool:
     """Whether they are a float32 residual stream and its norm's weight, plain ones in a CPU's memory."""
-    plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter) and x.device.type == "cpu"
-    return plain and x.dtype == weight.dtype == torch.float32 and x.is_contiguous() and weight.is_contiguous()
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+    if weight is None:
+        return plain
+    return plain and type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype and weight.is_contiguous()
+
+
+class _NativeAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, native: TrainingKernels) -> Tensor:
+        total = torch.empty_like(x)
+        native.add(x, delta, total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, grad.to(torch.bfloat16), None
 
 
 class _NativeNorm(torch.autograd.Function):

@@ -55,6 +55,8 @@ def is_watched(layer: nn.Module) -> bool:
 
 def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
     """The layers' weights, if these are all that they multiply by and nobody looks on."""
+    if torch.compiler.is_compiling():
+        return None
     weights: list[Tensor] = []
     for layer in layers:
         if not isinstance(layer, nn.Linear):
@@ -78,7 +80,7 @@ class _JoinedProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, matrix)
-        ctx.rows, ctx.dtype = [weight.shape[0] for weight in weights], weights[0].dtype
+        ctx.rows = [weight.shape[0] for weight in weights]
         parts = torch.split(x.view(-1, x.shape[-1]) @ matrix.T, ctx.rows, dim=-1)
         return tuple(part.contiguous().view(*x.shape[:-1], part.shape[1]) for part in parts)
 
@@ -88,11 +90,7 @@ class _JoinedProducts(torch.autograd.Function):
         x, matrix = ctx.saved_tensors
         grad = torch.cat([one.reshape(-1, one.shape[-1]) for one in grads], dim=-1)
         grad_matrix = grad.T @ x.view(-1, x.shape[-1])
-        return (
-            _times(grad, matrix).view_as(x),
-            None,
-            *(part.to(ctx.dtype) for part in torch.split(grad_matrix, ctx.rows)),
-        )
+        return _times(grad, matrix).view_as(x), None, *torch.split(grad_matrix, ctx.rows)
 
 
 class _JoinedMLP(torch.autograd.Function):
@@ -100,7 +98,7 @@ class _JoinedMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, both: Tensor, back: Tensor, native: TrainingKernels, *weights: Tensor) -> Tensor:
         gate_up = x.view(-1, x.shape[-1]) @ both.T
         ctx.save_for_backward(x, both, back, gate_up)
-        ctx.native, ctx.dtype = native, weights[0].dtype
+        ctx.native = native
         gate, up = gate_up.chunk(2, dim=-1)
         inner = gate.new_empty(gate.shape)
         native.swiglu(gate, up, inner)
@@ -117,5 +115,4 @@ class _JoinedMLP(torch.autograd.Function):
         inner = gate.new_empty(gate.shape)
         ctx.native.swiglu_backward(gate, up, grad @ back, grad_gate, grad_up, inner)
         grad_both = grad_gate_up.T @ x.view(-1, x.shape[-1])
-        grads = (*(part.to(ctx.dtype) for part in grad_both.chunk(2)), (grad.T @ inner).to(ctx.dtype))
-        return _times(grad_gate_up, both).view_as(x), None, None, None, *grads
+        return _times(grad_gate_up, both).view_as(x), None, None, None, *grad_both.chunk(2), grad.T @ inner

@@ -118,7 +118,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad.device.type != "cpu" or grad.item() != 1.0:
             grad_hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
             grad_weight = None if grad_weight is None else grad_weight.to(ctx.weight_dtype) * grad.to(ctx.weight_dtype)
-        grad_weight = None if grad_weight is None else grad_weight.to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
 
 

@@ -5,6 +5,9 @@
 
 A copy is made when its weight has changed, rather than for each product: once a step, or by the optimiser in the pass
 that changes the weight. What counts as a change is PyTorch's own count of writes to a tensor.
+
+Functions of copies give gradients in the dtype of the copies. autograd turns them into the weight's `grad_dtype`, which
+is the weight's own dtype unless `train/one_pass.py` says otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 
 class WorkingCopy:
@@ -57,6 +62,7 @@ def keep_working_copies(model: nn.Module, dtype: torch.dtype) -> None:
     for matrix, values in zip(matrices, torch.split(memory, [matrix.numel() for matrix in matrices]), strict=True):
         # `data`, for each has its own count of writes: autograd would take one for a change of all.
         matrix.working_copy = WorkingCopy(values.view_as(matrix).data)  # type: ignore[attr-defined]
+        matrix.register_post_accumulate_grad_hook(_write_out)  # type: ignore[no-untyped-call]
 
 
 def working_copy(weight: Tensor) -> WorkingCopy | None:
@@ -75,6 +81,40 @@ def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return values
     copied: Tensor = _Copied.apply(weight, values)  # type: ignore[no-untyped-call]
     return copied
+
+
+def rows(weight: Tensor, tokens: Tensor) -> Tensor:
+    """`weight[tokens]`. Where a copy is kept, its gradient is one of these rows alone: where the weight is the head's
+    too, they are added into the head's gradient, rather than a second matrix of that size."""
+    learns = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
+    if not learns or working_copy(weight) is None or weight.device.type != "cpu":
+        return functional.embedding(tokens, weight)
+    taken: Tensor = _Rows.apply(weight, tokens)  # type: ignore[no-untyped-call]
+    return taken
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.shape = weight.shape
+        return functional.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (tokens,) = ctx.saved_tensors
+        numbers, places = torch.unique(tokens, return_inverse=True)
+        summed = grad.new_zeros(len(numbers), ctx.shape[1])
+        summed.index_add_(0, places.flatten(), grad.flatten(0, -2))
+        grad_rows = torch.sparse_coo_tensor(numbers[None], summed, ctx.shape, is_coalesced=True, check_invariants=False)
+        return grad_rows, None
+
+
+def _write_out(weight: Tensor) -> None:
+    """Give a weight of which nothing but rows was used a gradient like any other's."""
+    if weight.grad is not None and weight.grad.is_sparse:
+        weight.grad = weight.grad.to_dense()
 
 
 def joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
@@ -96,9 +136,8 @@ def joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
 class _Copied(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, values: Tensor) -> Tensor:
-        ctx.dtype = weight.dtype
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.to(ctx.dtype), None
+        return grad, None

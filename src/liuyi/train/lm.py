@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class CausalLM:
     batch is cut up changes that term a little, and no other.
     """
 
+    uses_weights_once: ClassVar[bool] = True
+    """A micro-batch goes through each matrix in one product."""
     compute_dtype: torch.dtype = torch.float32
     cross_entropy: CrossEntropy = linear_cross_entropy
 

@@ -278,6 +278,8 @@ class Trainer(Generic[M, B]):
         sums: dict[str, float] = {}
         factor = self.injector.loss_factor(index)
         micro_batches = self.batches(index)
+        once = len(micro_batches) == 1 and self.world.size == 1
+        self.optimiser.keep_gradients_as_made(once and getattr(self.objective, "uses_weights_once", False))
         for number, batch in enumerate(micro_batches, 1):
             started = time.perf_counter()
             hold_gradients(self.model, number < len(micro_batches))

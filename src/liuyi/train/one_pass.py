@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liuyi.kernels.training import LANES, AdamWSettings, Sums, TrainingKernels, training_kernels
+from liuyi.kernels.training import LANES, AdamWSettings, Sums, TrainingKernels, takes_gradient, training_kernels
 from liuyi.model.working import working_copy
 
 
@@ -24,6 +24,16 @@ class OnePassAdamW(torch.optim.AdamW):
         super().step(closure)
         stepped = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         torch.autograd.graph.increment_version(stepped)
+
+    def keep_gradients_as_made(self, as_made: bool) -> None:
+        """From the next backward pass on, whether gradients of weights with a working copy stay in the dtype that they
+        come in, as far as the native kernel takes them, or become the weight's. None may be there now."""
+        if training_kernels() is None:
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if working_copy(parameter) is not None and _is_plain(parameter):
+                    parameter.grad_dtype = None if as_made else parameter.dtype
 
     def step_natively(self, grad_scale: float) -> tuple[Sums, set[int]]:
         """Step the parameters that can be, by their gradient times `grad_scale`, and drop their gradients.
@@ -78,11 +88,10 @@ def _word(number: Tensor) -> int:
 
 
 def _fits(parameter: Tensor) -> bool:
-    grad = parameter.grad
-    if type(parameter) is not nn.Parameter or type(grad) is not Tensor:
-        return False
-    plain = all(
-        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
-        for tensor in (parameter, grad)
-    )
-    return plain and parameter.numel() % LANES == 0
+    return parameter.grad is not None and _is_plain(parameter) and takes_gradient(parameter.grad)
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether the native kernel takes a weight."""
+    plain = type(parameter) is nn.Parameter and parameter.device.type == "cpu" and parameter.is_contiguous()
+    return plain and parameter.dtype == torch.float32 and parameter.numel() % LANES == 0

@@ -92,6 +92,13 @@ class Optimiser:
             for group in optimiser.param_groups:
                 group["peak_lr"] = group["lr"]
 
+    def keep_gradients_as_made(self, as_made: bool) -> None:
+        """Whether gradients may stay in the dtype of the products that made them: where a step uses each weight once,
+        nothing is added to them that a rounded sum would lose."""
+        for optimiser in self.optimisers:
+            if isinstance(optimiser, OnePassAdamW):
+                optimiser.keep_gradients_as_made(as_made)
+
     def step(self, factor: float, grad_scale: float = 1.0) -> tuple[int, int]:
         """One step with every peak learning rate times `factor`, by the gradients times `grad_scale`.
 

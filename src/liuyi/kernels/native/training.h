@@ -30,6 +30,8 @@ struct Sums {
     void norm_backward(const Team&, const uint16_t* grad, const float* stream, const float* x, const float* scale,      \
                        const float* weight, int64_t rows, int size, float* partials, float* grad_x,                     \
                        uint16_t* grad_delta, float* grad_weight);                                                       \
+    /* out = x + delta */                                                                                               \
+    void add(const Team&, const float* x, const uint16_t* delta, int64_t count, float* out);                            \
     /* gate and up [rows, width], `stride` from row to row; out [rows, width] side by side */                           \
     void swiglu_rows(const Team&, const uint16_t* gate, const uint16_t* up, int64_t rows, int width, int64_t stride,     \
                      uint16_t* out);                                                                                    \
@@ -42,9 +44,11 @@ struct Sums {
     /* losses [rows] in nats, each times its weight; logits [rows, vocab] become their gradient */                      \
     void cross_entropy(const Team&, uint16_t* logits, const int64_t* targets, const float* weights, int64_t rows,       \
                        int vocab, float* losses);                                                                       \
-    /* copy: the new weight as bfloat16, or null */                                                                     \
-    Sums adamw(const Team&, const AdamW&, const float* grad, int64_t count, float* weight, float* first, float* second, \
-               uint16_t* copy);
+    /* the gradient is either `grad` or, where that is null, `rounded`; copy: the new weight as bfloat16, or null */     \
+    Sums adamw(const Team&, const AdamW&, const float* grad, const uint16_t* rounded, int64_t count, float* weight,     \
+               float* first, float* second, uint16_t* copy);                                                            \
+    /* the sum of all squares of a gradient, given as for adamw */                                                      \
+    double squares(const Team&, const float* grad, const uint16_t* rounded, int64_t count);
 
 namespace avx2 {
 LIUYI_TRAINING_KERNELS

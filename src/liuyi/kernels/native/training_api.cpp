@@ -35,6 +35,10 @@ LIUYI_API void liuyi_training_norm_backward(int threads, const uint16_t* grad, c
                                                           partials, grad_x, grad_delta, grad_weight);
 }
 
+LIUYI_API void liuyi_training_add(int threads, const float* x, const uint16_t* delta, int64_t count, float* out) {
+    (newest ? avx512::add : avx2::add)({borrowed, threads}, x, delta, count, out);
+}
+
 LIUYI_API void liuyi_training_swiglu(int threads, const uint16_t* gate, const uint16_t* up, int64_t rows, int width,
                                      int64_t stride, uint16_t* out) {
     (newest ? avx512::swiglu_rows : avx2::swiglu_rows)({borrowed, threads}, gate, up, rows, width, stride, out);
@@ -58,10 +62,15 @@ LIUYI_API void liuyi_training_cross_entropy(int threads, uint16_t* logits, const
                                                           losses);
 }
 
-LIUYI_API void liuyi_training_adamw(int threads, const AdamW* settings, const float* grad, int64_t count, float* weight,
-                                    float* first, float* second, uint16_t* copy, Sums* sums) {
-    const Sums found = (newest ? avx512::adamw : avx2::adamw)({borrowed, threads}, *settings, grad, count, weight, first,
-                                                             second, copy);
+LIUYI_API double liuyi_training_squares(int threads, const float* grad, const uint16_t* rounded, int64_t count) {
+    return (newest ? avx512::squares : avx2::squares)({borrowed, threads}, grad, rounded, count);
+}
+
+LIUYI_API void liuyi_training_adamw(int threads, const AdamW* settings, const float* grad, const uint16_t* rounded,
+                                    int64_t count, float* weight, float* first, float* second, uint16_t* copy,
+                                    Sums* sums) {
+    const Sums found = (newest ? avx512::adamw : avx2::adamw)({borrowed, threads}, *settings, grad, rounded, count, weight,
+                                                             first, second, copy);
     sums->before += found.before;
     sums->after += found.after;
 }

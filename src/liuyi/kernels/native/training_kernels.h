@@ -75,6 +75,14 @@ void norm_backward(const Team& team, const uint16_t* grad, const float* stream, 
     }
 }
 
+void add(const Team& team, const float* x, const uint16_t* delta, int64_t count, float* out) {
+    for_each_part(team, parts_of(count, kElements), [&](int part) {
+        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
+            store(out + i, add(load(x + i), load_bf16(delta + i)));
+        }
+    });
+}
+
 void swiglu_rows(const Team& team, const uint16_t* gate, const uint16_t* up, int64_t rows, int width, int64_t stride,
                  uint16_t* out) {
     for_each_part(team, parts_of(rows, kFewRows), [&](int part) {
@@ -153,8 +161,28 @@ LIUYI_INLINE uint64_t words_of(const float* values) {
     return total;
 }
 
-Sums adamw(const Team& team, const AdamW& a, const float* grad, int64_t count, float* weight, float* first, float* second,
-           uint16_t* copy) {
+LIUYI_INLINE Floats gradient_at(const float* grad, const uint16_t* rounded, int64_t i) {
+    return grad != nullptr ? load(grad + i) : load_bf16(rounded + i);
+}
+
+double squares(const Team& team, const float* grad, const uint16_t* rounded, int64_t count) {
+    const int parts = parts_of(count, kElements);
+    const std::unique_ptr<double[]> sums(new double[parts]);
+    for_each_part(team, parts, [&](int part) {
+        Floats total = zero();
+        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
+            const Floats g = gradient_at(grad, rounded, i);
+            total = fma(g, g, total);
+        }
+        sums[part] = sum(total);
+    });
+    double total = 0.0;
+    for (int part = 0; part < parts; ++part) total += sums[part];
+    return total;
+}
+
+Sums adamw(const Team& team, const AdamW& a, const float* grad, const uint16_t* rounded, int64_t count, float* weight,
+           float* first, float* second, uint16_t* copy) {
     const int parts = parts_of(count, kElements);
     const std::unique_ptr<Sums[]> sums(new Sums[parts]);
     const Floats rate = all(a.lr / a.correction1), root = all(1.0f / std::sqrt(a.correction2));
@@ -162,7 +190,7 @@ Sums adamw(const Team& team, const AdamW& a, const float* grad, int64_t count, f
         uint64_t before = 0, after = 0;
         for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
             before += words_of(weight + i) + words_of(first + i) + words_of(second + i);
-            const Floats g = mul(load(grad + i), all(a.grad_scale));
+            const Floats g = mul(gradient_at(grad, rounded, i), all(a.grad_scale));
             const Floats m = fma(sub(g, load(first + i)), all(1.0f - a.beta1), load(first + i));
             const Floats v = fma(mul(g, g), all(1.0f - a.beta2), mul(load(second + i), all(a.beta2)));
             const Floats kept = mul(load(weight + i), all(1.0f - a.decay));

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from liuyi.kernels.training import takes_gradient, training_kernels
 from liuyi.train.parallel.shard import WHOLE_IN_MEMORY
 from liuyi.train.world import World
 
@@ -84,11 +85,18 @@ def _sum_together(bucket: list[Tensor], group: dist.ProcessGroup, world: World) 
 def gradient_norm(grads: Sequence[Tensor], world: World) -> float:
     """Length of the whole gradient, the same bits on every rank."""
     if world.mesh is None:
-        return float(nn.utils.get_total_norm(grads))
+        return _length(grads)
     norms = torch.stack(torch._foreach_norm([local(grad) for grad in grads])) if grads else torch.zeros(1)
     copies = torch.tensor([float(_copies(grad, world)) for grad in grads] or [1.0], dtype=torch.float64)
     squares = norms.double().cpu().square() / copies
     return math.sqrt(sum(world.gather(squares.sum().item())))
+
+
+def _length(grads: Sequence[Tensor]) -> float:
+    native = training_kernels()
+    one_by_one = [grad for grad in grads if native and takes_gradient(grad)]
+    together = float(nn.utils.get_total_norm([grad for grad in grads if not (native and takes_gradient(grad))]))
+    return math.sqrt(sum((native.squares(grad) for grad in one_by_one if native), together * together))
 
 
 def _copies(grad: Tensor, world: World) -> int:
