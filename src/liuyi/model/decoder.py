@@ -126,7 +126,6 @@ class Attention(nn.Module):
         mixed = self.attend(q, k, v, mask, cache)
         return torch.as_tensor(self.o_proj(mixed.transpose(1, 2).reshape(batch, seq, -1)))
 
-    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, cache: KVCache | None) -> Tensor:
         """What each query makes of the keys that it sees, in this row and in the cache."""
         return attention(q, k, v, mask, self.window) if cache is None else cache.attend(self.layer, q, k, v)

@@ -8,9 +8,12 @@ as it is, a kernel of its own.
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from torch import nn
 
-from liuyi.model.decoder import Block
+from liuyi.model.decoder import Attention, Block
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
@@ -19,5 +22,14 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     `backend` is `torch.compile`'s. To be called after layers are recomputed, and before they are sharded.
     """
     for module in model.modules():
-        if isinstance(module, Block):
+        if type(module) is Attention:
+            module.__class__ = _attention_apart()
+        elif isinstance(module, Block):
             module.compile(backend=backend)
+
+
+@functools.cache
+def _attention_apart() -> type[nn.Module]:
+    """Attention whose kernel is called as it is, one class for all layers."""
+    # Here rather than where it is written, since it takes seconds to import the compiler.
+    return type("Attention", (Attention,), {"attend": torch.compiler.disable(Attention.attend), "plain": Attention})

@@ -34,7 +34,7 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute) -> None:
 
 
 def _keep_input_only(module: nn.Module) -> None:
-    module.__class__ = _recomputing(type(module))
+    module.__class__ = _recomputing(type(module))  # type: ignore[arg-type]
 
 
 @functools.cache
