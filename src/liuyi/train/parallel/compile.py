@@ -29,7 +29,8 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
 
 
 @functools.cache
-def _attention_apart() -> type[nn.Module]:
+def _attention_apart() -> type[Attention]:
     """Attention whose kernel is called as it is, one class for all layers."""
     # Here rather than where it is written, since it takes seconds to import the compiler.
-    return type("Attention", (Attention,), {"attend": torch.compiler.disable(Attention.attend), "plain": Attention})
+    apart = torch.compiler.disable(Attention.attend)  # type: ignore[no-untyped-call]
+    return type("Attention", (Attention,), {"attend": apart, "plain": Attention})
