@@ -4,7 +4,7 @@
     python benchmarks/train/full.py --peer PEER/bin/python --shape 1x2048
     python benchmarks/train/full.py --peer PEER/bin/python --size 5m --shape 16x256
     python benchmarks/train/full.py --peer PEER/bin/python --quick         # ours and their bf16, in three minutes
-    python benchmarks/train/full.py --peer PEER/bin/python --shape 4x1024 --memory
+    python benchmarks/train/full.py --peer PEER/bin/python --shape 4x1024 --memory --warmup 1 --steps 1
 
 PEER is a virtual environment with torch, transformers, accelerate and datasets. All start from the same random weights,
 learn the same rows in the same order with the same AdamW, and take turns step by step, so that what else the machine
