@@ -34,9 +34,9 @@ from liuyi.train.packing import Example, PackedRows
 
 WORKERS = Path(__file__).parent / "workers"
 PEERS: dict[str, dict[str, Any]] = {
-    "TRL, one at a time": {"micro": 1, "packing": False},
-    "TRL, four at a time, padded": {"micro": 4, "packing": False},
     "TRL, packed": {"micro": 1, "packing": True},
+    "TRL, four at a time, padded": {"micro": 4, "packing": False},
+    "TRL, one at a time": {"micro": 1, "packing": False},
 }
 
 
