@@ -125,7 +125,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--micro-pairs", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="once, beside TRL's best setting only")
+    parser.add_argument("--quick", action="store_true", help="once, beside the first of TRL's settings only")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.repeats = 1
