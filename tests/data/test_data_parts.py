@@ -248,7 +248,7 @@ if __name__ == "__main__":
     limited_work(*map(Path, sys.argv[2:]))
 """
 LARGE_DOCUMENTS, LARGE_CHARS = 6_000, 60_000
-LIMIT_BYTES = 256 << 20
+LIMIT_BYTES = 320 << 20
 """What a process may hold beyond what it holds once everything is imported; the texts are 360 MB."""
 
 
