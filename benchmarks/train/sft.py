@@ -35,6 +35,7 @@ from liuyi.train.packing import Example, PackedRows
 WORKERS = Path(__file__).parent / "workers"
 PEERS: dict[str, dict[str, Any]] = {
     "TRL, packed": {"micro": 1, "packing": True},
+    "TRL, packed, two rows at once": {"micro": 2, "packing": True},
     "TRL, four at a time, padded": {"micro": 4, "packing": False},
     "TRL, one at a time": {"micro": 1, "packing": False},
 }
@@ -72,7 +73,7 @@ def main() -> None:
                 out = folder / f"{number}-{repeat}"
                 out.mkdir()
                 micro = settings.get("micro", 1)
-                accumulate = batch_rows if settings.get("packing") else max(1, round(each / micro))
+                accumulate = max(1, round((batch_rows if settings.get("packing") else each) / micro))
                 script, python, data = ("trl_sft.py", arguments.peer, "in-turn.json")
                 if name == "liuyi":
                     script, python, data = ("liuyi_sft.py", sys.executable, "packed.json")
@@ -136,11 +137,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peer", required=True, help="python of an environment with trl and peft")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="rows of instruction, input and output, as JSON")
-    parser.add_argument("--conversations", type=int, default=32)
+    parser.add_argument("--conversations", type=int, default=48)
     parser.add_argument("--heldout", type=int, default=24)
     parser.add_argument("--seq-len", type=int, default=1024, help="tokens in a packed row")
     parser.add_argument("--batch-rows", type=int, default=2)
-    parser.add_argument("--micro-rows", type=int, default=1)
+    parser.add_argument("--micro-rows", type=int, default=2, help="of ours at once")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="once, beside TRL's best setting only")
