@@ -61,9 +61,7 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
     rows = PackedRows(chats.examples, params.seq_len, pad_id=tokenizer.pad_id or 0)
     batch_rows = min(len(rows), max(1, params.batch_tokens // params.seq_len))
     steps = params.max_steps or max(1, math.ceil(params.epochs * len(rows) / batch_rows))
-    parallelize(
-        model, world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8, compiled=params.compile
-    )
+    parallelize(model, world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8, compiled=params.compile)
     ema = Ema(model, params.ema) if params.ema else None
     batches = ShuffledBatches(
         rows,

@@ -138,9 +138,7 @@ def make_trainer(
         phase_starts=rows.phase_starts,
     )
     dtype = choose_compute_dtype(params.compute_dtype, workdir, world)
-    parallelize(
-        model, world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8, compiled=params.compile
-    )
+    parallelize(model, world, compute_dtype=dtype, recompute=params.recompute, fp8=params.fp8, compiled=params.compile)
     return Trainer(
         model,
         cut_rows(batches, world),
