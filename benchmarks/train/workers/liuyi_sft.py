@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from clock import Clock
 
 from liuyi.model.checkpoint import load_model
 from liuyi.model.lora import LoraConfig, lora_adapter
@@ -28,20 +29,6 @@ from liuyi.train.parallel.apply import parallelize
 from liuyi.train.schedule import make_schedule
 from liuyi.train.tuning import Tuning, prepare
 from liuyi.train.world import World
-
-
-class Clock:
-    """An observer that notes when each step was done."""
-
-    def __init__(self) -> None:
-        self.times = [time.perf_counter()]
-
-    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
-        self.times.append(time.perf_counter())
-
-    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
-
-    def log(self, message: str) -> None: ...
 
 
 def batches(given: dict[str, Any], settings: dict[str, Any]) -> ShuffledBatches[Batch]:

@@ -34,7 +34,7 @@ def parallelize(
     """
     if fp8:
         if world.layout.tensor > 1:
-            raise ModelError("fp8 and tensor parallelism do not go together", hint="set tensor: 1; shard works")
+            raise ModelError("fp8 and tensor parallelism do not go together", hint="set tensor: 1")
         float8(model, world.device)
     divide_layers(model, world)
     attend_across(model, world)
