@@ -357,3 +357,21 @@ def test_a_full_disk_is_an_error_and_not_an_answer(tmp_path: Path, monkeypatch: 
             opened.ask(asks(3))
         monkeypatch.undo()
         assert all(opened.ask(asks(3)))
+
+
+def test_a_request_broken_off_anywhere_hinders_none_after_it() -> None:
+    """Cancelled after any number of turns of the event loop, it leaves no client behind that waits for ever."""
+    import asyncio
+
+    async def talk(endpoint: HttpEndpoint) -> None:
+        for turns in range(60):
+            broken_off = asyncio.create_task(endpoint.ask(asks(1)[0]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            broken_off.cancel()
+            await asyncio.wait([broken_off])
+            assert (await endpoint.ask(asks(1)[0])).text == "heard Say 0"
+        await endpoint.close()
+
+    with model_server(echo) as server:
+        asyncio.run(talk(HttpEndpoint(server.url, "tiny-1", timeout_s=5.0)))

@@ -6,8 +6,8 @@ import asyncio
 import email.utils
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import httpx
@@ -103,18 +103,21 @@ class HttpEndpoint:
         for client in self._idle:
             await client.aclose()
 
-    @contextmanager
-    def _client(self) -> Iterator[httpx.AsyncClient]:
-        """A client of its own for each request at once, used again afterwards.
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
+        """A client of its own for each request at once, used again after an answer.
 
         One client for all would keep their connections in one pool, which it goes through several times for every
-        request, which costs more CPU time than all the rest.
+        request, which costs more CPU time than all the rest. A client whose request was broken off is not used
+        again: its only connection can stay taken for ever (github.com/encode/httpcore/issues/1093).
         """
         client = self._idle.pop() if self._idle else self._connect()
         try:
             yield client
-        finally:
-            self._idle.append(client)
+        except BaseException:
+            await client.aclose()
+            raise
+        self._idle.append(client)
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -128,9 +131,12 @@ class HttpEndpoint:
     async def _exchange(self, method: str, path: str, body: Any) -> bytes:
         """The body of a good response. Raises Failed."""
         try:
-            with self._client() as client:
-                async with asyncio.timeout(self._timeout_s), client.stream(method, path, json=body) as response:
-                    content = await _bounded(response)
+            async with (
+                self._client() as client,
+                asyncio.timeout(self._timeout_s),
+                client.stream(method, path, json=body) as response,
+            ):
+                content = await _bounded(response)
         except TimeoutError:
             raise Failed("timed out", f"no whole answer within {self._timeout_s:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
