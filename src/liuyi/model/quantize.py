@@ -10,7 +10,7 @@ holds is what the native kernels multiply with, bit for bit (`kernels/native/lin
 torch the matrices are widened once when a model is loaded and multiplied as any others: PyTorch's own int8 product for
 CPUs takes bfloat16 activations only, is slower than a float32 product from a few rows on, and crashed on small shapes.
 
-`docs/decisions.md` has what each format costs in accuracy.
+`docs/decisions/inference.md` has what each format costs in accuracy.
 """
 
 from __future__ import annotations
