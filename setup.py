@@ -12,10 +12,12 @@ import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = Path("src/liuyi/kernels/native")
 FLAGS = [
@@ -38,7 +40,8 @@ INSTRUCTION_SETS = {
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
     ],
 }
-INSTRUCTION_SETS["amx"] = [*INSTRUCTION_SETS["avx512"], "-mamx-tile", "-mamx-bf16"]
+AMX = ["-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+INSTRUCTION_SETS["amx"] = [*INSTRUCTION_SETS["avx512"], *AMX]
 """The end of a file's name → the flags it is compiled with; other files run on any x86-64."""
 
 
@@ -48,19 +51,34 @@ class BuildKernels(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 
+    def knows_amx(self) -> bool:
+        """Whether the compiler does, as gcc and clang do from their versions 11 on."""
+        with TemporaryDirectory() as folder:
+            source = Path(folder, "empty.cpp")
+            source.touch()
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=AMX)
+            except CompileError:
+                return False
+        return True
+
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         newest = max(Path(path).stat().st_mtime for path in [*ext.sources, *ext.depends])
         if not self.force and target.exists() and target.stat().st_mtime > newest:
             return
 
+        amx = self.knows_amx()
+        sources = [source for source in ext.sources if amx or not source.endswith("_amx.cpp")]
+        general = [*FLAGS, "-DLIUYI_AMX"] if amx else FLAGS
+
         def compile_one(source: str) -> str:
             flags = INSTRUCTION_SETS.get(Path(source).stem.rpartition("_")[2], [])
-            (path,) = self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags])
+            (path,) = self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=[*general, *flags])
             return str(path)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, ext.sources))
+            objects = list(pool.map(compile_one, sources))
         beside = f"{target}.new"
         self.compiler.link_shared_object(
             objects,

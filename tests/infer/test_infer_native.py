@@ -19,7 +19,7 @@ from liuyi.infer.blocks import blocks_for
 from liuyi.infer.native_runner import NativeRunner
 from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, ids
 from liuyi.infer.torch_runner import TorchRunner
-from liuyi.kernels.library import KernelsAbsent, KernelsError, kernels
+from liuyi.kernels.library import INSTRUCTION_SETS, KernelsAbsent, KernelsError, instruction_set_number, kernels
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.quantize import Format, quantize
 
@@ -58,12 +58,12 @@ LENGTH = 330
 """More than one span of 256 keys."""
 
 
-@pytest.fixture(params=["avx2", "avx512"])
+@pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set that this processor has."""
     name = str(request.param)
-    if name == "avx512" and BEST != "avx512":
-        pytest.skip("this processor has no AVX512")
+    if instruction_set_number(name) > instruction_set_number(BEST):
+        pytest.skip(f"this processor has no {name}")
     monkeypatch.setenv("LIUYI_KERNELS", name)
     return name
 

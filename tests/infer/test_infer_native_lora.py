@@ -11,7 +11,7 @@ from infer_support import tiny_model
 from liuyi.core.errors import ModelError
 from liuyi.infer.native_runner import NativeRunner
 from liuyi.infer.runner import Batch, ids
-from liuyi.kernels.library import KernelsAbsent, KernelsError, kernels
+from liuyi.kernels.library import INSTRUCTION_SETS, KernelsAbsent, KernelsError, kernels
 from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, projection_shapes
 from liuyi.model.decoder import Decoder
 from liuyi.model.merge import merge_adapter
@@ -51,7 +51,7 @@ def batch_of(texts: int, adapters: list[int]) -> Batch:
     )
 
 
-@pytest.mark.parametrize("instruction_set", ["avx2", "avx512"])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("changes", [{}, {"attention_bias": True, "head_dim": 6, "intermediate_size": 44}])
 def test_sequences_with_different_adapters_share_a_batch(
     changes: dict[str, int], instruction_set: str, monkeypatch: pytest.MonkeyPatch

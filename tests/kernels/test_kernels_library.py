@@ -40,7 +40,7 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIUYI_KERNELS", "sse2")
-    with pytest.raises(KernelsAbsent, match="not one of off, avx2, avx512"):
+    with pytest.raises(KernelsAbsent, match="not one of off, avx2, avx512, amx"):
         kernels()
 
 

@@ -166,7 +166,7 @@ def test_instruction_sets_give_the_same_bits(weight_format: str, rounds_x: bool 
         PackedLinear(weight_format, [Part(weight)], 777, rounds_x=rounds_x, instruction_set=name).times(x).tobytes()
         for name in SETS
     ]
-    assert results[0] == results[1]
+    assert len(set(results)) == 1
 
 
 @settings(max_examples=30, deadline=None)

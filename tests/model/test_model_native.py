@@ -45,7 +45,7 @@ LLAMA = DecoderConfig(
 )
 
 
-@pytest.fixture(params=["avx512", "avx2"], autouse=True)
+@pytest.fixture(params=["amx", "avx512", "avx2"], autouse=True)
 def _instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(library.SETTING, request.param)
     training._open.cache_clear()

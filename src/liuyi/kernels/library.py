@@ -1,7 +1,7 @@
 """Finds and opens the native library, or says why it cannot be used.
 
     library = kernels()                 # a Library, or KernelsAbsent that names the reason
-    library.instruction_set             # "avx512" or "avx2"
+    library.instruction_set             # "amx", "avx512" or "avx2"
 
 `LIUYI_KERNELS=off` does without it, `LIUYI_KERNELS=avx2` takes the older instructions on a processor that has newer.
 """
@@ -17,12 +17,17 @@ from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
 
-INTERFACE = 2
+INTERFACE = 3
 """What `native/api.h` must be; another number is a library from another version."""
 
 SETTING = "LIUYI_KERNELS"
-INSTRUCTION_SETS = ("avx2", "avx512")
+INSTRUCTION_SETS = ("avx2", "avx512", "amx")
 PATH = Path(__file__).parent / "native" / "libliuyi.so"
+
+
+def instruction_set_number(name: str) -> int:
+    """As in `native/cpu.h`."""
+    return 1 + INSTRUCTION_SETS.index(name)
 
 
 class KernelsAbsent(LiuyiError):

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from liuyi.kernels.library import KernelsError, Library, kernels
+from liuyi.kernels.library import KernelsError, Library, instruction_set_number, kernels
 from liuyi.kernels.parts import WEIGHT_FORMATS, Part, Sources
 
 Floats = NDArray[np.float32]
-INSTRUCTION_SETS = {"avx2": 1, "avx512": 2}
 EPILOGUES = {"store": 0, "add": 1, "swiglu": 2}
 
 
@@ -27,7 +26,7 @@ class PackedLinear:
     """A matrix [rows, columns], or several stacked, packed in a number format.
 
     `gated`: gate and up, stacked, for the "swiglu" epilogue. `rounds_x` (format bf16): round x to bfloat16 and use
-    vdpbf16ps; None for what is fast on this processor. `instruction_set` is the library's unless given.
+    vdpbf16ps or AMX; None for what is fast on this processor. `instruction_set` is the library's unless given.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class PackedLinear:
         self.library = library or kernels()
         functions = self.library.functions
         _declare(functions)
-        self._set = INSTRUCTION_SETS[instruction_set or self.library.instruction_set]
+        self._set = instruction_set_number(instruction_set or self.library.instruction_set)
         self.weight_format, self.gated = weight_format, gated
         sources = Sources(parts, columns, "the layer")
         self.rows, self.columns = sources.rows, columns
@@ -52,7 +51,9 @@ class PackedLinear:
         if any(source.format > WEIGHT_FORMATS["bf16"] and source.format != number for source in sources.array):
             raise KernelsError(f"quantised weights can only be packed in their own format, not in {weight_format}")
         choice = -1 if rounds_x is None else int(rounds_x)
-        self._packed = functions.liuyi_linear_new(number, self.rows, self.columns, int(gated), choice, sources.array)
+        self._packed = functions.liuyi_linear_new(
+            self._set, number, self.rows, self.columns, int(gated), choice, sources.array
+        )
         if not self._packed:
             raise KernelsError("there is not enough memory for the packed weights")
         weakref.finalize(self, functions.liuyi_linear_free, self._packed)
@@ -112,7 +113,7 @@ def aligned(shape: tuple[int, int], dtype: type[np.generic]) -> NDArray[Any]:
 
 def _declare(functions: ctypes.CDLL) -> None:
     declared = {
-        "new": (c_void_p, *[c_int] * 5, c_void_p),
+        "new": (c_void_p, *[c_int] * 6, c_void_p),
         "free": (None, c_void_p),
         "panels": (c_int, c_void_p),
         "bytes": (c_int64, c_void_p),

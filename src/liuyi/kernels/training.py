@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liuyi.kernels.library import KernelsAbsent, Library, kernels
+from liuyi.kernels.library import KernelsAbsent, Library, instruction_set_number, kernels
 
 LANES = 16
 """Widths of rows and numbers of elements are multiples of it."""
@@ -78,8 +78,8 @@ class TrainingKernels:
     def __init__(self, library: Library, parallel: Any) -> None:
         functions = library.functions
         functions.liuyi_training_open.argtypes = (c_void_p, c_int)
-        functions.liuyi_training_open(ctypes.cast(parallel, c_void_p), library.instruction_set == "avx512")
-        self.has_amx = bool(functions.liuyi_training_has_amx())
+        functions.liuyi_training_open(ctypes.cast(parallel, c_void_p), instruction_set_number(library.instruction_set))
+        self.has_amx = library.instruction_set == "amx"
         pointer, size, count, number = c_void_p, c_int, c_int64, c_float
         self._norm = self._declare(library, "norm", *(pointer,) * 3, number, count, size, *(pointer,) * 3)
         self._norm_backward = self._declare(library, "norm_backward", *(pointer,) * 5, count, size, *(pointer,) * 4)
@@ -95,8 +95,11 @@ class TrainingKernels:
         )
         self._squares = self._declare(library, "squares", pointer, pointer, count)
         self._squares.restype = c_double
-        self._attention = self._declare(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
-        self._attention_backward = self._declare(library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10)
+        if self.has_amx:
+            self._attention = self._declare(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
+            self._attention_backward = self._declare(
+                library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10
+            )
 
     @staticmethod
     def _declare(library: Library, name: str, *arguments: Any) -> Any:

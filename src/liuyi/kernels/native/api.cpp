@@ -27,7 +27,7 @@ int guarded(const Body& body) {
 }
 
 InstructionSet parse(const char* text) {
-    for (const InstructionSet set : {InstructionSet::avx2, InstructionSet::avx512}) {
+    for (const InstructionSet set : {InstructionSet::avx2, InstructionSet::avx512, InstructionSet::amx}) {
         if (std::strcmp(text, name(set)) == 0) return set;
     }
     return InstructionSet::none;

@@ -14,7 +14,7 @@
 namespace liuyi {
 
 // Raised when anything below changes; library.py refuses another number.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 struct ModelArguments {
     int32_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim;
@@ -27,7 +27,7 @@ struct ModelArguments {
 
 LIUYI_API int liuyi_interface();
 LIUYI_API const char* liuyi_error();
-// The best instruction set of this processor, up to `most`: none, avx2 or avx512.
+// The best instruction set of this processor, up to `most`: none, avx2, avx512 or amx.
 LIUYI_API const char* liuyi_instruction_set(const char* most);
 LIUYI_API void* liuyi_model_new(const liuyi::ModelArguments* arguments, const char* instruction_set);
 LIUYI_API void liuyi_model_free(void* model);

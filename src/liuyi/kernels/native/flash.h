@@ -16,9 +16,6 @@ struct FlashShape {
     float scale;
 };
 
-// Whether processor and system have AMX with bfloat16, asking the system for leave to use it.
-bool may_use_amx();
-
 // q, out [batch, seq, heads, head_dim]; k, v [batch, seq, kv_heads, head_dim]; starts [batch, seq], the first key that a
 // query sees, growing along a row, or null for 0; lse [batch, heads, seq].
 void flash_forward(const Team&, const FlashShape&, const uint16_t* q, const uint16_t* k, const uint16_t* v,

@@ -5,9 +5,6 @@
 
 #include "flash.h"
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -17,7 +14,7 @@
 
 namespace liuyi {
 
-using namespace avx512;
+using namespace amx;
 
 namespace {
 
@@ -146,14 +143,6 @@ LIUYI_INLINE float soften(const float* scores, int begin, int end, int first, in
 }
 
 }  // namespace
-
-bool may_use_amx() {
-    __builtin_cpu_init();
-    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-    static const bool may = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-                            syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-    return may;
-}
 
 void flash_forward(const Team& team, const FlashShape& s, const uint16_t* q, const uint16_t* k, const uint16_t* v,
                    const int64_t* starts, uint16_t* out, float* lse) {

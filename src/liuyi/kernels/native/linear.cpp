@@ -12,10 +12,11 @@ constexpr int kHalf = kPanel / 2;
 int round_up(int n, int step) { return (n + step - 1) / step * step; }
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-// vdpbf16ps does twice the work of a float32 product on AMD's cores (Zen 4 on) and no more on Intel's without AMX.
-bool bf16_products_pay() {
+// Products of bfloat16 numbers do many times the work of float32 products with AMX; vdpbf16ps does twice as much on AMD's
+// cores (Zen 4 on) and no more on Intel's.
+bool bf16_products_pay(InstructionSet set) {
     __builtin_cpu_init();
-    return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
+    return set == InstructionSet::amx || (set == InstructionSet::avx512 && __builtin_cpu_is("amd"));
 }
 
 size_t bytes_of_prepared(const Linear& w) {
@@ -36,7 +37,7 @@ size_t bytes_of_panel(const Linear& w) {
 
 }  // namespace
 
-Linear linear_new(Format format, int rows, int columns, bool gated, bool bias) {
+Linear linear_new(InstructionSet set, Format format, int rows, int columns, bool gated, bool bias) {
     Linear w{};
     w.format = format;
     w.rows = rows;
@@ -46,7 +47,7 @@ Linear linear_new(Format format, int rows, int columns, bool gated, bool bias) {
     w.panels = gated ? round_up(rows / 2, kHalf) / kHalf : round_up(rows, kPanel) / kPanel;
     w.gated = gated;
     w.panel_bytes = bytes_of_panel(w);
-    linear_round_x(w, bf16_products_pay());
+    linear_round_x(w, bf16_products_pay(set));
     w.weights = Buffer(w.panel_bytes * w.panels);
     if (bias) w.bias = Buffer(sizeof(float) * kPanel * w.panels);
     return w;

@@ -1,6 +1,6 @@
 // Linear layers y = x·Wᵀ: packed weights, prepared activations, and the product, for every number format.
 //
-//     Linear w = linear_new(Format::int8, rows, columns, gated, bias);         // allocates, packs nothing
+//     Linear w = linear_new(set, Format::int8, rows, columns, gated, bias);    // allocates, packs nothing
 //     for each panel in parallel:  linear_pack(w, sources, panel);               // quantises and lays out 32 rows
 //     avx512::prepare(w, x, prepared);                                           // one row of float32 -> its format
 //     avx512::multiply(w, prepared, {0, tokens}, {0, w.panels}, y, stride, Epilogue::store);
@@ -8,12 +8,12 @@
 // Nothing here starts a thread: callers cut panels (decoding) or tokens (prefill) between theirs. An output depends on
 // its own row of x and its own row of W alone, bit for bit: not on the other rows, nor on how the work is cut.
 //
-// `prepare` and `multiply` exist once per instruction set, in the namespaces avx2 and avx512, with the same layouts.
+// `prepare` and `multiply` exist once per instruction set, in the namespaces avx2, avx512 and amx, with the same layouts.
 // A file compiled for one of them finds the right ones in the namespace LIUYI_ISA (simd.h).
 //
 // Formats, and what a row of x becomes (`prepared_bytes` each, 64-byte aligned, from `prepare`):
 //   f32    float32 weights                                    x stays float32
-//   bf16   bfloat16 weights                                   x stays float32, or bfloat16 where vdpbf16ps is faster
+//   bf16   bfloat16 weights                                   x stays float32, or bfloat16 where AMX or vdpbf16ps is faster
 //   int8   −127..127, a bfloat16 scale per 64 columns         x in int8, a float32 scale for the same columns; both
 //          sides rotated in these groups before they are rounded (linear_rotate.h)
 //   int4   0..15, a bfloat16 scale and minimum per 32         x in int8, a float32 scale for the same columns
@@ -23,6 +23,7 @@
 #include <cstdint>
 
 #include "buffer.h"
+#include "cpu.h"
 
 namespace liuyi {
 
@@ -58,7 +59,7 @@ struct Linear {
     bool gated;
     size_t panel_bytes;
     size_t prepared_bytes;  // of one row of x
-    bool rounds_x;          // bf16: x is rounded to bfloat16, for vdpbf16ps
+    bool rounds_x;          // bf16: x is rounded to bfloat16, for AMX or vdpbf16ps
     Buffer weights;         // panels · panel_bytes
     Buffer bias;            // float32 [panels · 32] in the order of the panels; empty without one
 };
@@ -78,10 +79,10 @@ struct Source {
     const float* bias;    // [rows] or null
 };
 
-// An unfilled matrix; throws std::bad_alloc. `gated`: rows is gate's plus up's, which are equal.
-Linear linear_new(Format format, int rows, int columns, bool gated, bool bias);
+// An unfilled matrix for an instruction set; throws std::bad_alloc. `gated`: rows is gate's plus up's, which are equal.
+Linear linear_new(InstructionSet set, Format format, int rows, int columns, bool gated, bool bias);
 
-// Choose whether x is rounded to bfloat16 for vdpbf16ps (format bf16); a fresh matrix has what is fast on this processor.
+// Choose whether x is rounded to bfloat16 (format bf16); a fresh matrix has what is fast on this processor.
 void linear_round_x(Linear& linear, bool rounds_x);
 
 // Fill one panel, and its part of the bias, from the sources, whose rows add up to linear.rows. Panels may be filled at
@@ -114,6 +115,9 @@ namespace avx2 {
 LIUYI_LINEAR_FUNCTIONS
 }
 namespace avx512 {
+LIUYI_LINEAR_FUNCTIONS
+}
+namespace amx {
 LIUYI_LINEAR_FUNCTIONS
 }
 

@@ -8,18 +8,15 @@
 
 using namespace liuyi;
 
-namespace {
-
-bool newest(int set) { return static_cast<InstructionSet>(set) == InstructionSet::avx512; }
-
-}  // namespace
-
-// A packed matrix, or null without memory. Sources as in linear.h; `rounds_x` 0 or 1, or -1 for what pays here.
-LIUYI_API Linear* liuyi_linear_new(int format, int rows, int columns, int gated, int rounds_x, const Source* sources) {
+// A packed matrix, or null without memory. `set` is an InstructionSet, sources are as in linear.h; `rounds_x` 0 or 1, or -1
+// for what pays here.
+LIUYI_API Linear* liuyi_linear_new(int set, int format, int rows, int columns, int gated, int rounds_x,
+                                   const Source* sources) {
     try {
         bool bias = false;
         for (int row = 0, i = 0; row < rows; row += sources[i++].rows) bias = bias || sources[i].bias != nullptr;
-        Linear* w = new Linear(linear_new(static_cast<Format>(format), rows, columns, gated != 0, bias));
+        Linear* w = new Linear(linear_new(static_cast<InstructionSet>(set), static_cast<Format>(format), rows, columns,
+                                          gated != 0, bias));
         if (rounds_x >= 0) linear_round_x(*w, rounds_x != 0);
         for (int panel = 0; panel < w->panels; ++panel) linear_pack(*w, sources, panel);
         return w;
@@ -37,17 +34,17 @@ LIUYI_API void liuyi_linear_unpack(const Linear* w, int row, float* out) { linea
 
 // x [tokens, columns] -> prepared [tokens, prepared_bytes]; `set` is an InstructionSet.
 LIUYI_API void liuyi_linear_prepare(const Linear* w, int set, const float* x, int tokens, unsigned char* prepared) {
-    const auto function = newest(set) ? avx512::prepare : avx2::prepare;
+    const auto function = LIUYI_FOR(static_cast<InstructionSet>(set), prepare);
     for (int t = 0; t < tokens; ++t) function(*w, x + static_cast<size_t>(t) * w->columns, prepared + t * w->prepared_bytes);
 }
 
 LIUYI_API void liuyi_linear_multiply(const Linear* w, int set, const void* prepared, int first_token, int last_token,
                                      int first_panel, int last_panel, float* y, int64_t stride, int epilogue) {
-    const auto function = newest(set) ? avx512::multiply : avx2::multiply;
+    const auto function = LIUYI_FOR(static_cast<InstructionSet>(set), multiply);
     function(*w, prepared, {first_token, last_token}, {first_panel, last_panel}, y, static_cast<size_t>(stride),
              static_cast<Epilogue>(epilogue));
 }
 
 LIUYI_API void liuyi_swiglu(int set, const float* gate, const float* up, int count, float* out) {
-    (newest(set) ? avx512::swiglu : avx2::swiglu)(gate, up, count, out);
+    LIUYI_FOR(static_cast<InstructionSet>(set), swiglu)(gate, up, count, out);
 }

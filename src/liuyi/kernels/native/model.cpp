@@ -109,7 +109,7 @@ void Model::pack(Matrix which, int index, Format format, const Source* sources, 
         bias |= source.bias != nullptr;
     }
     require(given == rows, "the sources have another number of rows than the matrix");
-    Linear packed = linear_new(format, rows, columns, which == Matrix::gate_up, bias);
+    Linear packed = linear_new(set_, format, rows, columns, which == Matrix::gate_up, bias);
     Tickets panels;
     std::atomic<bool> failed{false};
     threads_.run([&](int) {
@@ -323,7 +323,7 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     step.work_bytes = work_bytes(shape_, kv_.dim);
     step.want_hidden = want_hidden;
     step.result = result;
-    const auto forward = set_ == InstructionSet::avx512 ? avx512::forward : avx2::forward;
+    const auto forward = LIUYI_FOR(set_, forward);
     threads_.run([&](int thread) { forward(step, thread); });
 }
 

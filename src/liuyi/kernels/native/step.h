@@ -146,5 +146,8 @@ void forward(const Step& step, int thread);
 namespace avx512 {
 void forward(const Step& step, int thread);
 }
+namespace amx {
+void forward(const Step& step, int thread);
+}
 
 }  // namespace liuyi

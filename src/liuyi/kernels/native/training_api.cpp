@@ -10,71 +10,71 @@ using namespace liuyi;
 namespace {
 
 Parallel borrowed = nullptr;
-bool newest = false;
+InstructionSet chosen = InstructionSet::none;
+
+bool newest() { return chosen >= InstructionSet::avx512; }
 
 }  // namespace
 
-// `parallel` is GOMP_parallel of the OpenMP library that PyTorch runs on; `set` an instruction set's name.
-LIUYI_API void liuyi_training_open(Parallel parallel, int avx512) {
+// `parallel` is GOMP_parallel of the OpenMP library that PyTorch runs on; `set` is an InstructionSet.
+LIUYI_API void liuyi_training_open(Parallel parallel, int set) {
     borrowed = parallel;
-    newest = avx512 != 0;
+    chosen = static_cast<InstructionSet>(set);
 }
-
-// Whether this process may use the matrix unit (AMX).
-LIUYI_API int liuyi_training_has_amx() { return newest && may_use_amx() ? 1 : 0; }
 
 LIUYI_API void liuyi_training_norm(int threads, const float* x, const uint16_t* delta, const float* weight, float eps,
                                    int64_t rows, int size, float* sum, uint16_t* out, float* scale) {
-    (newest ? avx512::norm : avx2::norm)({borrowed, threads}, x, delta, weight, eps, rows, size, sum, out, scale);
+    (newest() ? avx512::norm : avx2::norm)({borrowed, threads}, x, delta, weight, eps, rows, size, sum, out, scale);
 }
 
 LIUYI_API void liuyi_training_norm_backward(int threads, const uint16_t* grad, const float* stream, const float* x,
                                             const float* scale, const float* weight, int64_t rows, int size,
                                             float* partials, float* grad_x, uint16_t* grad_delta, float* grad_weight) {
-    (newest ? avx512::norm_backward : avx2::norm_backward)({borrowed, threads}, grad, stream, x, scale, weight, rows, size,
+    (newest() ? avx512::norm_backward : avx2::norm_backward)({borrowed, threads}, grad, stream, x, scale, weight, rows, size,
                                                           partials, grad_x, grad_delta, grad_weight);
 }
 
 LIUYI_API void liuyi_training_add(int threads, const float* x, const uint16_t* delta, int64_t count, float* out) {
-    (newest ? avx512::add : avx2::add)({borrowed, threads}, x, delta, count, out);
+    (newest() ? avx512::add : avx2::add)({borrowed, threads}, x, delta, count, out);
 }
 
 LIUYI_API void liuyi_training_swiglu(int threads, const uint16_t* gate, const uint16_t* up, int64_t rows, int width,
                                      int64_t stride, uint16_t* out) {
-    (newest ? avx512::swiglu_rows : avx2::swiglu_rows)({borrowed, threads}, gate, up, rows, width, stride, out);
+    (newest() ? avx512::swiglu_rows : avx2::swiglu_rows)({borrowed, threads}, gate, up, rows, width, stride, out);
 }
 
 LIUYI_API void liuyi_training_swiglu_backward(int threads, const uint16_t* gate, const uint16_t* up, const uint16_t* grad,
                                               int64_t rows, int width, int64_t stride, uint16_t* grad_gate,
                                               uint16_t* grad_up, uint16_t* activated) {
-    (newest ? avx512::swiglu_backward : avx2::swiglu_backward)({borrowed, threads}, gate, up, grad, rows, width, stride,
+    (newest() ? avx512::swiglu_backward : avx2::swiglu_backward)({borrowed, threads}, gate, up, grad, rows, width, stride,
                                                               grad_gate, grad_up, activated);
 }
 
 LIUYI_API void liuyi_training_turn(int threads, const uint16_t* x, const float* cosines, const float* sines, int64_t rows,
                                    int heads, int half, int64_t angle_rows, float sign, uint16_t* out) {
-    (newest ? avx512::turn : avx2::turn)({borrowed, threads}, x, cosines, sines, rows, heads, half, angle_rows, sign, out);
+    (newest() ? avx512::turn : avx2::turn)({borrowed, threads}, x, cosines, sines, rows, heads, half, angle_rows, sign, out);
 }
 
 LIUYI_API void liuyi_training_cross_entropy(int threads, uint16_t* logits, const int64_t* targets, const float* weights,
                                             int64_t rows, int vocab, float* losses) {
-    (newest ? avx512::cross_entropy : avx2::cross_entropy)({borrowed, threads}, logits, targets, weights, rows, vocab,
+    (newest() ? avx512::cross_entropy : avx2::cross_entropy)({borrowed, threads}, logits, targets, weights, rows, vocab,
                                                           losses);
 }
 
 LIUYI_API double liuyi_training_squares(int threads, const float* grad, const uint16_t* rounded, int64_t count) {
-    return (newest ? avx512::squares : avx2::squares)({borrowed, threads}, grad, rounded, count);
+    return (newest() ? avx512::squares : avx2::squares)({borrowed, threads}, grad, rounded, count);
 }
 
 LIUYI_API void liuyi_training_adamw(int threads, const AdamW* settings, const float* grad, const uint16_t* rounded,
                                     int64_t count, float* weight, float* first, float* second, uint16_t* copy,
                                     Sums* sums) {
-    const Sums found = (newest ? avx512::adamw : avx2::adamw)({borrowed, threads}, *settings, grad, rounded, count, weight,
+    const Sums found = (newest() ? avx512::adamw : avx2::adamw)({borrowed, threads}, *settings, grad, rounded, count, weight,
                                                              first, second, copy);
     sums->before += found.before;
     sums->after += found.after;
 }
 
+#ifdef LIUYI_AMX
 LIUYI_API void liuyi_training_attention(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
                                         const uint16_t* v, const int64_t* starts, uint16_t* out, float* lse) {
     flash_forward({borrowed, threads}, *shape, q, k, v, starts, out, lse);
@@ -86,3 +86,4 @@ LIUYI_API void liuyi_training_attention_backward(int threads, const FlashShape* 
                                                  uint16_t* grad_k, uint16_t* grad_v) {
     flash_backward({borrowed, threads}, *shape, q, k, v, starts, out, lse, grad, grad_q, grad_k, grad_v);
 }
+#endif

@@ -1,0 +1,2 @@
+// The forward pass with the matrix unit (AMX).
+#include "forward.h"
