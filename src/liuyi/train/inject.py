@@ -23,12 +23,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from liuyi.core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["nan", "spike", "kill", "hang", "slow", "flip"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -99,6 +99,8 @@ class Injector:
     def after_step(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Flip a bit in the middle of the first weight, if that is what this step is to meet."""
         if self._comes("flip", step):
+            import torch  # Not above: parameters are read by commands that have no need of it.
+
             weight = next(iter(weights.values())).detach().view(-1)
             words = weight.view(torch.int32)
             words[len(words) // 2] ^= 1 << _FLIPPED_BIT
