@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_support import prose
 from model_support import Asked, Reply, completion, model_server
-from test_data_synthesis_steps import invented
+from synthesis_support import invented
 
 from liuyi.core.home import Home
 from liuyi.core.step import all_steps
