@@ -11,7 +11,6 @@ from align_support import preferences, publish, small_model, small_tokenizer
 
 import in_process
 from liuyi.core.home import Home
-from liuyi.core.step import get_step
 from liuyi.train.replay import replay
 
 
@@ -32,20 +31,7 @@ def test_recorded_steps_of_alignment_come_out_the_same(
     inputs = publish(home, tokenizer, preferences(), small_model(tokenizer.vocab_size))
     params = {"max_steps": 6, "batch_pairs": 4, "keep_every_steps": 2, "compute_dtype": "fp32", **more}
     made = in_process.run_step(home, tmp_path, name, inputs, **params)
-    step = get_step(name)
-    run = home.ledger.create_run(recipe="r", text="", source="", overrides=(), seed=1)
-    home.ledger.put_step(run, "it", step=name, key="k", status="done", position=0)
-    home.ledger.record_execution(
-        key="k",
-        step=name,
-        version=step.version,
-        params=step.params(**params).model_dump(mode="json"),
-        seed=1,
-        device="cpu",
-        inputs=[(port, artifact.digest) for port, artifact in inputs.items()],
-        outputs={port: artifact.digest for port, artifact in made.items()},
-        seconds=1.0,
-    )
+    in_process.record(home, "it", name, params, made)
     found = replay(home, "last", "it", 5)
     assert [row["step"] for row in found.again] == [4, 5]
     assert found.again == found.recorded

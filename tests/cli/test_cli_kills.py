@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from liuyi.cli.samples import write_texts
 from liuyi.core.home import Home
 from liuyi.core.records import Run
 from liuyi.core.runner.launch import state
+from waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -53,13 +53,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(home: Home, *args: str) -> subprocess.Popen[bytes]:
     command = [*PROGRAM, "--home", str(home.path), *args]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_for(what: Callable[[], object], timeout_s: float = 240.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def checkpoint(home: Home) -> str:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -21,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from liuyi.cli.main import cli
 from liuyi.core.home import Home
+from waiting import wait_for
 
 RECIPE = """\
 recipe: toy
@@ -46,13 +46,6 @@ def folder(toy_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def call(*args: str) -> Result:
     return CliRunner().invoke(cli, args)
-
-
-def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def statuses(home: Home) -> dict[str, str]:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from liuyi.core.recipe import RecipeSource
 from liuyi.core.runner.keys import derived_seed
 from liuyi.core.runner.launch import Attached, resume_run, start_run, state
 from liuyi.core.step import get_step
+from waiting import is_running, lines, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -51,18 +51,6 @@ def begin(home: Home, diary: Path) -> Attached:
     return start_run(home, RecipeSource("recipe.yaml", path, path.parent))
 
 
-def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def lines(diary: Path, beginning: str) -> list[str]:
-    text = diary.read_text() if diary.exists() else ""
-    return [line for line in text.splitlines() if line.startswith(beginning)]
-
-
 def wait_until_over(attached: Attached) -> None:
     wait_for(lambda: not attached.is_active())
 
@@ -76,14 +64,7 @@ def wait_until_started(diary: Path, times: int) -> None:
 
 
 def wait_until_gone(*pids: int) -> None:
-    wait_for(lambda: not any(is_running(pid) for pid in pids), 5)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+    wait_for(lambda: not any(is_running(pid) for pid in pids), 30)
 
 
 def pids(diary: Path) -> tuple[int, int]:

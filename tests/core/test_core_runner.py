@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from liuyi.core.runner.forkserver import Ended, ForkServer
 from liuyi.core.runner.launch import TAKEN, Attached, cancel_run, resume_run, start_run, state
 from liuyi.core.runner.process import BUSY, FAILED, StepOrder, lease_name
 from liuyi.core.step import get_step
+from waiting import lines, wait_for
 
 SUM = """\
 recipe: sum
@@ -65,18 +65,6 @@ def output(home: Home, ended: Run, step_name: str) -> str:
     assert execution is not None
     (digest,) = execution.outputs.values()
     return digest
-
-
-def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def lines(diary: Path, beginning: str) -> list[str]:
-    text = diary.read_text() if diary.exists() else ""
-    return [line for line in text.splitlines() if line.startswith(beginning)]
 
 
 def test_a_run_makes_artifacts_with_their_lineage(toy_home: Home) -> None:

@@ -11,11 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import in_process
 from liuyi.core.artifact import Artifact, Kind
 from liuyi.core.home import Home
-from liuyi.core.runner.context import StepContext
-from liuyi.core.runner.events import EventLog
-from liuyi.core.step import get_step
 
 Publish = Callable[..., Artifact]
 RunStep = Callable[..., dict[str, Artifact]]
@@ -43,30 +41,7 @@ def run_step(home: Home, tmp_path: Path) -> RunStep:
     """Run a registered step on artifacts and publish its outputs."""
 
     def run(name: str, inputs: Mapping[str, Artifact | Sequence[Artifact]], **params: Any) -> dict[str, Artifact]:
-        step = get_step(name)
-        digests = {
-            port: [given.digest] if isinstance(given, Artifact) else [artifact.digest for artifact in given]
-            for port, given in inputs.items()
-        }
-        events = EventLog(tmp_path)
-        context = StepContext(
-            step=step,
-            name=name.partition(".")[2],
-            run_id="test",
-            seed=1,
-            workdir=tmp_path,
-            inputs=digests,
-            store=home.store,
-            events=events,
-            record=lambda metric, index, value: None,
-        )
-        try:
-            step.run(context, step.params(**params))
-            finished = context.finished()
-            return {port: home.store.publish(staging, step=name, output=port) for port, staging in finished.items()}
-        finally:
-            events.close()
-            context.discard()
+        return in_process.run_step(home, tmp_path, name, inputs, **params)
 
     return run
 

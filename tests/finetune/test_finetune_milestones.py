@@ -11,7 +11,6 @@ from test_finetune_sft import chat, publish_chats, publish_model
 
 import in_process
 from liuyi.core.home import Home
-from liuyi.core.step import get_step
 from liuyi.model.tokenizer import train_bpe
 from liuyi.train.replay import replay
 from small_models import small_model
@@ -43,20 +42,7 @@ def test_recorded_steps_of_fine_tuning_come_out_the_same(
         **more,
     }
     made = in_process.run_step(home, tmp_path, "finetune.sft", inputs, **params)
-    step = get_step("finetune.sft")
-    run = home.ledger.create_run(recipe="r", text="", source="", overrides=(), seed=1)
-    home.ledger.put_step(run, "sft", step="finetune.sft", key="k", status="done", position=0)
-    home.ledger.record_execution(
-        key="k",
-        step="finetune.sft",
-        version=step.version,
-        params=step.params(**params).model_dump(mode="json"),
-        seed=1,
-        device="cpu",
-        inputs=[(port, artifact.digest) for port, artifact in inputs.items()],
-        outputs={port: artifact.digest for port, artifact in made.items()},
-        seconds=1.0,
-    )
+    in_process.record(home, "sft", "finetune.sft", params, made)
     found = replay(home, "last", "sft", 7)
     assert [row["step"] for row in found.again] == [6, 7]
     assert found.again == found.recorded

@@ -186,21 +186,7 @@ def record(home: Home, train: Train, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
     def entered(**params: Any) -> None:
         given = {"token_budget": 14 * BATCH, "keep_every_steps": 5, "inject": "nan@7,kill@1000", **params}
-        made = train("recorded", **given)
-        step = get_step("pretrain.train")
-        run = home.ledger.create_run(recipe="r", text="", source="", overrides=(), seed=1)
-        home.ledger.put_step(run, "base", step="pretrain.train", key="k", status="done", position=0)
-        home.ledger.record_execution(
-            key="k",
-            step="pretrain.train",
-            version=step.version,
-            params=step.params(**{**SMALL, **given}).model_dump(mode="json"),
-            seed=1,
-            device="cpu",
-            inputs=[(ref.name, ref.digest) for ref in made["checkpoint"].manifest.inputs],
-            outputs={port: artifact.digest for port, artifact in made.items()},
-            seconds=1.0,
-        )
+        in_process.record(home, "base", "pretrain.train", {**SMALL, **given}, train("recorded", **given))
 
     return entered
 

@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +30,7 @@ from liuyi.pretrain.steps import TrainParams
 from liuyi.train import launch
 from liuyi.train.params import LoopParams, ParallelParams
 from liuyi.train.rank import FOLDER, failure, find_order, tell_failure
+from waiting import wait_for
 
 KEY = "0" * 64
 
@@ -47,13 +46,6 @@ def starts(home: Home) -> list[tuple[int, int]]:
     path = home.path / "diary"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(int(rank), int(pid)) for rank, pid in (line.split() for line in lines)]
-
-
-def wait_for(what: Callable[[], object], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def are_gone(pids: list[int]) -> bool:
