@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,17 @@ def test_every_text_comes_back(trained: Tokenizer, text: str) -> None:
     assert trained.decode(ids) == text
     assert b"".join(trained.token_bytes(token) for token in ids) == text.encode()
     assert trained.encode_batch([text, text]) == [ids, ids]
+
+
+def test_a_long_text_lets_other_threads_run(trained: Tokenizer) -> None:
+    text = " ".join(map(str, range(150_000)))
+    encoding = threading.Thread(target=trained.encode, args=[text])
+    encoding.start()
+    turns = 0
+    while encoding.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 20
 
 
 def test_names_of_special_tokens_can_be_text(trained: Tokenizer) -> None:

@@ -67,11 +67,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        return _ids(self.backend, text)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are not recognised: their names are text like any other."""
-        return list(self._ordinary.encode(text, add_special_tokens=False).ids)
+        return _ids(self._ordinary, text)
 
     @cached_property
     def _ordinary(self) -> tokenizers.Tokenizer:
@@ -227,6 +227,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
         "chat_template": CHATML,
     }
     return Tokenizer(backend, settings)
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Token ids of a text. As a batch of one it lets other threads run meanwhile, which `encode` does not, and counts
+    no offsets, which takes half of the time."""
+    return list(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _in_batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
