@@ -302,8 +302,8 @@ class TestPrompts:
 
     def test_reads_prompts_from_json_lines(self, tmp_path: Path) -> None:
         path = tmp_path / "prompts.jsonl"
-        path.write_text('{"prompt": "a"}\n\n{"messages": [{"role": "user", "content": "b"}], "max_tokens": 3}\n')
-        assert read_prompts(path, 9) == [Ask("a", 9), Ask([{"role": "user", "content": "b"}], 3)]
+        path.write_text('{"prompt": "a\u2028b"}\n\n{"messages": [{"role": "user", "content": "b"}], "max_tokens": 3}\n')
+        assert read_prompts(path, 9) == [Ask("a\u2028b", 9), Ask([{"role": "user", "content": "b"}], 3)]
 
     @pytest.mark.parametrize(
         ("text", "problem"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from liuyi.core.errors import LiuyiError
+from liuyi.infer.sse import lines_of
 
 if TYPE_CHECKING:
     from liuyi.infer.server.backend import ChatBackend
@@ -118,7 +119,7 @@ class ServerTalker:
             async with self._http.stream("POST", "chat/completions", json=body) as response:
                 if response.status_code != 200:
                     raise self._refused(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
+                async for line in lines_of(response):
                     if line.startswith("data: ") and line != "data: [DONE]":
                         yield self._piece(json.loads(line[6:]))
         except httpx.HTTPError as error:

@@ -12,6 +12,7 @@ import httpx
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.load.outcome import Outcome, Status
 from liuyi.infer.load.workload import Ask, Prompt
+from liuyi.infer.sse import lines_of
 
 FULL = (429, 503)
 """Statuses with which a server refuses because it is full."""
@@ -61,7 +62,7 @@ class Endpoint:
                 if response.status_code != 200:
                     answer.refused(response.status_code, await response.aread())
                 else:
-                    async for line in response.aiter_lines():
+                    async for line in lines_of(response):
                         if line.startswith("data:"):
                             answer.read(line[5:].strip(), loop.time() - began)
         except httpx.HTTPError as error:

@@ -104,7 +104,7 @@ def read_prompts(path: Path, output_tokens: int) -> list[Ask]:
 def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) for each line of a file. Raises DataError where a line holds none, or the file has no line."""
     rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
