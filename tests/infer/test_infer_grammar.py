@@ -156,6 +156,16 @@ def test_deeply_nested_schemas_are_refused_not_followed(compiler: GrammarCompile
         compiler.compile(Grammar("json_schema", text))
 
 
+def test_grammars_that_would_hold_up_everybody_are_refused(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="too big"):
+        compiler.compile(schema_grammar({"enum": [f"value number {number}" for number in range(20_000)]}))
+    matcher = compiler.compile(Grammar("regex", "((((a{100}){100}){100}){100})"))
+    for _ in range(3):
+        allowed(matcher, tokenizer.vocab_size)
+        matcher.accept(tokenizer.encode("a")[0])
+    assert "cannot be followed any further" in matcher.problem
+
+
 def test_compiled_grammars_are_kept_and_matchers_are_independent(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size, tokenizer.stop_ids, keep=2)
     first, second = compiler.compile(schema_grammar(DESK)), compiler.compile(schema_grammar(DESK))

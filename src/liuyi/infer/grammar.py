@@ -28,6 +28,9 @@ from liuyi.infer.request import Grammar
 if TYPE_CHECKING:
     from liuyi.model.tokenizer import Tokenizer
 
+LEXER_FUEL = 200_000
+"""What the regular expressions of one grammar may cost to build. With five times as much, llguidance's default,
+`((((a{100}){100}){100}){100})` holds up a step, and all who wait for it, for seconds."""
 ANY_JSON_OBJECT = Grammar("json_schema", '{"type":"object"}')
 
 
@@ -62,7 +65,9 @@ class Matcher:
     @property
     def problem(self) -> str:
         """Why the grammar cannot be followed any further, such as a limit that it broke; empty while it can."""
-        return describe_problem(self.state.get_error()) if self.state.is_error() else ""
+        if not self.state.is_error():
+            return ""
+        return f"the grammar cannot be followed any further: {describe_problem(self.state.get_error())}"
 
 
 class GrammarCompiler:
@@ -104,7 +109,7 @@ class GrammarCompiler:
                 text = llguidance.LLMatcher.grammar_from_regex(grammar.text)
             else:
                 text = llguidance.LLMatcher.grammar_from_lark(grammar.text)
-            matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
+            matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=_limits())
             problem = matcher.get_error()
         except ValueError as error:
             problem = str(error)
@@ -149,6 +154,10 @@ def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> NDArray[np.int32
     return bits
 
 
+def _limits() -> llguidance.LLParserLimits:
+    return llguidance.LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
+
+
 def describe_problem(problem: str) -> str:
     """What llguidance says is wrong, in one line."""
-    return " ".join(problem.partition("<state>")[0].split())[:300]
+    return " ".join(problem.partition("<state>")[0].removesuffix("<non-verbose/>").split())[:300]
