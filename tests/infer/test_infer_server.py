@@ -12,6 +12,7 @@ import pytest
 from infer_support import MESSAGES, LiveServer, eventually
 
 from liuyi.infer.engine import Engine
+from liuyi.infer.server.protocol import ChatCompletionBody
 from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
@@ -129,6 +130,17 @@ class TestChat:
         assert ask([{"role": "developer", "content": "be brief"}, *MESSAGES]) == ask(
             [{"role": "system", "content": "be brief"}, *MESSAGES]
         )
+
+    def test_effort_and_thoughts_are_told_to_the_chat_template(self) -> None:
+        thought = {"role": "assistant", "content": "b", "reasoning_content": "c"}
+        body: dict[str, Any] = {"model": "tiny", "messages": [*MESSAGES, thought, *MESSAGES]}
+        for effort, thinks in (("none", False), ("low", True)):
+            request = ChatCompletionBody(**body, reasoning_effort=effort).request()  # type: ignore[arg-type]
+            assert request.template_variables == {"reasoning_effort": effort, "enable_thinking": thinks}
+            assert request.messages[1]["reasoning_content"] == "c"
+        chosen = ChatCompletionBody(**body, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})
+        assert chosen.request().template_variables["enable_thinking"] is True
+        assert ChatCompletionBody(**body).request().template_variables == {}
 
     def test_no_part_of_a_character_is_streamed(self, client: openai.OpenAI, tokenizer: Tokenizer) -> None:
         regex = "(厨房|卧室|打开灯|😀){20}"

@@ -12,6 +12,14 @@ import pytest
 from infer_support import MESSAGES, LiveServer
 
 
+def nested(levels: int) -> Any:
+    """An empty list within so many more."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 class TestErrors:
     def post(self, live: LiveServer, path: str = "chat/completions", **body: Any) -> httpx.Response:
         if "content" in body:
@@ -25,7 +33,12 @@ class TestErrors:
             ({"messages": []}, 400, "messages", None),
             ({"messages": "hello"}, 400, "messages", None),
             ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages.0.role", None),
-            ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, None, None),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+                400,
+                "messages.0.content.0.type",
+                None,
+            ),
             ({"messages": [{"role": "user", "content": "x" * 1_000_000}]}, 400, "messages", "context_length_exceeded"),
             ({"messages": [{"role": "user", "content": "x y " * 200}]}, 400, "prompt", "context_length_exceeded"),
             ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, None, None),
@@ -35,7 +48,8 @@ class TestErrors:
             ({"n": 17}, 400, "n", None),
             ({"timeout": 0}, 400, "timeout", None),
             ({"seed": 2**70}, 400, "seed", None),
-            ({"stop": [""]}, 400, "stop", None),
+            ({"stop": [""]}, 400, "stop.0", None),
+            ({"stop": ["x"] * 17}, 400, "stop", None),
             ({"stop": 5}, 400, "stop", None),
             ({"topp": 0.5}, 400, "topp", None),
             ({"tools": [{"type": "function"}]}, 400, "tools.0.function", None),
@@ -43,6 +57,15 @@ class TestErrors:
             ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),
             ({"logit_bias": {"99999": 1}}, 400, "logit_bias", None),
             ({"response_format": {"type": "xml"}}, 400, "response_format", None),
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+                400,
+                "response_format.json_schema.schema",
+                None,
+            ),
+            ({"chat_template_kwargs": {"a": nested(101)}}, 400, "chat_template_kwargs", None),
+            ({"reasoning_effort": "endless"}, 400, "reasoning_effort", None),
+            ({"functions": []}, 400, "functions", None),
             (
                 {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "odd"}}}},
                 400,
@@ -70,6 +93,32 @@ class TestErrors:
         response = self.post(live, content=content)
         assert response.status_code == 400
         assert response.json()["error"]["type"] == "invalid_request_error"
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (b"", "must be a JSON object"),
+            (b"[1]", "must be a JSON object"),
+            (b'{"model": "\xff"}', "not UTF-8"),
+            (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        ],
+    )
+    def test_bodies_that_cannot_be_read_are_told_why(self, live: LiveServer, content: bytes, says: str) -> None:
+        assert says in self.post(live, content=content).json()["error"]["message"]
+
+    def test_a_body_that_does_not_say_that_it_is_json_is_told_so(self, live: LiveServer) -> None:
+        body = json.dumps({"model": "tiny", "messages": MESSAGES})
+        refused = httpx.post(
+            f"{live.url}/v1/chat/completions",
+            content=body,
+            headers={"content-type": "application/x-www-form-urlencoded"},
+        )
+        assert "Content-Type: application/json" in refused.json()["error"]["message"]
+
+    def test_null_asks_for_nothing(self, live: LiveServer) -> None:
+        body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 1}
+        unasked = dict.fromkeys(("functions", "audio", "verbosity", "stop", "tools", "stream_options", "n"))
+        assert self.post(live, json=body | unasked).status_code == 200
 
     def test_bodies_that_are_too_large_are_not_read(self, live: LiveServer) -> None:
         response = self.post(live, content=b" " * (5 * 2**20))

@@ -41,6 +41,9 @@ class TestAnswers:
         asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "seed": 4, "max_tokens": 20, "n": 2}
         with client_of(proxied) as through:
             assert [model.id for model in through.models.list()] == ["tiny"]
+            assert through.models.retrieve("tiny") == client.models.retrieve("tiny")
+            with pytest.raises(openai.NotFoundError):
+                through.models.retrieve("none")
             one, two = client.chat.completions.create(**asked), through.chat.completions.create(**asked)
             assert one.choices == two.choices
             assert one.usage == two.usage
@@ -152,6 +155,21 @@ def test_a_deadline_is_one_for_all_that_an_answer_takes() -> None:
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "timeout")
         assert 'liuyi_requests_total{model="m",status="504"} 2' in httpx.get(f"{proxy.url}/metrics").text
         assert upstream.inside == 0
+
+
+def test_answers_may_hold_what_other_texts_end_lines_with() -> None:
+    chunk = '{"id": "a", "choices": [{"index": 0, "delta": {"content": "x\u2028y\u0085"}}]}'
+    said = f"data: {chunk}\r\n\r\ndata: [DONE]\r\n\r\n"
+
+    def engine(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "m", "object": "model"}]})
+        return httpx.Response(200, text=said)
+
+    upstream = Upstream(Place.parse("vllm"), transport=httpx.MockTransport(engine))
+    with served(lambda record, gate: create_proxy(upstream, gate=gate)) as proxy, client_of(proxy) as client:
+        chunks = list(client.chat.completions.create(model="m", messages=MESSAGES, stream=True))
+        assert [chunk.choices[0].delta.content for chunk in chunks] == ["x\u2028y\u0085"]
 
 
 def test_an_engine_that_breaks_off_or_goes_away_is_told_cleanly() -> None:

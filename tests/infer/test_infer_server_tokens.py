@@ -41,11 +41,19 @@ class TestEmbeddings:
         for one, two in zip(answer.data, given.data, strict=True):
             np.testing.assert_array_equal(one.embedding, two.embedding)
 
+    def test_there_may_be_more_texts_than_requests_in_the_queue(self, client: openai.OpenAI) -> None:
+        texts = [str(number) for number in range(300)]
+        answer = client.embeddings.create(model="tiny", input=texts)
+        last = client.embeddings.create(model="tiny", input=texts[-1])
+        assert [one.index for one in answer.data] == list(range(300))
+        np.testing.assert_array_equal(answer.data[-1].embedding, last.data[0].embedding)
+
     def test_say_what_is_wrong(self, live: LiveServer, live_engine: Engine) -> None:
         for change, param in (
             ({"input": ""}, "input"),
             ({"input": [[99_999]]}, "prompt"),
             ({"input": "x y " * 300}, "input"),
+            ({"input": ["a"] * 2049}, "input"),
             ({"dimensions": 5}, "dimensions"),
             ({"model": "none"}, "model"),
         ):
@@ -74,3 +82,17 @@ class TestTokenize:
         for begins in (True, False):
             ids, _ = encode_chat(tokenizer, MESSAGES, add_generation_prompt=begins)
             assert self.post(live, "tokenize", messages=MESSAGES, add_generation_prompt=begins)["tokens"] == ids
+
+    def test_what_is_far_longer_than_the_context_is_refused_unread(self, live: LiveServer) -> None:
+        for body in ({"prompt": "x" * 1_000_000}, {"messages": [{"role": "user", "content": "x"}] * 256}):
+            refused = httpx.post(f"{live.url}/tokenize", json={"model": "tiny", **body})
+            assert refused.status_code == 400
+            assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+    def test_a_conversation_that_takes_too_long_to_render_is_refused(
+        self, live: LiveServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("liuyi.infer.server.model_backend.TEMPLATE_S", 0.0)
+        refused = httpx.post(f"{live.url}/tokenize", json={"model": "tiny", "messages": MESSAGES})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+        assert "too long" in refused.json()["error"]["message"]

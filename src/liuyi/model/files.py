@@ -20,9 +20,11 @@ def read_json(path: Path, hint: str = "") -> dict[str, Any]:
     """The object in a JSON file. Raises ModelError if there is no such file, or no object in it."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError("there is no such file", where=str(path), hint=hint) from None
-    except ValueError as error:
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"is not JSON: {error}", where=str(path)) from error
     if not isinstance(values, dict):
         raise ModelError("is not a JSON object", where=str(path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,7 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from liuyi.core.errors import ModelError
-from liuyi.model.sandbox import Budget, Sandbox, budget
+from liuyi.model.sandbox import Budget, Sandbox, budget, deadline
 
 SAID_BEGINS, SAID_ENDS = "\ufdd0", "\ufdd1"
 """Noncharacters around what the template's `{% generation %}` blocks render."""
@@ -43,6 +45,16 @@ def render_template(template: str, variables: dict[str, Any]) -> str:
         raise ModelError(f"the chat template fails on this conversation: {type(error).__name__}: {error}") from error
     finally:
         budget.reset(spent)
+
+
+@contextmanager
+def rendering_within(seconds: float | None) -> Iterator[None]:
+    """All renderings inside together may take so long; each has its own limit anyway, which alone holds for None."""
+    token = deadline.set(deadline.get() if seconds is None else time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        deadline.reset(token)
 
 
 class _Generation(Extension):

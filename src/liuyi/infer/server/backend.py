@@ -245,12 +245,15 @@ class TokenBackend(Protocol):
         """Where its answers come from."""
 
     async def tokenize(self, text: str, *, begin: bool) -> list[int]:
-        """The tokens of a text; `begin` puts the token that begins texts before it, if the model has one."""
+        """The tokens of a text; `begin` puts the token that begins texts before it, if the model has one.
+
+        Raises RequestError if the text is far longer than the context.
+        """
 
     async def tokenize_chat(self, request: ChatRequest, *, answer_begins: bool) -> list[int]:
         """The tokens of a conversation, to where the assistant begins to speak if `answer_begins`.
 
-        Raises ModelError if the chat template refuses it.
+        Raises RequestError if it is far longer than the context, ModelError if the chat template refuses it.
         """
 
     async def detokenize(self, tokens: Sequence[int]) -> str:

@@ -106,6 +106,8 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 400 and error.__cause__ is not None:
+            return error_response(400, _unread(error.__cause__))
         if error.status_code == 404:
             return error_response(404, f"there is no {request.method} {request.url.path[:200]}")
         return error_response(error.status_code, str(error.detail), headers=error.headers)
@@ -146,16 +148,36 @@ _TYPE = re.compile(r"(constrained-)?(str|int|float|bool|list|dict|tuple|nullable
 
 def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     """Message and field of the first thing that is wrong with a body; what the client sent is not repeated."""
-    problem = problems[0]
+    # Where a field may be one of several things, those that are of another type are not what the client meant.
+    problem = next((one for one in problems if not one["type"].endswith("_type")), problems[0])
     if problem["type"] == "json_invalid":
         detail = str(problem.get("ctx", {}).get("error", "")) or "it cannot be parsed"
         return f"the body is not valid JSON: {detail}", None
-    place = [str(part) for part in problem["loc"] if part != "body" and not _TYPE.fullmatch(str(part))]
+    if problem["loc"] == ("body",) and not isinstance(problem["input"], dict):
+        return "the body must be a JSON object, sent with 'Content-Type: application/json'", None
+    place = [str(part) for part in _without_tag(problem["loc"]) if not _TYPE.fullmatch(str(part))]
     param = ".".join(place)[:200] or None
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "this parameter is not known"
     return (f"{param}: {message}" if param else message), param
+
+
+def _without_tag(loc: Sequence[str | int]) -> list[str | int]:
+    """The place of a problem without what pydantic adds: where it looked, and the kind of `response_format` it took."""
+    place = [part for part in loc if part not in ("body", "[key]")]
+    if "response_format" in place[:-1]:
+        del place[place.index("response_format") + 1]
+    return place
+
+
+def _unread(cause: BaseException) -> str:
+    """Why a body could not be read as JSON."""
+    if isinstance(cause, UnicodeDecodeError):
+        return "the body is not valid JSON: it is not UTF-8"
+    if isinstance(cause, RecursionError):
+        return "the body is not valid JSON: it is nested too deeply"
+    return "the body could not be read"
 
 
 def _clean(text: str) -> str:

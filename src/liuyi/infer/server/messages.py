@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import ANY_JSON_OBJECT, schema_grammar
 from liuyi.infer.request import Grammar
 from liuyi.infer.tools.calls import Function
 
+MAX_DEPTH = 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Body(BaseModel):
     """A JSON object of the API. A field that is not known is refused by name rather than ignored, so that no client
-    believes in an effect that is not there."""
+    believes in an effect that is not there; unless it is null, which asks for nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_asks_for_nothing(cls, value: Any) -> Any:
+        """Many clients write null for all that they leave open, whether we know of it or not."""
+        return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+
     @field_validator("*")
     @classmethod
-    def _is_unicode(cls, value: Any) -> Any:
-        """JSON can write half of a surrogate pair, which no text holds."""
-        if isinstance(value, str | dict | list) and not _encodes(value):
-            raise ValueError("the text is not valid Unicode")
+    def _is_sound(cls, value: Any) -> Any:
+        """JSON can write half of a surrogate pair, which no text holds, and can be nested without end."""
+        if isinstance(value, str | dict | list):
+            if _depth(value) > MAX_DEPTH:
+                raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+            if not _encodes(value):
+                raise ValueError("the text is not valid Unicode")
         return value
 
 
@@ -65,6 +76,7 @@ class Message(Body):
     tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called")
     tool_call_id: str | None = Field(None, description="which call this is the result of")
     refusal: str | None = None
+    reasoning_content: str | None = Field(None, description="what the assistant thought; told to the chat template")
     annotations: list[Any] | None = Field(None, description="accepted, as answers of OpenAI's API hold it")
     audio: None = None
     function_call: None = None
@@ -90,6 +102,8 @@ class Message(Body):
             message["name"] = self.name
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
+        if self.reasoning_content:
+            message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
             message["tool_calls"] = [
                 {
@@ -182,6 +196,19 @@ def json_grammar(schema: dict[str, Any], param: str) -> Grammar:
         return schema_grammar(schema, param)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the schema cannot be read: {error}", param=param, code="invalid_json_schema") from error
+
+
+def _depth(value: Any) -> int:
+    """How many levels of objects and lists there are in it, counted no further than is allowed."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        level = [item for part in level if isinstance(part, dict | list) for item in _items(part)]
+        depth += 1
+    return depth
+
+
+def _items(part: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return part.values() if isinstance(part, dict) else part
 
 
 def _encodes(value: Any) -> bool:

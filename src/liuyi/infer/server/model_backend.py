@@ -36,12 +36,15 @@ from liuyi.infer.server.task import SAMPLING_DEFAULTS, Task
 from liuyi.infer.tools.formats import FORMATS, format_of
 from liuyi.model.chat import encode_chat
 from liuyi.model.load import load_tokenizer
+from liuyi.model.template import rendering_within
 from liuyi.model.tokenizer import Tokenizer
 
 QUEUED_CONTEXTS = 16
 QUEUED_SHARE = 0.25
 """Tokens that may wait unless a limit is given: this part of what `max_queue` requests of a whole context would have,
 and `QUEUED_CONTEXTS` at least."""
+TEMPLATE_S = 5.0
+"""A conversation is rendered once for each of the assistant's turns, which together may take so long."""
 OPEN_ANSWER_TOKENS = 256
 """What an answer without a limit of its own counts for when room for it is sought."""
 
@@ -149,6 +152,7 @@ class ModelBackend:
         form, use = self._tool_format, request.tools
         size = _characters(request)
         self._check_length(size, "messages")
+        self._check_turns(len(request.messages))
 
         def make() -> Task:
             ids = self._encode(request, answer_begins=True)
@@ -178,13 +182,19 @@ class ModelBackend:
         return await self._begin(make, request.options, len(request.prompts), characters=characters, given=given)
 
     async def tokenize(self, text: str, *, begin: bool) -> list[int]:
-        """The tokens of a text."""
+        """The tokens of a text. Raises RequestError if it is far longer than the context."""
+        self._check_length(len(text), "prompt")
         first = self.tokenizer.token_id(self.tokenizer.bos_token) if begin else None
         ids = await asyncio.to_thread(self.tokenizer.encode, text)
         return ids if first is None else [first, *ids]
 
     async def tokenize_chat(self, request: ChatRequest, *, answer_begins: bool) -> list[int]:
-        """The tokens of a conversation. Raises ModelError if the chat template refuses it."""
+        """The tokens of a conversation.
+
+        Raises RequestError as `tokenize`, ModelError if the chat template refuses it.
+        """
+        self._check_length(_characters(request), "messages")
+        self._check_turns(len(request.messages))
         return await asyncio.to_thread(self._encode, request, answer_begins=answer_begins)
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
@@ -206,7 +216,7 @@ class ModelBackend:
             self._check_length(len(text), "input")
         characters = sum(map(len, written))
         given = sum(len(text) for text in texts if not isinstance(text, str))
-        place = self.admission.enter(requests=len(texts), prompt_bytes=characters, prompt_tokens=given)
+        place = self.admission.enter(requests=1, prompt_bytes=characters, prompt_tokens=given)
         try:
             made = await asyncio.to_thread(
                 lambda: [self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
@@ -225,13 +235,14 @@ class ModelBackend:
 
     def _encode(self, request: ChatRequest, *, answer_begins: bool) -> list[int]:
         messages, tools = as_template_knows(request, self._tool_format)
-        ids, _ = encode_chat(
-            self.tokenizer,
-            messages,
-            tools=tools,
-            variables=request.template_variables,
-            add_generation_prompt=answer_begins,
-        )
+        with rendering_within(TEMPLATE_S):
+            ids, _ = encode_chat(
+                self.tokenizer,
+                messages,
+                tools=tools,
+                variables=request.template_variables,
+                add_generation_prompt=answer_begins,
+            )
         return ids
 
     def _as_prompt(self, prompt: str | Sequence[int]) -> Prompt:
@@ -281,6 +292,16 @@ class ModelBackend:
             raise RequestError(
                 f"the prompt has {characters} characters, far more than the context of {context} tokens",
                 param=param,
+                code="context_length_exceeded",
+            )
+
+    def _check_turns(self, messages: int) -> None:
+        """Refuse conversations of which not even the beginnings of their messages would fit."""
+        context = self.engine.facts.max_tokens
+        if messages >= context:
+            raise RequestError(
+                f"the conversation has {messages} messages, and the context holds {context - 1} tokens",
+                param="messages",
                 code="context_length_exceeded",
             )
 

@@ -43,12 +43,12 @@ Texts = str | list[str] | list[TokenId] | list[list[TokenId]]
 """A text or several, as such or as token ids."""
 
 
-def not_empty(texts: Texts) -> Texts:
-    """The texts as they are. Raises ValueError if one is empty, or there are too many."""
+def not_empty(texts: Texts, most: int = MAX_PROMPTS) -> Texts:
+    """The texts as they are. Raises ValueError if one is empty, or there are more than `most`."""
     if not texts or (isinstance(texts, list) and any(part in ("", []) for part in texts)):
         raise ValueError("the text is empty")
-    if isinstance(texts, list) and not isinstance(texts[0], int) and len(texts) > MAX_PROMPTS:
-        raise ValueError(f"at most {MAX_PROMPTS} texts in one request")
+    if isinstance(texts, list) and not isinstance(texts[0], int) and len(texts) > most:
+        raise ValueError(f"at most {most} texts in one request")
     return texts
 
 
@@ -183,11 +183,15 @@ class ChatCompletionBody(_Generation):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="further variables of the chat template")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="told to the chat template; none turns off thinking where the template can"
+    )
     modalities: list[Literal["text"]] | None = None
     metadata: dict[str, str] | None = Field(None, description=_NO_EFFECT)
     store: bool | None = Field(None, description=_NO_EFFECT)
     safety_identifier: str | None = Field(None, description=_NO_EFFECT)
     prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_retention: str | None = Field(None, description=_NO_EFFECT)
     service_tier: Literal["auto", "default"] | None = Field(None, description=_NO_EFFECT)
 
     @model_validator(mode="after")
@@ -224,9 +228,15 @@ class ChatCompletionBody(_Generation):
         return ChatRequest(
             messages=[message.as_dict() for message in self.messages],
             tools=tools,
-            template_variables=self.chat_template_kwargs or {},
+            template_variables=self._effort() | (self.chat_template_kwargs or {}),
             options=self.options(),
         )
+
+    def _effort(self) -> dict[str, Any]:
+        """Variables of the chat template that say how much to think: OpenAI's name, and that of Qwen3."""
+        if self.reasoning_effort is None:
+            return {}
+        return {"reasoning_effort": self.reasoning_effort, "enable_thinking": self.reasoning_effort != "none"}
 
     def options(self) -> Options:
         """How the backend shall continue."""
@@ -243,7 +253,7 @@ class CompletionBody(_Generation):
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    suffix: None = None
+    suffix: Literal[""] | None = None
 
     @field_validator("prompt")
     @classmethod

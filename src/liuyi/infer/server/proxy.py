@@ -36,6 +36,7 @@ from liuyi.infer.server.respond import unless_gone
 from liuyi.infer.server.service import CLIENT_GONE
 from liuyi.infer.server.tracing import Tracing
 from liuyi.infer.server.upstream import Upstream, as_object, refusal
+from liuyi.infer.sse import lines_of
 
 _PATHS = ("chat/completions", "completions", "embeddings")
 _TOKEN_PATHS = ("tokenize", "detokenize")
@@ -71,6 +72,11 @@ def create_proxy(
     async def list_models() -> dict[str, Any]:
         """The engine's models."""
         return {"object": "list", "data": upstream.models}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        return upstream.model(name)
 
     add_health(app, {upstream.place.kind: upstream}, observer, gate)
     return app
@@ -114,9 +120,7 @@ class _Proxy:
         body = as_object(await request.body())
         if not isinstance(body.get("model"), str):
             raise RequestError("the body must be a JSON object that names a model", param="model")
-        known = [model["id"] for model in self._upstream.models]
-        if body["model"] not in known:
-            raise errors.UnknownModel(body["model"], known)
+        self._upstream.model(body["model"])
         asked = body.pop("timeout", None)
         if asked is not None and not (type(asked) in (int, float) and asked > 0):
             raise RequestError("timeout must be a number of seconds above 0", param="timeout")
@@ -200,7 +204,7 @@ class _Answer:
         status = CLIENT_GONE
         try:
             async with asyncio.timeout_at(None if self._timeout_s is None else self._began + self._timeout_s):
-                async for line in self._response.aiter_lines():
+                async for line in lines_of(self._response):
                     passed = self.passing.see_line(line) if line else b""
                     if self.passing.is_complete and status != 200:
                         # Before the client hears of the end: it may hang up as soon as it does.

@@ -15,6 +15,9 @@ from liuyi.infer.server.backend import ChatRequest, ToolUse
 from liuyi.infer.server.messages import Body, Message, Tool
 from liuyi.infer.server.protocol import MAX_INT, MAX_TOOLS, Texts, TokenId, not_empty, one_by_one
 
+MAX_TEXTS = 2048
+"""As many as OpenAI embeds at once; clients cut what they have into lots of that size."""
+
 
 class TokenizeBody(Body):
     """The body of `POST /tokenize`: a text as it is, or a conversation through the chat template."""
@@ -62,7 +65,7 @@ class EmbeddingBody(Body):
     @field_validator("input")
     @classmethod
     def _not_empty(cls, input: Texts) -> Texts:
-        return not_empty(input)
+        return not_empty(input, MAX_TEXTS)
 
     @property
     def texts(self) -> list[str | list[int]]:

@@ -14,7 +14,7 @@ import httpx
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
 from liuyi.infer.server.backend import BackendInfo, Load
-from liuyi.infer.server.errors import error_body
+from liuyi.infer.server.errors import UnknownModel, error_body
 
 KINDS = {"vllm": "http://127.0.0.1:8000/v1", "llama.cpp": "http://127.0.0.1:8080/v1", "openai": ""}
 """Kinds of engines, and where they listen unless told otherwise."""
@@ -88,6 +88,13 @@ class Upstream:
     def busy(self) -> Load:
         """How busy it is, as far as requests through here tell."""
         return Load(running=self.inside, alive=self._alive, state="ready" if self._alive else "unreachable")
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What the engine says of one of its models. Raises UnknownModel if it has none of that name."""
+        found = {model["id"]: model for model in self.models}
+        if name not in found:
+            raise UnknownModel(name, list(found))
+        return found[name]
 
     async def refresh(self) -> None:
         """Ask for its models again. Raises EngineError if it cannot be reached, or does not speak the API."""
