@@ -7,12 +7,15 @@ import lzma
 import math
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 
 import in_process
 from liuyi.core.artifact import Artifact
@@ -24,6 +27,7 @@ from liuyi.model.checkpoint import load_config, load_model, save_model
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.pretrain.bits import Documents, bits_per_byte, model_bits
 from liuyi.pretrain.size import config_for_size, parse_size
+from liuyi.pretrain.steps import TrainParams
 from liuyi.train.data import TokenStream
 from waiting import wait_for
 
@@ -260,6 +264,36 @@ def test_size_sets_the_model(shelf: Shelf, tmp_path: Path) -> None:
     config = load_config(made["checkpoint"].path)
     assert 0.5 < config.num_parameters / 500_000 < 1.5
     assert config.vocab_size == shelf.built.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"size": "five"}, "'five' is not a model size; write it as 800k"),
+        ({"tie_embeddings": True}, "tied embeddings cannot hold a table of bigrams"),
+        ({"experts_per_token": 3}, "means nothing without 'experts'"),
+        ({"experts": 2, "experts_per_token": 3}, "cannot go through 3 of 2 experts"),
+        ({"schedule": "cosine", "decay": 0.2}, "'decay' is for the schedule wsd, and this one is cosine"),
+        ({"processes": 2, "tensor": 2, "fp8": True}, "'fp8' and 'tensor' do not go together"),
+    ],
+)
+def test_params_that_cannot_be_are_refused_before_anything_runs(params: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainParams(**params)
+    TrainParams(**TrainParams().model_dump())
+
+
+def test_a_model_that_the_machine_cannot_hold_is_refused(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"tokens": shelf.tokens, "tokenizer": shelf.tokenizer}
+    with pytest.raises(DataError, match="the dial ends at"):
+        run_step(shelf.home, tmp_path / "a", "pretrain.train", inputs, size="900b")
+    memory = SimpleNamespace(total=4_000_000, available=4_000_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    with pytest.raises(ModelError, match=r"take 7\.7 GB before they learn anything, and this machine has 0\.0 GB"):
+        run_step(shelf.home, tmp_path / "b", "pretrain.train", inputs, size="2b")
+    run_step(shelf.home, tmp_path / "c", "pretrain.train", inputs, **TINY, token_budget=100)
 
 
 def test_a_document_longer_than_a_row_is_learnt_whole_and_a_row_longer_than_the_context_is_refused(

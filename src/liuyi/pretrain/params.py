@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from liuyi.core.errors import DataError
 from liuyi.core.step import BesideKey
+from liuyi.pretrain.size import parse_size
 from liuyi.train.params import LoopParams
 
 
@@ -37,3 +39,32 @@ class DecoderParams(LoopParams):
     compile: Annotated[bool, BesideKey] = Field(
         False, description="compile the layers: faster on GPUs, some ten seconds before the first step"
     )
+
+    @field_validator("size")
+    @classmethod
+    def _is_a_size(cls, text: str | None) -> str | None:
+        try:
+            parse_size(text or "1m")
+        except DataError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from None
+        return text
+
+    @model_validator(mode="after")
+    def _starts_as_it_can(self) -> Self:
+        if self.tie_embeddings and self.init == "bigram":
+            raise ValueError("tied embeddings cannot hold a table of bigrams; set init: random")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_can_be_chosen(self) -> Self:
+        if self.experts is None and self.experts_per_token != type(self).model_fields["experts_per_token"].default:
+            raise ValueError("'experts_per_token' means nothing without 'experts'")
+        if self.experts is not None and self.experts_per_token > self.experts:
+            raise ValueError(f"a token cannot go through {self.experts_per_token} of {self.experts} experts")
+        return self
+
+    @model_validator(mode="after")
+    def _decays_where_it_is_asked(self) -> Self:
+        if self.schedule != "wsd" and self.decay != type(self).model_fields["decay"].default:
+            raise ValueError(f"'decay' is for the schedule wsd, and this one is {self.schedule}")
+        return self

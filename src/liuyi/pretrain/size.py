@@ -10,6 +10,7 @@ from liuyi.core.errors import DataError
 from liuyi.model.config import DecoderConfig
 
 HEAD_DIM = 64
+WIDEST = 8192
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 
@@ -35,7 +36,10 @@ def parse_size(text: str) -> int:
 def config_for_size(
     parameters: int, *, vocab_size: int, seq_len: int, eos_id: int, pad_id: int | None, tie_embeddings: bool = False
 ) -> DecoderConfig:
-    """The decoder nearest to that many parameters: a layer for 64 channels of width, four layers at least."""
+    """The decoder nearest to that many parameters: a layer for 64 channels of width, four layers at least.
+
+    Raises DataError for more parameters than the widest of them has.
+    """
     candidates = [
         DecoderConfig(
             family="qwen3",
@@ -54,8 +58,14 @@ def config_for_size(
             eos_token_id=eos_id,
             pad_token_id=pad_id,
         )
-        for width in range(HEAD_DIM, 8192 + 1, HEAD_DIM)
+        for width in range(HEAD_DIM, WIDEST + 1, HEAD_DIM)
     ]
+    largest = candidates[-1].num_parameters
+    if parameters > largest:
+        raise DataError(
+            f"the dial ends at {largest / 1e9:.0f}b parameters, and {parameters / 1e9:.0f}b are asked for",
+            hint="take a smaller size, or go on from a model of that size",
+        )
     return min(candidates, key=lambda config: abs(config.num_parameters - parameters))
 
 

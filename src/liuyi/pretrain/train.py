@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from liuyi.core.errors import ModelError
 from liuyi.core.step import Context
 from liuyi.model.checkpoint import load_model, save_model
+from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.pretrain.bigram import bigram_embeddings
@@ -185,8 +187,11 @@ def starting_model(
     if not ctx.has("model"):
         return fresh_model(params, stream, tokenizer)
     _demand_same_vocabulary(stream, tokenizer)
-    if params.size or params.hidden_size or params.num_hidden_layers or params.experts:
-        raise ModelError("the size of a model that goes on training is what it is", hint="leave the size out")
+    if params.size or params.hidden_size or params.num_hidden_layers or params.experts or params.tie_embeddings:
+        raise ModelError(
+            "the shape of a model that goes on training is what it is",
+            hint="leave out size, hidden_size, num_hidden_layers, experts and tie_embeddings",
+        )
     folder = ctx.input("model").path
     # A milestone's weights are put in place of these, in float32.
     model = load_model(folder, torch.float32 if ctx.has("milestones") else loading_dtype(folder, world))
@@ -204,7 +209,10 @@ def starting_model(
 
 
 def fresh_model(params: DecoderParams, stream: Stream, tokenizer: Tokenizer) -> Decoder:
-    """A decoder of the size that `params` name; its weights are not set yet."""
+    """A decoder of the size that `params` name; its weights are not set yet.
+
+    Raises ModelError for one whose weights alone are more than this machine has memory for.
+    """
     _demand_same_vocabulary(stream, tokenizer)
     config = config_for_size(
         parse_size(params.size or DEFAULT_SIZE),
@@ -233,7 +241,18 @@ def fresh_model(params: DecoderParams, stream: Stream, tokenizer: Tokenizer) -> 
             num_experts_per_tok=params.experts_per_token,
             moe_intermediate_size=max(1, config.intermediate_size // params.experts_per_token),
         )
+    _demand_room(config)
     return Decoder(config)
+
+
+def _demand_room(config: DecoderConfig) -> None:
+    needed, there = 4 * config.num_parameters, psutil.virtual_memory().total
+    if needed > there:
+        raise ModelError(
+            f"{config.num_parameters / 1e6:,.1f}M parameters take {needed / 1e9:,.1f} GB before they learn anything, "
+            f"and this machine has {there / 1e9:,.1f} GB",
+            hint="take a smaller size, or fewer layers",
+        )
 
 
 def _demand_same_vocabulary(stream: Stream, tokenizer: Tokenizer) -> None:

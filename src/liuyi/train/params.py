@@ -106,6 +106,8 @@ class ParallelParams(KeepParams):
             raise ValueError("several machines need a rendezvous: the name and a free port of one of them, node1:29500")
         if self.rendezvous and self.nodes == 1:
             raise ValueError("a rendezvous is for several machines; nodes is 1")
+        if self.tensor > 1 and getattr(self, "fp8", False):
+            raise ValueError("'fp8' and 'tensor' do not go together; set tensor: 1")
         return self
 
     @property
