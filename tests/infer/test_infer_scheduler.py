@@ -11,7 +11,6 @@ from infer_support import VOCAB, tiny_model
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
-from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request
 from liuyi.model.tokenizer import Tokenizer
 
@@ -199,28 +198,3 @@ def test_a_long_prompt_beside_one_that_generates_is_read_in_what_time_allows(
     engine.cancel(speaker)
     engine.step()
     assert runner.read[-1] == 512
-
-
-def test_what_a_step_takes_without_prompts_is_learned_while_prompts_wait() -> None:
-    pace = Pace(prefill_tokens=512, stretch=1.5)
-    read = []
-    for _ in range(200):
-        budget = pace.budget(generating=3, reading=1)
-        read.append(budget)
-        pace.observe(generating=3, other_tokens=budget, seconds=0.004 + 0.0001 * budget)
-    assert [at for at, tokens in enumerate(read) if not tokens] == [0, 65, 130, 195]
-    assert all(tokens in (19, 20) for tokens in read[10:] if tokens)
-    # Five that wait for each that speaks count for more than the evenness of what it says.
-    assert pace.budget(generating=3, reading=15) == 512
-    assert pace.budget(generating=0, reading=1) == 512
-
-
-def test_tokens_that_turn_dear_are_noticed_within_a_few_steps() -> None:
-    pace = Pace(prefill_tokens=512, stretch=1.5)
-    seconds = []
-    for at in range(100):
-        budget = pace.budget(generating=2, reading=1)
-        seconds.append(0.004 + (0.000_005 if at < 20 else 0.000_5) * budget)
-        pace.observe(generating=2, other_tokens=budget, seconds=seconds[-1])
-    assert max(seconds[:20]) < 0.007
-    assert all(taken < 0.0065 for taken in seconds[27:])

@@ -74,7 +74,7 @@ class Oracle:
 def cheap_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where a step's time is that of reading the weights."""
 
-    def observe(self: Pace, generating: int, other_tokens: int, seconds: float) -> None:
+    def observe(self: Pace, *_: object) -> None:
         self._step_s, self.token_s = {1: 1.0}, 0.001
 
     monkeypatch.setattr(Pace, "observe", observe)
@@ -199,7 +199,7 @@ def test_drafts_grow_with_agreement_and_cease_where_they_cost_more_than_they_giv
     known = {tuple(asked[0].prompt_ids): plain[0]}
 
     def drafted(every: int, token_s: float) -> int:
-        def observe(self: Pace, generating: int, other_tokens: int, seconds: float) -> None:
+        def observe(self: Pace, *_: object) -> None:
             self._step_s, self.token_s = {1: 1.0}, token_s
 
         monkeypatch.setattr(Pace, "observe", observe)

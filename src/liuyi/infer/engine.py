@@ -237,8 +237,9 @@ class Engine:
         began = perf_counter()
         logits = self.runner.logits(batch)
         seconds = perf_counter() - began
-        generating = [chunk.count for chunk in chunks if chunk.sequence.is_generating]
-        self._pace.observe(len(generating), len(batch.tokens) - sum(generating), seconds)
+        read = [(chunk.count, chunk.sequence.computed) for chunk in chunks if not chunk.sequence.is_generating]
+        drafted = sum(len(chunk.drafts) for chunk in chunks)
+        self._pace.observe(len(chunks) - len(read), drafted, read, seconds)
         for chunk in chunks:
             self._scheduler.computed(chunk.sequence, chunk.count)
         return turns, logits

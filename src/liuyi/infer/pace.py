@@ -2,17 +2,46 @@
 
 pace = Pace(prefill_tokens=512, stretch=1.6)
 budget = pace.budget(generating=4, reading=1)
-pace.observe(generating=4, other_tokens=budget, seconds=0.011)
+count = budget.tokens(position=1024)
+budget.take(count, position=1024)
+pace.observe(generating=4, drafted=0, read=[(count, 1024)], seconds=0.011)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from liuyi.infer.reading_cost import Piece, ReadingCost
+
 _FIRST = 8
+"""Tokens of the first paced step, which nothing is known of."""
+_GROWTH = 2
+"""Times the tokens of the last paced step that the next may have: what was never tried may cost more than expected."""
 _LOOK_AGAIN = 64
 """Steps after which one without prompts and drafts is taken, to see what that takes now."""
-_LEAST = 1
 _SLOWLY, _AT_ONCE = 0.2, 0.5
 _LEAP = 8.0
+
+
+class Budget:
+    """What one step may still read."""
+
+    def __init__(self, tokens: int, seconds: float, cost: ReadingCost) -> None:
+        """At most so many tokens, in about so many seconds; the first of them whatever it takes."""
+        self._tokens = tokens
+        self._seconds = seconds
+        self._cost = cost
+        self._taken: list[Piece] = []
+
+    def tokens(self, position: int) -> int:
+        """How many the next piece may have, if its first lies at that position."""
+        left_s = self._seconds - self._cost.seconds(self._taken)
+        return max(self._cost.tokens(left_s, position, self._tokens), 0 if self._taken else min(1, self._tokens))
+
+    def take(self, count: int, position: int) -> None:
+        """So many will be read there."""
+        self._tokens -= count
+        self._taken.append((count, position))
 
 
 class Pace:
@@ -29,42 +58,44 @@ class Pace:
         self.prefill_tokens = prefill_tokens
         self.stretch = stretch
         self.token_s: float | None = None
-        """Seconds that a token beside those of generating sequences adds to a step; None while that is unknown."""
+        """Seconds that a drafted token adds to a step; None while that is unknown."""
+        self._reading = ReadingCost()
+        self._most = _FIRST
         self._step_s: dict[int, float] = {}
         self._looked: dict[int, int] = {}
         self._steps = 0
 
-    def budget(self, generating: int, reading: int) -> int:
-        """Prompt tokens that the next step may read, where so many sequences generate and so many are read."""
+    def budget(self, generating: int, reading: int) -> Budget:
+        """What the next step may read, where so many sequences generate and so many are read."""
         if self.stretch is None or not generating:
-            return self.prefill_tokens
-        if self.looks(generating):
-            return 0
+            return Budget(self.prefill_tokens, float("inf"), self._reading)
         step_s = self.step_s(generating)
-        if step_s is None or not self.token_s:
-            return min(_FIRST, self.prefill_tokens)
+        if step_s is None or self.looks(generating):
+            return Budget(0, 0.0, self._reading)
         more = (self.stretch - 1) * max(1.0, reading**2 / generating)
-        return max(min(_LEAST, self.prefill_tokens), min(self.prefill_tokens, int(more * step_s / self.token_s)))
+        return Budget(min(self._most, self.prefill_tokens), more * step_s, self._reading)
 
     def looks(self, generating: int) -> bool:
         """Whether the next step is to be one without prompts and drafts, to see what that takes."""
         return self._steps - self._looked.get(generating.bit_length(), -_LOOK_AGAIN) >= _LOOK_AGAIN
 
-    def observe(self, generating: int, other_tokens: int, seconds: float) -> None:
-        """A step with so many generating sequences, and tokens of prompts or drafts beside theirs, took so long."""
+    def observe(self, generating: int, drafted: int, read: Sequence[Piece], seconds: float) -> None:
+        """A step with so many generating sequences, tokens drafted for them, and pieces of prompts took so long."""
         if not generating:
             return
         self._steps += 1
-        if not other_tokens:
+        step_s = self.step_s(generating)
+        if not drafted and not read:
             size = generating.bit_length()
             self._looked[size] = self._steps
             self._step_s[size] = _toward(self._step_s.get(size), seconds, rise=_SLOWLY)
-            return
-        step_s = self.step_s(generating)
-        if step_s is not None:
-            token_s = max(seconds - step_s, 0.01 * seconds) / other_tokens
-            # Each token costs more than the one before it, since it sees more: what rises is believed sooner.
-            self.token_s = _toward(self.token_s, token_s, rise=_AT_ONCE)
+        elif step_s is not None:
+            more_s = max(seconds - step_s, 0.01 * seconds)
+            if read:
+                self._reading.learn(read, max(0.0, more_s - drafted * (self.token_s or 0.0)))
+                self._most = max(_FIRST, _GROWTH * sum(count for count, _ in read))
+            else:
+                self.token_s = _toward(self.token_s, more_s / drafted, rise=_AT_ONCE)
 
     def step_s(self, generating: int) -> float | None:
         """Seconds of a step without other tokens, of the most similar number of sequences seen; None before any."""

@@ -2,7 +2,7 @@
 
 Sequences run as soon as a slot and room for their tokens are free: the lowest priority number first, of equals the
 one that came first. All that generate take part in every step. Prompts are read in chunks beside them, so many tokens
-in a step as `Pace` allows. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and
+and so long in a step as `Pace` allows. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and
 reads them again when its turn comes.
 
 Tokens that others have read are not read again: a sequence takes over blocks with its own next tokens wherever they
@@ -148,12 +148,12 @@ class Scheduler:
         chunks: list[Chunk] = []
         coming: set[bytes] = set()
         for sequence in reading:
-            if not budget:
-                break
             if sequence.slot < 0:
                 continue
             self._adopt(sequence)
-            count = min(sequence.pending, budget)
+            count = min(sequence.pending, budget.tokens(sequence.computed))
+            if not count:
+                break
             if sequence.request.prompt_logprobs:
                 count = min(count, max(0, sequence.next_row - sequence.computed) + rows)
             if self._is_coming(sequence, coming):
@@ -165,7 +165,7 @@ class Scheduler:
                     rows -= chunk.rows
                 coming.update(self._keys(sequence, count))
                 chunks.append(chunk)
-                budget -= count
+                budget.take(count, sequence.computed)
         return chunks
 
     def _adopt(self, sequence: Sequence) -> None:
