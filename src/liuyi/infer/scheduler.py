@@ -1,9 +1,9 @@
 """Which sequences take part in the next step, with how many tokens, and in which blocks.
 
 Sequences run as soon as a slot and room for their tokens are free: the lowest priority number first, of equals the
-one that came first. All that generate take part in every step. Prompts are read in chunks beside them, so many tokens
-and so long in a step as `Pace` allows. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and
-reads them again when its turn comes.
+one that came first. All that generate take part in every step. Prompts are read in chunks beside them, for as long as
+`Pace` allows in a step. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and reads
+them again when its turn comes.
 
 Tokens that others have read are not read again: a sequence takes over blocks with its own next tokens wherever they
 are found, and waits where another is about to compute them in the same step.
