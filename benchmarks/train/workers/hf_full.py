@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peer import SETTINGS
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 ANSWERS = os.fdopen(os.dup(1), "w")
@@ -52,24 +53,13 @@ def main() -> None:
     trainer = Trainer(
         AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa"),
         TrainingArguments(
+            **SETTINGS,
             output_dir=str(out),
             per_device_train_batch_size=settings["rows"],
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
             learning_rate=settings["lr"],
-            lr_scheduler_type="constant",
             adam_beta2=0.95,
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            optim="adamw_torch_fused",
             bf16=settings["autocast"],
             torch_compile=settings["compile"],
-            logging_strategy="steps",
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
         ),
         train_dataset=Dataset.from_list(rows),
         callbacks=[TakingTurns()],

@@ -17,22 +17,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from peer import SETTINGS, StepClock, adapter, tuning
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
-
-
-class Clock(TrainerCallback):
-    """When each optimiser step began and ended."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
 
 
 class Tokenised(DPOTrainer):
@@ -54,41 +41,21 @@ def main() -> None:
     folder, data, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
     torch.set_num_threads(settings["threads"])
     given = json.loads(data.read_text())
-    clock = Clock()
+    clock = StepClock()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa")
     trainer = Tokenised(
         model,
         args=DPOConfig(
-            output_dir=str(out / "run"),
-            per_device_train_batch_size=settings["micro"],
-            gradient_accumulation_steps=settings["accumulate"],
+            **SETTINGS,
+            **tuning(out, settings),
             precompute_ref_log_probs=settings["precompute"],
-            max_length=settings["seq_len"],
             beta=0.1,
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            learning_rate=settings["lr"],
-            lr_scheduler_type="constant",
             adam_beta2=0.99,
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            optim="adamw_torch_fused",
-            bf16=True,
-            gradient_checkpointing=False,
-            logging_strategy="steps",
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            seed=settings["seed"],
         ),
         train_dataset=Dataset.from_list(given["train"]),
         processing_class=AutoTokenizer.from_pretrained(folder),
         callbacks=[clock],
-        peft_config=LoraConfig(
-            r=settings["rank"], lora_alpha=settings["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config=adapter(settings),
     )
     trainer.train()
     trainer.model.save_pretrained(out / "adapter")
