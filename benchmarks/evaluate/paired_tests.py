@@ -1,7 +1,7 @@
 """How often the paired tests err: false positives and coverage on simulated answers whose truth is known.
 
-    python benchmarks/paired_tests.py            # 2,000 samples a row, a few minutes
-    python benchmarks/paired_tests.py --runs 200
+    python benchmarks/evaluate/paired_tests.py            # 2,000 samples a row, a few minutes
+    python benchmarks/evaluate/paired_tests.py --runs 200
 
 Answers are right or wrong before and after; the items of a cluster share how hard they are, and a stage may help one
 cluster and harm another (`spread`), which is what makes items of a cluster one finding rather than many. Beside the
