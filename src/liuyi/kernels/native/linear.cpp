@@ -19,6 +19,16 @@ bool bf16_products_pay(InstructionSet set) {
     return set == InstructionSet::amx || (set == InstructionSet::avx512 && __builtin_cpu_is("amd"));
 }
 
+int depth_step(InstructionSet set, Format format) {
+    switch (format) {
+        case Format::f32: return 1;
+        case Format::bf16: return set == InstructionSet::amx ? kTileColumns : 2;
+        case Format::int8: return kInt8Group;
+        case Format::int4: return kInt4Group;
+    }
+    return 1;
+}
+
 size_t bytes_of_prepared(const Linear& w) {
     switch (w.format) {
         case Format::f32: return sizeof(float) * w.depth;
@@ -43,7 +53,7 @@ Linear linear_new(InstructionSet set, Format format, int rows, int columns, bool
     w.rows = rows;
     w.columns = columns;
     w.group = format == Format::int8 ? kInt8Group : format == Format::int4 ? kInt4Group : 0;
-    w.depth = round_up(columns, w.group ? w.group : format == Format::bf16 ? 2 : 1);
+    w.depth = round_up(columns, depth_step(set, format));
     w.panels = gated ? round_up(rows / 2, kHalf) / kHalf : round_up(rows, kPanel) / kPanel;
     w.gated = gated;
     w.panel_bytes = bytes_of_panel(w);

@@ -39,6 +39,9 @@ constexpr int kPanel = 32;
 constexpr int kInt8Group = 64;
 constexpr int kInt4Group = 32;
 
+// bfloat16 columns that AMX multiplies at once.
+constexpr int kTileColumns = 32;
+
 // Half-open range of tokens or panels.
 struct Range {
     int begin, end;
@@ -54,7 +57,7 @@ struct Linear {
     Format format;
     int rows, columns;
     int group;              // columns that share a scale; 0 for float formats
-    int depth;              // columns, rounded up to whole groups (2 for bf16); what is beyond is zero
+    int depth;              // columns, rounded up to whole groups (for bf16 2, or 32 with AMX); what is beyond is zero
     int panels;
     bool gated;
     size_t panel_bytes;

@@ -8,6 +8,8 @@
 //             which the weights' minimum is multiplied with
 #pragma once
 
+#include <algorithm>
+
 #include "linear.h"
 #include "linear_dot.h"
 #include "linear_rotate.h"
@@ -24,9 +26,8 @@ LIUYI_INLINE Floats load_columns(const float* x, int first, int columns) {
 }
 
 LIUYI_INLINE void prepare_f32(const Linear& w, const float* x, float* out) {
-    int k = 0;
-    for (; k + kWidth <= w.columns; k += kWidth) store(out + k, load(x + k));
-    if (k < w.depth) store_first(out + k, load_columns(x, k, w.columns), w.depth - k);
+    std::memcpy(out, x, sizeof(float) * w.columns);
+    std::fill(out + w.columns, out + w.depth, 0.0f);
 }
 
 LIUYI_INLINE void prepare_bf16(const Linear& w, const float* x, uint16_t* out) {
