@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from dataclasses import dataclass
@@ -128,11 +129,12 @@ class LocalHostsOnly:
 
 
 class BodyLimit:
-    """Refuses bodies of more than `max_bytes` before they are read whole."""
+    """Refuses bodies of more than `max_bytes` before they are read whole, and those not there after `patience_s`."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, patience_s: float = 60.0) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.patience_s = patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,12 +145,19 @@ class BodyLimit:
         if length.isdigit() and int(length) > self.max_bytes:
             await error_response(413, too_large, headers={"Connection": "close"})(scope, receive, send)
             return
-        read = 0
+        read, more = 0, True
+        until = asyncio.get_running_loop().time() + self.patience_s
 
         async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, more
+            try:
+                async with asyncio.timeout_at(until if more else None):
+                    message = await receive()
+            except TimeoutError:
+                late = f"the body was not there within {self.patience_s:g} s"
+                raise HTTPException(408, late, headers={"Connection": "close"}) from None
             read += len(message.get("body", b""))
+            more = bool(message.get("more_body"))
             if read > self.max_bytes:
                 raise HTTPException(413, too_large, headers={"Connection": "close"})
             return message

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.core.errors import LiuyiError
+from liuyi.infer.server.connection import ImpatientProtocol
 from liuyi.infer.server.gate import Gate
 
 
@@ -98,6 +99,7 @@ def make_server(
     opening = Opening(app)
     config = uvicorn.Config(
         opening,
+        http=ImpatientProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -1,0 +1,63 @@
+"""Connections that bring half of a request, or none, do not stay open."""
+
+from __future__ import annotations
+
+import socket
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from infer_support import LONG, LiveServer, served
+
+from liuyi.infer.server import connection, errors
+from liuyi.infer.server.guard import BodyLimit
+
+
+def connected(live: LiveServer) -> socket.socket:
+    host, port = live.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"])
+def test_half_a_header_is_not_waited_for(live: LiveServer, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    monkeypatch.setattr(connection, "HEADERS_S", 0.1)
+    with connected(live) as sock:
+        sock.sendall(begun)
+        assert sock.recv(1) == b""
+
+
+def test_nor_is_it_after_a_first_answer(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADERS_S", 0.1)
+    with connected(live) as sock:
+        whole = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        sock.sendall(whole)
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
+        sock.sendall(whole[:20])
+        while sock.recv(1000):
+            pass
+
+
+def test_a_long_answer_is_not_cut(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADERS_S", 0.01)
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json=LONG, timeout=30).json()
+    assert answer["usage"]["completion_tokens"] == LONG["max_tokens"]
+
+
+def test_half_a_body_is_not_waited_for() -> None:
+    app = FastAPI()
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=100, patience_s=0.1)
+
+    @app.post("/size")
+    async def size(request: Request) -> int:
+        return len(await request.body())
+
+    with served(lambda record, gate: app) as live:
+        assert httpx.post(f"{live.url}/size", content=b"x" * 50).json() == 50
+        with connected(live) as sock:
+            sock.sendall(b"POST /size HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\nx")
+            answer = b""
+            while piece := sock.recv(1000):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"was not there within 0.1 s" in answer
