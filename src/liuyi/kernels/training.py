@@ -96,6 +96,8 @@ class TrainingKernels:
         self._squares = self._declare(library, "squares", pointer, pointer, count)
         self._squares.restype = c_double
         if self.has_amx:
+            operand = (pointer, count, size)
+            self._product = self._declare(library, "product", *operand * 2, *(size,) * 3, pointer, count)
             self._attention = self._declare(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
             self._attention_backward = self._declare(
                 library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10
@@ -203,6 +205,13 @@ class TrainingKernels:
         """The sum of all squares of a gradient in float32 or bfloat16."""
         return float(self._squares(torch.get_num_threads(), *_gradient(grad), grad.numel()))
 
+    def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """out [rows, columns] = left · right, which may be transposed views of such matrices; needs `has_amx`."""
+        self._product(
+            torch.get_num_threads(), *_operand(left), *_operand(right), left.shape[0], right.shape[1], left.shape[1],
+            out.data_ptr(), out.stride(0),
+        )  # fmt: skip
+
     def attention(
         self, shape: FlashShape, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
     ) -> None:
@@ -225,6 +234,12 @@ class TrainingKernels:
 def _gradient(grad: Tensor) -> tuple[int | None, int | None]:
     """Where it lies in float32, and where in bfloat16; one of them."""
     return (grad.data_ptr(), None) if grad.dtype == torch.float32 else (None, grad.data_ptr())
+
+
+def _operand(matrix: Tensor) -> tuple[int, int, bool]:
+    """Where a matrix lies, how far its rows, or columns, are apart, and whether it is columns."""
+    across = matrix.stride(1) != 1
+    return matrix.data_ptr(), matrix.stride(0 if not across else 1), across
 
 
 def _of(tensor: Tensor | None) -> int | None:

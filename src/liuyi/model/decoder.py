@@ -22,6 +22,7 @@ from liuyi.model.config import DecoderConfig
 from liuyi.model.fused import add, add_norm, norm_to, rotate, swiglu
 from liuyi.model.joined import joined_mlp, joined_products
 from liuyi.model.moe import SparseMLP, balance_loss
+from liuyi.model.products import linear
 from liuyi.model.rope import Rope
 from liuyi.model.working import in_dtype, rows
 
@@ -38,8 +39,10 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, in_dtype(self.weight, x.dtype), bias)
+        weight = in_dtype(self.weight, x.dtype)
+        if self.bias is None:
+            return linear(x, weight)
+        return functional.linear(x, weight, self.bias.to(x.dtype))
 
     times = forward
 

@@ -19,9 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from liuyi.kernels.training import TrainingKernels
 from liuyi.model.fused import native_for
+from liuyi.model.products import product
 from liuyi.model.working import joined
-
-NARROW_COLUMNS = 1024
 
 
 def joined_products(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...] | None:
@@ -34,7 +33,10 @@ def joined_products(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...
 
 
 def joined_mlp(x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Tensor | None:
-    """down(silu(gate(x)) · up(x)) for x [..., in_features]."""
+    """down(silu(gate(x)) · up(x)) for x [..., in_features]; layers of a kind with an `mlp` of their own are asked."""
+    if type(gate) is type(up) is type(down) and (of_kind := getattr(type(gate), "mlp", None)) is not None:
+        made: Tensor | None = of_kind(x, gate, up, down)
+        return made
     weights = _plain_weights((gate, up, down))
     if weights is None or weights[0].shape != weights[1].shape:
         return None
@@ -43,8 +45,8 @@ def joined_mlp(x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Te
     both, back = (joined(some, x.dtype) for some in (weights[:2], weights[2:]))
     if both is None or back is None:
         return None
-    made: Tensor = _JoinedMLP.apply(x, both, back, native, *weights)  # type: ignore[no-untyped-call]
-    return made
+    joined_up: Tensor = _JoinedMLP.apply(x, both, back, native, *weights)  # type: ignore[no-untyped-call]
+    return joined_up
 
 
 def is_watched(layer: nn.Module) -> bool:
@@ -67,21 +69,12 @@ def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
     return weights
 
 
-def _times(grad: Tensor, matrix: Tensor) -> Tensor:
-    """grad · matrix, by a part of the rows for each thread: of few columns oneDNN makes poor use of several threads."""
-    (rows, inner), threads = grad.shape, torch.get_num_threads()
-    if matrix.shape[1] > NARROW_COLUMNS or rows % threads:
-        return grad @ matrix
-    parts = grad.view(threads, rows // threads, inner)
-    return torch.bmm(parts, matrix.expand(threads, *matrix.shape)).view(rows, matrix.shape[1])
-
-
 class _JoinedProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, matrix)
         ctx.rows = [weight.shape[0] for weight in weights]
-        parts = torch.split(x.view(-1, x.shape[-1]) @ matrix.T, ctx.rows, dim=-1)
+        parts = torch.split(product(x.view(-1, x.shape[-1]), matrix.T), ctx.rows, dim=-1)
         return tuple(part.contiguous().view(*x.shape[:-1], part.shape[1]) for part in parts)
 
     @staticmethod
@@ -89,20 +82,20 @@ class _JoinedProducts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, matrix = ctx.saved_tensors
         grad = torch.cat([one.reshape(-1, one.shape[-1]) for one in grads], dim=-1)
-        grad_matrix = grad.T @ x.view(-1, x.shape[-1])
-        return _times(grad, matrix).view_as(x), None, *torch.split(grad_matrix, ctx.rows)
+        grad_matrix = product(grad.T, x.view(-1, x.shape[-1]))
+        return product(grad, matrix).view_as(x), None, *torch.split(grad_matrix, ctx.rows)
 
 
 class _JoinedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, both: Tensor, back: Tensor, native: TrainingKernels, *weights: Tensor) -> Tensor:
-        gate_up = x.view(-1, x.shape[-1]) @ both.T
+        gate_up = product(x.view(-1, x.shape[-1]), both.T)
         ctx.save_for_backward(x, both, back, gate_up)
         ctx.native = native
         gate, up = gate_up.chunk(2, dim=-1)
         inner = gate.new_empty(gate.shape)
         native.swiglu(gate, up, inner)
-        return (inner @ back.T).view(*x.shape[:-1], back.shape[0])
+        return product(inner, back.T).view(*x.shape[:-1], back.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -113,6 +106,6 @@ class _JoinedMLP(torch.autograd.Function):
         grad_gate_up = torch.empty_like(gate_up)
         grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
         inner = gate.new_empty(gate.shape)
-        ctx.native.swiglu_backward(gate, up, grad @ back, grad_gate, grad_up, inner)
-        grad_both = grad_gate_up.T @ x.view(-1, x.shape[-1])
-        return _times(grad_gate_up, both).view_as(x), None, None, None, *grad_both.chunk(2), grad.T @ inner
+        ctx.native.swiglu_backward(gate, up, product(grad, back), grad_gate, grad_up, inner)
+        grad_both = product(grad_gate_up.T, x.view(-1, x.shape[-1]))
+        return product(grad_gate_up, both).view_as(x), None, None, None, *grad_both.chunk(2), product(grad.T, inner)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from liuyi.kernels.training import TrainingKernels
 from liuyi.model.fused import native_for
+from liuyi.model.products import product
 from liuyi.model.working import in_dtype
 
 IGNORED = -100
@@ -88,22 +89,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for begin in range(0, hidden.shape[0], max(rows_each, 1)):
             rows = slice(begin, begin + rows_each)
             part = hidden[rows]
-            logits = torch.mm(part, head.T, out=scratch[: part.shape[0]])
+            logits = product(part, head.T, out=scratch[: part.shape[0]])
             losses, grad_logits = _losses_and_gradient(
                 logits, targets[rows], None if token_weights is None else token_weights[rows], native
             )
             total += losses.sum()
             if grad_hidden is not None:
-                torch.mm(grad_logits, head, out=grad_hidden[rows])
+                product(grad_logits, head, out=grad_hidden[rows])
             if not weight_learns:
                 continue
-            product = grad_logits.T @ part
+            of_part = product(grad_logits.T, part)
             if chunks == 1:
-                grad_weight = product
+                grad_weight = of_part
             elif grad_weight is None:
-                grad_weight = product.to(weight.dtype)
+                grad_weight = of_part.to(weight.dtype)
             else:
-                grad_weight.add_(product)
+                grad_weight.add_(of_part)
         if weight_learns and grad_weight is None:
             grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -180,10 +181,10 @@ class _FrozenLogprobs(torch.autograd.Function):
         losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         for begin in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(begin, begin + chunk_tokens)
-            found, grad_logits = _losses_and_gradient(hidden[rows] @ head.T, targets[rows], None, native)
+            found, grad_logits = _losses_and_gradient(product(hidden[rows], head.T), targets[rows], None, native)
             losses[rows] = found.view(-1)
             if slopes is not None:
-                torch.mm(grad_logits, head, out=slopes[rows])
+                product(grad_logits, head, out=slopes[rows])
         ctx.save_for_backward(slopes)
         return -losses
 

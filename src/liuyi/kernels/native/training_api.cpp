@@ -3,6 +3,7 @@
 #include "api.h"
 #include "cpu.h"
 #include "flash.h"
+#include "product.h"
 #include "training.h"
 
 using namespace liuyi;
@@ -75,6 +76,13 @@ LIUYI_API void liuyi_training_adamw(int threads, const AdamW* settings, const fl
 }
 
 #ifdef LIUYI_AMX
+LIUYI_API void liuyi_training_product(int threads, const uint16_t* left, int64_t left_stride, int left_across,
+                                      const uint16_t* right, int64_t right_stride, int right_across, int rows, int columns,
+                                      int inner, uint16_t* out, int64_t out_stride) {
+    product({borrowed, threads}, {left, left_stride, left_across != 0}, {right, right_stride, right_across != 0}, rows,
+            columns, inner, out, out_stride);
+}
+
 LIUYI_API void liuyi_training_attention(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
                                         const uint16_t* v, const int64_t* starts, uint16_t* out, float* lse) {
     flash_forward({borrowed, threads}, *shape, q, k, v, starts, out, lse);

@@ -1,0 +1,272 @@
+// product.h with AMX: tiles 0–3 hold sums of 32 × 32, 4 and 5 the left operand, 6 and 7 the right one.
+//
+// After Goto and van de Geijn (2008, "Anatomy of High-Performance Matrix Multiplication"): a part packs its columns of the
+// right operand for the L2 cache, and of the left one 32 rows at a time for the L1 cache. Of a packed block of 32 × 32 the
+// left one's tiles hold 16 rows of 32 numbers each, the right one's 16 pairs of rows of 16 columns each.
+
+#include "product.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "buffer.h"
+#include "simd.h"
+#include "tiles.h"
+
+namespace liuyi {
+
+using namespace LIUYI_ISA;
+
+namespace {
+
+constexpr int kBlock = 32, kBlockSize = kBlock * kBlock;
+constexpr int kLongestChunk = 9;    // two rows of so many blocks, and sums, fit the L1 cache
+constexpr int kCacheBlocks = 640;   // so many fit the L2 cache: 1.25 MiB
+
+int parts_of(int count, int each) { return (count + each - 1) / each; }
+
+// 16 × 16 numbers of four bytes, turned about the diagonal.
+LIUYI_INLINE void transpose(__m512i* r) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+// 32 rows of 32 numbers → two tiles, each of 16 of the rows; turned, each row of a tile holds one pair of numbers of each.
+template <bool turned>
+LIUYI_INLINE void pack_rows(const uint16_t* from, int64_t stride, uint16_t* to) {
+    for (int half = 0; half < 2; ++half) {
+        __m512i rows[16];
+        for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(from + (half * 16 + i) * stride);
+        if (turned) transpose(rows);
+        for (int i = 0; i < 16; ++i) _mm512_store_si512(to + half * kTile + i * 32, rows[i]);
+    }
+}
+
+// 32 rows of 32 numbers → two tiles, each of 16 of the columns, with neighbouring rows as pairs; turned, each row of a tile
+// holds the 32 numbers of one column.
+template <bool turned>
+LIUYI_INLINE void pack_pairs(const uint16_t* from, int64_t stride, uint16_t* to) {
+    const __m512i upwards = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,
+                                              0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f);
+    for (int half = 0; half < 2; ++half) {
+        const __m512i which = _mm512_add_epi16(upwards, _mm512_set1_epi16(static_cast<short>(16 * half)));
+        __m512i pairs[16];
+        for (int i = 0; i < 16; ++i) {
+            pairs[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(from + 2 * i * stride), which,
+                                                 _mm512_loadu_si512(from + (2 * i + 1) * stride));
+        }
+        if (turned) transpose(pairs);
+        for (int i = 0; i < 16; ++i) _mm512_store_si512(to + half * kTile + i * 32, pairs[i]);
+    }
+}
+
+enum class Side { kLeft, kRight };
+
+// The block of an operand that begins at `line` (a row of the left one, a column of the right one) and `inner`; zero beyond
+// the end of either.
+template <Side side>
+void pack_block(const Operand& operand, int line, int lines, int inner, int inners, uint16_t* to) {
+    const int seen_lines = std::min(kBlock, lines - line), seen_inners = std::min(kBlock, inners - inner);
+    // The lines lie one after the other, unless the inner dimension does.
+    const bool by_line = (side == Side::kLeft) != operand.across;
+    const int rows = by_line ? seen_lines : seen_inners, numbers = by_line ? seen_inners : seen_lines;
+    const uint16_t* from = operand.values + (by_line ? line * operand.stride + inner : inner * operand.stride + line);
+    int64_t stride = operand.stride;
+    alignas(64) uint16_t edge[kBlockSize];
+    if (rows < kBlock || numbers < kBlock) {
+        std::memset(edge, 0, sizeof(edge));
+        for (int i = 0; i < rows; ++i) std::memcpy(edge + i * kBlock, from + i * stride, numbers * 2);
+        from = edge;
+        stride = kBlock;
+    }
+    if (by_line) pack_rows<side == Side::kRight>(from, stride, to);
+    else pack_pairs<side == Side::kLeft>(from, stride, to);
+}
+
+// sums += left · right, over so many blocks of both.
+LIUYI_INLINE void multiply(const uint16_t* left, const uint16_t* right, int blocks) {
+    for (int k = 0; k < blocks; ++k, left += kBlockSize, right += kBlockSize) {
+        _tile_loadd(4, left, 64);
+        _tile_loadd(6, right, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, left + kTile, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, right + kTile, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+// Where a product goes, [rows, columns] or turned about its diagonal.
+struct Result {
+    uint16_t* values;
+    int64_t stride;
+    bool turned;
+};
+
+// A block of sums as bfloat16, as many of the 32 × 32 as there are from `row` and `column` on.
+void round_block(const float* sums, int row, int column, int rows, int columns, const Result& out) {
+    alignas(64) uint16_t rounded[kBlockSize], turned[kBlockSize];
+    for (int i = 0; i < kBlock; ++i) {
+        const __m512bh line = _mm512_cvtne2ps_pbh(load(sums + i * kBlock + 16), load(sums + i * kBlock));
+        _mm512_store_si512(rounded + i * kBlock, reinterpret_cast<__m512i>(line));
+    }
+    int lines = std::min(kBlock, rows - row), numbers = std::min(kBlock, columns - column);
+    if (out.turned) {
+        pack_pairs<true>(rounded, kBlock, turned);
+        std::swap(lines, numbers);
+        std::swap(row, column);
+    }
+    const __mmask32 seen = numbers < kBlock ? (1u << numbers) - 1 : ~0u;
+    const uint16_t* from = out.turned ? turned : rounded;
+    for (int i = 0; i < lines; ++i) {
+        _mm512_mask_storeu_epi16(out.values + (row + i) * out.stride + column, seen, _mm512_load_si512(from + i * kBlock));
+    }
+}
+
+// How a product is cut, in blocks: rows and columns of a part, and what of the inner dimension is packed of the right
+// operand and of a row of the left one at a time.
+struct Cut {
+    int rows, columns, depth, chunk;
+};
+
+// The cut whose parts fit the caches, come out even for the threads, and cost least.
+Cut cut_of(const Operand& right, int rows, int columns, int inner, int threads) {
+    // Of packing a block and of keeping the sums of one, in products of two blocks.
+    const double left_cost = 0.4, right_cost = right.across ? 1.5 : 0.5, sums_cost = 2.0;
+    Cut best{};
+    double least = -1.0;
+    for (int across = 1; across <= columns; ++across) {
+        const int wide = parts_of(columns, across);
+        const int depths = parts_of(inner, std::max<int>(kCacheBlocks / wide, 1));
+        const int most_rows = depths > 1 ? std::max(kCacheBlocks / 2 / wide, 1) : rows;
+        int down = parts_of(rows, most_rows);
+        while (down < rows && across * down % threads != 0) ++down;
+        const int tall = parts_of(rows, down), turns = parts_of(across * down, threads);
+        const double packing = inner * (rows * left_cost * across + columns * right_cost * down);
+        const double cost = packing + sums_cost * rows * columns * (depths - 1) + double(turns) * threads * tall * wide * inner;
+        if (least < 0.0 || cost < least) {
+            const int depth = parts_of(inner, depths);
+            least = cost;
+            best = {tall, wide, depth, parts_of(depth, parts_of(depth, kLongestChunk))};
+        }
+    }
+    return best;
+}
+
+// Some columns of a right operand, chunk by chunk of the inner dimension; in blocks.
+void pack_right(const Operand& right, int first, int last, int columns, int begin, int end, int chunk, int inner, uint16_t* to) {
+    for (int k = begin; k < end; k += chunk) {
+        const int count = std::min(chunk, end - k), lines = last - first;
+        // Along what is neighbours in memory.
+        for (int i = 0; i < count * lines; ++i) {
+            const int column = right.across ? i / count : i % lines, at = right.across ? i % count : i / lines;
+            pack_block<Side::kRight>(right, (first + column) * kBlock, columns, (k + at) * kBlock, inner,
+                                     to + (column * count + at) * kBlockSize);
+        }
+        to += int64_t{count} * lines * kBlockSize;
+    }
+}
+
+// All of a left operand, its blocks in order of rows.
+void pack_left(const Team& team, const Operand& left, int rows, int inner, uint16_t* to) {
+    const int inner_blocks = parts_of(inner, kBlock);
+    for_each_part(team, parts_of(rows, kBlock), [&](int row) {
+        for (int k = 0; k < inner_blocks; ++k) {
+            pack_block<Side::kLeft>(left, row * kBlock, rows, k * kBlock, inner, to + (int64_t{row} * inner_blocks + k) * kBlockSize);
+        }
+    });
+}
+
+void multiply(const Team& team, const Operand& left, const Operand& right, int rows, int columns, int inner,
+              const Result& out) {
+    const int row_blocks = parts_of(rows, kBlock), column_blocks = parts_of(columns, kBlock);
+    const int inner_blocks = parts_of(inner, kBlock);
+    const Cut cut = cut_of(right, row_blocks, column_blocks, inner_blocks, team.threads);
+    const int down = parts_of(row_blocks, cut.rows), across = parts_of(column_blocks, cut.columns);
+    // Turning numbers takes long enough to do it once for all parts.
+    thread_local Buffer for_all;
+    if (left.across) {
+        for_all.grow(int64_t{row_blocks} * inner_blocks * kBlockSize * 2);
+        pack_left(team, left, rows, inner, for_all.as<uint16_t>());
+    }
+    const uint16_t* all_packed = left.across ? for_all.as<uint16_t>() : nullptr;
+    for_each_part(team, down * across, [&](int part) {
+        const int first_row = part % down * cut.rows, first_column = part / down * cut.columns;
+        const int end_row = std::min(first_row + cut.rows, row_blocks);
+        const int end_column = std::min(first_column + cut.columns, column_blocks);
+        const int64_t left_size = int64_t{cut.chunk} * kBlockSize, right_size = int64_t{cut.columns} * cut.depth * kBlockSize;
+        // Where all of the inner dimension is packed at once, sums are kept for one row of blocks at a time.
+        const int kept_rows = inner_blocks > cut.depth ? cut.rows : 1;
+        thread_local Buffer memory;
+        memory.grow((left_size + right_size) * 2 + int64_t{kept_rows} * cut.columns * kBlockSize * 4);
+        uint16_t *packed_left = memory.as<uint16_t>(), *packed_right = packed_left + left_size;
+        float* sums = reinterpret_cast<float*>(packed_right + right_size);
+        alignas(64) float finished[kBlockSize];
+        const Tiles tiles;
+        for (int begin = 0; begin < inner_blocks; begin += cut.depth) {
+            const int end = std::min(begin + cut.depth, inner_blocks);
+            pack_right(right, first_column, end_column, columns, begin, end, cut.chunk, inner, packed_right);
+            for (int row = first_row; row < end_row; ++row) {
+                const uint16_t* from = packed_right;
+                for (int k = begin; k < end; k += cut.chunk) {
+                    const int count = std::min(cut.chunk, end - k);
+                    const uint16_t* line = packed_left;
+                    if (all_packed != nullptr) line = all_packed + (int64_t{row} * inner_blocks + k) * kBlockSize;
+                    for (int i = 0; i < count && all_packed == nullptr; ++i) {
+                        pack_block<Side::kLeft>(left, row * kBlock, rows, (k + i) * kBlock, inner, packed_left + i * kBlockSize);
+                    }
+                    float* so_far = sums + int64_t{kept_rows > 1 ? row - first_row : 0} * cut.columns * kBlockSize;
+                    for (int column = first_column; column < end_column; ++column) {
+                        if (k == 0) clear_sums();
+                        else load_sums(so_far, kBlock);
+                        multiply(line, from, count);
+                        if (k + count < inner_blocks) {
+                            store_sums(so_far, kBlock);
+                        } else {
+                            store_sums(finished, kBlock);
+                            round_block(finished, row * kBlock, column * kBlock, rows, columns, out);
+                        }
+                        so_far += kBlockSize;
+                        from += count * kBlockSize;
+                    }
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void product(const Team& team, const Operand& left, const Operand& right, int rows, int columns, int inner, uint16_t* out,
+             int64_t out_stride) {
+    // (left · right)ᵀ = rightᵀ · leftᵀ: of two operands that are summed over their rows the smaller is packed as the left one.
+    const bool turned = left.across && !right.across && rows > columns;
+    const auto as_other = [](const Operand& one) { return Operand{one.values, one.stride, !one.across}; };
+    if (turned) multiply(team, as_other(right), as_other(left), columns, rows, inner, {out, out_stride, true});
+    else multiply(team, left, right, rows, columns, inner, {out, out_stride, false});
+}
+
+}  // namespace liuyi
