@@ -16,7 +16,7 @@ import pytest
 import torch
 from drill import digest, printed, small_run, start
 from torch import nn
-from train_support import Listener, random_documents, tiny_model, write_tokens
+from train_support import Killed, KilledAt, Listener, random_documents, tiny_model, write_tokens
 
 from liuyi.core.errors import DataError, OutOfDisk, StepError
 from liuyi.model.decoder import Decoder
@@ -26,23 +26,6 @@ from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.guards import Guard, GuardConfig
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.loop import LOG_FILE
-
-
-class Killed(BaseException):
-    """What a kill looks like from inside: nothing catches it."""
-
-
-class KilledAt(Listener):
-    """Dies when it is told of progress for the `n`th time."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.left = n
-
-    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Killed
 
 
 def finish(folder: Path, moments: list[int], **run: object) -> tuple[Decoder, str]:

@@ -14,8 +14,7 @@ import pytest
 import torch
 from drill import digest, small_run
 from fsspec.implementations.local import LocalFileSystem
-from test_train_loop import Killed, KilledAt
-from train_support import Listener
+from train_support import Killed, KilledAt, Listener
 
 from liuyi.core.errors import StepError
 from liuyi.train import remote

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_support import Listener, random_documents, tiny_model, write_tokens
+from train_support import Killed, KilledAt, Listener, random_documents, tiny_model, write_tokens
 
 from liuyi.core.errors import ModelError
 from liuyi.model.decoder import Decoder
@@ -33,23 +33,6 @@ LORA = {
     "qlora": Tuning("lora", LoraConfig(rank=3, alpha=6, nf4=True)),
 }
 FREEZE = Tuning("freeze", layers=1, modules=("norm",))
-
-
-class Killed(BaseException):
-    pass
-
-
-class KilledAt(Listener):
-    """Dies when it is told of progress for the `n`th time."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.left = n
-
-    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Killed
 
 
 def run(

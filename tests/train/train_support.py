@@ -33,6 +33,23 @@ class Listener:
         self.logs.append(message)
 
 
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing catches it."""
+
+
+class KilledAt(Listener):
+    """Dies when it is told of progress for the `n`th time."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.left = n
+
+    def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Killed
+
+
 def tiny_model(seed: int = 1, vocab_size: int = VOCAB, hidden_size: int = 16) -> Decoder:
     """A decoder of a few thousand parameters."""
     config = DecoderConfig(
