@@ -9,11 +9,14 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
+
+from waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -119,16 +122,15 @@ def server(user: User) -> Iterator[User]:
     process = subprocess.Popen(
         ["liuyi", "serve"], cwd=user.folder, env=user.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    try:
-        import httpx
 
-        for _ in range(120):
-            assert process.poll() is None, process.stdout and process.stdout.read().decode()
-            try:
-                if httpx.get("http://127.0.0.1:8000/health", timeout=1).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.5)
+    def is_up() -> bool:
+        assert process.poll() is None, process.stdout and process.stdout.read().decode()
+        with suppress(httpx.HTTPError):
+            return httpx.get("http://127.0.0.1:8000/health", timeout=5).status_code == 200
+        return False
+
+    try:
+        wait_for(is_up)
         yield user
     finally:
         process.send_signal(signal.SIGTERM)

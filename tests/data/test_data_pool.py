@@ -15,6 +15,7 @@ import pytest
 
 from liuyi.core.errors import StepError
 from liuyi.data.pool import available_cores, map_ordered
+from waiting import wait_for
 
 
 def slow_first(number: int) -> tuple[int, int]:
@@ -34,9 +35,9 @@ def die_at_three(number: int) -> int:
     return number
 
 
-def sleep_long(number: int) -> int:
+def sleep_long(folder: Path) -> None:
+    (folder / f"asleep-{os.getpid()}").touch()
     time.sleep(60)
-    return number
 
 
 def test_results_come_in_order_from_several_processes() -> None:
@@ -73,21 +74,15 @@ def test_cores() -> None:
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_data_pool import sleep_long\nfrom liuyi.data.pool import map_ordered\n"
-        "if __name__ == '__main__':\n    list(map_ordered(sleep_long, range(4), workers=2))\n"
+        f"import sys\nsys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}\n"
+        "from pathlib import Path\nfrom test_data_pool import sleep_long\nfrom liuyi.data.pool import map_ordered\n"
+        "if __name__ == '__main__':\n    list(map_ordered(sleep_long, [Path(sys.argv[1])] * 4, workers=2))\n"
     )
-    parent = subprocess.Popen([sys.executable, str(script)])
-    process = psutil.Process(parent.pid)
-    deadline = time.monotonic() + 30
-    workers: list[psutil.Process] = []
-    while len(workers) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-        workers = [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
-    time.sleep(1.0)
-    assert len(workers) == 2
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    wait_for(lambda: len(list(tmp_path.glob("asleep-*"))) == 2)
+    workers = [psutil.Process(int(path.name.partition("-")[2])) for path in tmp_path.glob("asleep-*")]
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=20)
+    gone, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
     assert len(gone) == 2
