@@ -22,10 +22,12 @@ from torch.nn import functional
 
 from liuyi.core.errors import ModelError, did_you_mean
 from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank
-from liuyi.model.decoder import Decoder, Linear
+from liuyi.model.decoder import MLP, Attention, Decoder, Linear
+from liuyi.model.fused import native_for
 from liuyi.model.joined import is_watched
 from liuyi.model.low_rank import low_rank_products
 from liuyi.model.nf4 import Nf4Linear
+from liuyi.model.stacked import Stack, stacked_mlp, stacked_products
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class LoraLinear(nn.Module):
 
     start: tuple[Tensor, Tensor] | None
     """PiSSA's first A and B, which the frozen weight lacks."""
+    stack: Stack | None
+    """The memory that it shares with layers of the same x, where `stack_frozen` gave it one."""
 
     def __init__(self, base: Linear | Nf4Linear, config: LoraConfig) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = config.scale
-        self.start = None
+        self.start = self.stack = None
         device = base.codes.device if isinstance(base, Nf4Linear) else base.weight.device
         self.lora_A = nn.Parameter(torch.zeros(config.rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
@@ -90,7 +94,20 @@ class LoraLinear(nn.Module):
         return LoraLinear._at_once(layers, x)
 
     @staticmethod
+    def mlp(x: Tensor, gate: LoraLinear, up: LoraLinear, down: LoraLinear) -> Tensor | None:
+        """down(silu(gate(x)) · up(x)) by one function where that can be; else None."""
+        native = native_for(x, width=gate.lora_B.shape[0])
+        stack = _stack_of((gate, up), x)
+        if native is None or stack is None or not isinstance(down.base, Linear) or down.base.weight.dtype != x.dtype:
+            return None
+        if any(layer.base.bias is not None or not layer.is_plain or is_watched(layer) for layer in (gate, up, down)):
+            return None
+        return stacked_mlp(x, stack, down.base.weight, down.lora_A, down.lora_B, down.scale, native)
+
+    @staticmethod
     def _at_once(layers: Sequence[LoraLinear], x: Tensor) -> tuple[Tensor, ...]:
+        if stack := _stack_of(layers, x):
+            return stacked_products(x, stack, [layer.base.bias for layer in layers])
         downs, ups = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
         return low_rank_products(x, [layer.base for layer in layers], downs, ups, [layer.scale for layer in layers])
 
@@ -147,6 +164,45 @@ def hold_frozen(model: Decoder, dtype: torch.dtype) -> None:
     for _, layer in lora_layers(model):
         if isinstance(layer.base, Linear) and layer.magnitude is None:
             layer.base.weight.data = layer.base.weight.data.to(dtype)
+
+
+def stack_frozen(model: Decoder) -> None:
+    """Put the frozen matrices of layers with the same x into one memory with their adapters' B's, where x is no wider
+    than what they make of it together: thin products become part of the large ones (`model/stacked.py`).
+
+    To be called when the model is where it is trained, and whole.
+    """
+    for module in model.modules():
+        groups: list[list[nn.Module]] = []
+        if isinstance(module, Attention):
+            groups = [[module.q_proj, module.k_proj, module.v_proj], [module.o_proj]]
+        elif isinstance(module, MLP):
+            groups = [[module.gate_proj, module.up_proj]]
+        for group in groups:
+            layers = [layer for layer in group if isinstance(layer, LoraLinear)]
+            # Those of a group that are not all adapters are asked one by one.
+            for together in [layers] if len(layers) == len(group) else [[layer] for layer in layers]:
+                _stack(together)
+
+
+def _stack(layers: Sequence[LoraLinear]) -> None:
+    bases = [layer.base for layer in layers if isinstance(layer.base, Linear) and layer.magnitude is None]
+    if len(bases) < len(layers) or len({(base.weight.dtype, base.weight.device) for base in bases}) > 1:
+        return
+    if sum(base.out_features for base in bases) < bases[0].in_features:
+        return
+    downs, ups = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
+    stack = Stack([base.weight for base in bases], downs, ups, layers[0].scale)
+    for layer in layers:
+        layer.stack = stack
+
+
+def _stack_of(layers: Sequence[LoraLinear], x: Tensor) -> Stack | None:
+    """The memory that these layers, and no others, have in common, if products with x can be taken from it."""
+    stack = layers[0].stack
+    if stack is None or len(stack.weights) != len(layers) or any(layer.stack is not stack for layer in layers):
+        return None
+    return stack if stack.serves(x) else None
 
 
 def _lora(name: str, linear: Linear, config: LoraConfig, generator: torch.Generator) -> LoraLinear:

@@ -22,16 +22,16 @@ from torch.nn import functional
 
 
 class WorkingCopy:
-    """A copy of a weight in another dtype, in memory that is given, and which state of the weight it is of."""
+    """A copy of a weight, times a number, in memory of another dtype, and which state of the weight it is of."""
 
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
+    def __init__(self, values: Tensor, scale: float = 1.0) -> None:
+        self.values, self.scale = values, scale
         self._state = (-1, 0)
 
     def of(self, weight: Tensor) -> Tensor:
         """The copy, made anew if the weight has changed."""
         if self._state != _state(weight):
-            self.values.copy_(weight.detach())
+            self.values.copy_(weight.detach() if self.scale == 1.0 else weight.detach() * self.scale)
             self._state = _state(weight)
         return self.values
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from liuyi.core.errors import ModelError
+from liuyi.model.decoder import Decoder
+from liuyi.model.lora import stack_frozen
 from liuyi.model.working import keep_working_copies
 from liuyi.train.parallel.compile import compile_layers
 from liuyi.train.parallel.context import attend_across
@@ -45,5 +47,7 @@ def parallelize(
         shard(model, world, compute_dtype)
     else:
         model.to(world.device)
+        if isinstance(model, Decoder):
+            stack_frozen(model)
     if not fp8:
         keep_working_copies(model, compute_dtype)
