@@ -1,9 +1,6 @@
 """The results that the other scripts appended to a file, as a table in Markdown.
 
-    for job in decode prefill streams; do
-        for format in int8 bf16; do python benchmarks/infer/$job.py PEERS --format $format --json results.jsonl; done
-    done
-    for job in prefix arrival start; do python benchmarks/infer/$job.py PEERS --json results.jsonl; done
+    python benchmarks/infer/decode.py PEERS --json results.jsonl    # and others, or all of them by all.sh
     python benchmarks/infer/table.py results.jsonl
 
 Where a job was measured twice, the later result stands.
