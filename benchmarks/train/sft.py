@@ -34,9 +34,9 @@ from liuyi.train.packing import Example, PackedRows
 
 WORKERS = Path(__file__).parent / "workers"
 PEERS: dict[str, dict[str, Any]] = {
+    "TRL, four at a time, padded": {"micro": 4, "packing": False},
     "TRL, packed": {"micro": 1, "packing": True},
     "TRL, packed, two rows at once": {"micro": 2, "packing": True},
-    "TRL, four at a time, padded": {"micro": 4, "packing": False},
     "TRL, one at a time": {"micro": 1, "packing": False},
 }
 
@@ -55,13 +55,13 @@ def main() -> None:
         learnt, heldout = examples[arguments.heldout :], examples[: arguments.heldout]
         packed = PackedRows(learnt, arguments.seq_len, tokenizer.pad_id or 0)
         batch_rows = min(arguments.batch_rows, len(packed))
-        steps = -(-len(packed) // batch_rows)
+        steps = len(packed) // batch_rows
         common = {
             "threads": arguments.threads, "seq_len": arguments.seq_len, "lr": 2e-4, "rank": 16, "alpha": 32,
             "seed": 1, "batch_rows": batch_rows, "micro_rows": arguments.micro_rows, "steps": steps,
         }  # fmt: skip
         batches = ShuffledBatches(packed, batch_rows=batch_rows, seed=1)
-        order = [row for index in range(steps) for row in batches.row_numbers(index)][: len(packed)]
+        order = [row for index in range(steps) for row in batches.row_numbers(index)]
         turn = [learnt[number] for row in order for number in packed.packed[row]]
         _write(folder / "packed.json", learnt, packed.pad_id)
         _write(folder / "in-turn.json", turn, packed.pad_id)
@@ -137,7 +137,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peer", required=True, help="python of an environment with trl and peft")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="rows of instruction, input and output, as JSON")
-    parser.add_argument("--conversations", type=int, default=48)
+    parser.add_argument("--conversations", type=int, default=54)
     parser.add_argument("--heldout", type=int, default=24)
     parser.add_argument("--seq-len", type=int, default=1024, help="tokens in a packed row")
     parser.add_argument("--batch-rows", type=int, default=2)
