@@ -101,10 +101,11 @@ def command() -> None:
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with charts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def serve(url: str, **asked: Any) -> None:
-    """Put the server at URL under load: --rate, --concurrency, or --trace [default: --concurrency 1].
+    """Put the server at URL under load.
 
-    It may be any server with the OpenAI API. Latencies and their percentiles are those of whole answers; what is
-    refused (429, 503) or fails is counted apart, and counts against goodput. Ends with 1 if no answer was whole.
+    How, say --rate, --concurrency or --trace [default: --concurrency 1]. It may be any server with the OpenAI API.
+    Latencies and their percentiles are those of whole answers; what is refused (429, 503) or fails is counted apart,
+    and counts against goodput. Ends with 1 if no answer was whole.
     """
     import httpx
 

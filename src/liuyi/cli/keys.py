@@ -68,7 +68,10 @@ def list_(as_json: bool, keys_file: Path) -> None:
 @click.argument("name")
 @_file
 def revoke(name: str, keys_file: Path) -> None:
-    """Forget the key called NAME: a running server refuses it from now on."""
+    """Forget the key called NAME.
+
+    A running server refuses it from now on.
+    """
     from liuyi.infer.server.keys import KeyFile
 
     KeyFile(keys_file).revoke(name)

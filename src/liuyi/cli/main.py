@@ -44,8 +44,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "doctor": "Measure this machine and say what is installed.",
     },
     "Keep": {
-        "export": "Pack an artifact and its ancestry into one file.",
-        "import": "Unpack such a file into this home.",
+        "export": "Write an artifact for another home, or for other programs.",
+        "import": "Take an archive or a model from elsewhere into this home.",
         "pin": "Keep an artifact whatever happens, or list what is kept.",
         "gc": "Delete what no run and no pin needs.",
     },
