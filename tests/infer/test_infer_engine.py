@@ -17,7 +17,7 @@ from liuyi.core.errors import ModelError
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import Matcher
-from liuyi.infer.request import Completion, Request
+from liuyi.infer.request import Completion, Grammar, Request
 from liuyi.infer.runner import Batch
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
@@ -244,6 +244,14 @@ class TestEnds:
         )
         assert (len(short.token_ids), short.finish_reason) == (4, "length")
         assert (len(long.token_ids), long.finish_reason) == (5, "length")
+
+    def test_within_what_a_grammar_forces(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        forced = Grammar("lark", 'start: "turn on the kitchen lights"')
+        whole = engine.generate([Request(prompt_ids=[9], max_tokens=200, grammar=forced)])[0]
+        assert (whole.text, whole.finish_reason) == ("turn on the kitchen lights", "stop")
+        for room in range(1, len(whole.token_ids)):
+            cut = engine.generate([Request(prompt_ids=[9], max_tokens=room, grammar=forced)])[0]
+            assert (len(cut.token_ids), cut.finish_reason) == (room, "length")
 
     def test_when_the_grammar_breaks_the_request_fails_and_the_others_go_on(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch

@@ -106,6 +106,13 @@ class TestErrors:
     def test_bodies_that_cannot_be_read_are_told_why(self, live: LiveServer, content: bytes, says: str) -> None:
         assert says in self.post(live, content=content).json()["error"]["message"]
 
+    def test_arguments_nested_without_end_are_text_to_the_template(self, live: LiveServer) -> None:
+        arguments = json.dumps({"a": nested(700)})
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        said = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        response = self.post(live, json={"model": "tiny", "messages": said})
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+
     def test_a_body_that_does_not_say_that_it_is_json_is_told_so(self, live: LiveServer) -> None:
         body = json.dumps({"model": "tiny", "messages": MESSAGES})
         refused = httpx.post(

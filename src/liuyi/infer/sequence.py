@@ -88,10 +88,11 @@ class Sequence:
         """Append a sampled token and those that the grammar forces after it; what was appended."""
         if self.matcher is not None and token not in self.stop_ids:
             self.matcher.accept(token)
-            forced = self.matcher.forced()
+            # What has no room is not accepted either: the grammar would be over though the answer is cut.
+            forced = self.matcher.forced()[: self.limit - len(self.tokens) - 1]
             for following in forced:
                 self.matcher.accept(following)
-            new = [token, *forced][: self.limit - len(self.tokens)]
+            new = [token, *forced]
         else:
             new = [token]
         self.tokens += new

@@ -60,7 +60,8 @@ class CalledFunction(Body):
             arguments = json.loads(self.arguments or "{}")
         except (ValueError, RecursionError):
             return self.arguments
-        return arguments if isinstance(arguments, dict) and _encodes(arguments) else self.arguments
+        sound = isinstance(arguments, dict) and _depth(arguments) <= MAX_DEPTH and _encodes(arguments)
+        return arguments if sound else self.arguments
 
 
 class ToolCall(Body):
