@@ -45,6 +45,7 @@ from liuyi.infer.process.messages import (
     read_from_engine,
 )
 from liuyi.infer.process.spawn import Peer
+from liuyi.infer.process.stream import Stream
 from liuyi.infer.request import Completion, Request, Update
 
 logger = logging.getLogger("liuyi.infer")
@@ -68,39 +69,6 @@ class Patience:
     window_s: float = 600.0
     backoff_s: float = 0.5
     """The first replacement is started at once, the second after so long, and each further one after twice as long."""
-
-
-class Stream:
-    """The updates of requests that came together, as (number of the request, update).
-
-    Close it before its end to cancel what is left; after its end closing does nothing.
-    """
-
-    def __init__(self, engine: EngineClient, ids: Sequence[int]) -> None:
-        self.updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
-        self._engine = engine
-        self._ids = ids
-        self._unfinished = len(ids)
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> tuple[int, Update]:
-        if not self._unfinished:
-            raise StopAsyncIteration
-        index, update = await self.updates.get()
-        if update.error is not None:
-            await self.aclose()
-            raise update.error
-        if update.completion is not None:
-            self._unfinished -= 1
-        return index, update
-
-    async def aclose(self) -> None:
-        """Cancel the requests that have not ended; what they hold is free before the next step."""
-        if self._unfinished:
-            self._unfinished = 0
-            self._engine.cancel(self._ids)
 
 
 class EngineClient:
@@ -179,7 +147,7 @@ class EngineClient:
         """
         self._require_ready()
         ids = list(itertools.islice(self._ids, len(requests)))
-        stream = Stream(self, ids)
+        stream = Stream(ids, self.cancel)
         for index, id in enumerate(ids):
             self._listeners[id] = (stream, index)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from liuyi.infer.process.client import Stream
+from liuyi.infer.process.stream import Stream
 from liuyi.infer.request import TopLogprobs, Update
 from liuyi.infer.server.admission import Place
 from liuyi.infer.server.backend import Delta, TokenLogprob
