@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -157,19 +158,50 @@ def test_a_deadline_is_one_for_all_that_an_answer_takes() -> None:
         assert upstream.inside == 0
 
 
-def test_answers_may_hold_what_other_texts_end_lines_with() -> None:
-    chunk = '{"id": "a", "choices": [{"index": 0, "delta": {"content": "x\u2028y\u0085"}}]}'
-    said = f"data: {chunk}\r\n\r\ndata: [DONE]\r\n\r\n"
+@contextlib.contextmanager
+def before(*events: str, **headers: str) -> Iterator[LiveServer]:
+    """A proxy before an engine that always answers with these events."""
 
     def engine(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/models"):
             return httpx.Response(200, json={"data": [{"id": "m", "object": "model"}]})
-        return httpx.Response(200, text=said)
+        said = "".join(f"data: {event}\r\n\r\n" for event in events)
+        return httpx.Response(200, text=said, headers={"content-type": "text/event-stream"} | headers)
 
     upstream = Upstream(Place.parse("vllm"), transport=httpx.MockTransport(engine))
-    with served(lambda record, gate: create_proxy(upstream, gate=gate)) as proxy, client_of(proxy) as client:
+    with served(lambda record, gate: create_proxy(upstream, record=record, gate=gate)) as proxy:
+        yield proxy
+
+
+HELLO = '{"id": "a", "choices": [{"index": 0, "delta": {"content": "x\u2028y\u0085"}}]}'
+
+
+def test_answers_may_hold_what_other_texts_end_lines_with() -> None:
+    with before(HELLO, "[DONE]") as proxy, client_of(proxy) as client:
         chunks = list(client.chat.completions.create(model="m", messages=MESSAGES, stream=True))
         assert [chunk.choices[0].delta.content for chunk in chunks] == ["x\u2028y\u0085"]
+
+
+@pytest.mark.parametrize("end", [['{"error": {"message": "out of memory"}}', "[DONE]"], []])
+def test_a_stream_that_fails_or_just_ends_is_no_answer(end: list[str]) -> None:
+    with before(HELLO, *end) as proxy, client_of(proxy) as client:
+        with pytest.raises(openai.APIError, match="out of memory" if end else "broke off"):
+            list(client.chat.completions.create(model="m", messages=MESSAGES, stream=True))
+        eventually(lambda: 'status="502"} 1' in httpx.get(f"{proxy.url}/metrics").text, "not counted")
+    assert not proxy.answers
+
+
+def test_what_is_no_stream_comes_as_it_is() -> None:
+    with before("", **{"content-type": "application/json"}) as proxy:
+        answer = httpx.post(f"{proxy.url}/v1/embeddings", json={"model": "m", "input": "x", "stream": True})
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_text_in_fields_of_the_engines_own_is_not_kept() -> None:
+    with before(HELLO, "[DONE]") as proxy:
+        asked = {"model": "m", "prompt": "x", "stream": True, "suffix": "secret", "input_prefix": "secret", "top_k": 5}
+        httpx.post(f"{proxy.url}/v1/completions", json=asked)
+    assert [answer.detail["parameters"] for answer in proxy.answers] == [{"stream": True, "top_k": 5}]
 
 
 def test_an_engine_that_breaks_off_or_goes_away_is_told_cleanly() -> None:
@@ -186,7 +218,7 @@ def test_an_engine_that_breaks_off_or_goes_away_is_told_cleanly() -> None:
             return httpx.Response(200, json={"data": [{"id": "m", "object": "model"}]})
         if b"busy" in request.content:
             return httpx.Response(429, text="slow down", headers={"retry-after": "7"})
-        return httpx.Response(200, content=pieces())
+        return httpx.Response(200, content=pieces(), headers={"content-type": "text/event-stream"})
 
     upstream = Upstream(Place.parse("llama.cpp"), transport=httpx.MockTransport(engine))
     with served(lambda record, gate: create_proxy(upstream, gate=gate)) as proxy, httpx.Client() as http:

@@ -7,8 +7,12 @@ from typing import Any
 
 from liuyi.infer.server.follow import Follow
 from liuyi.infer.server.guard import Charge
+from liuyi.infer.server.protocol import ChatCompletionBody, CompletionBody
 from liuyi.infer.server.service import UNSAID
 from liuyi.infer.server.upstream import as_object
+
+_PARAMETERS = {*ChatCompletionBody.model_fields, *CompletionBody.model_fields} - UNSAID - {"suffix"}
+"""What the ledger keeps. Fields that only the engine knows may hold text of the prompt."""
 
 
 class Passing:
@@ -22,6 +26,8 @@ class Passing:
         self.usage: dict[str, int] = {}
         self.is_complete = False
         """The stream has told its end."""
+        self.has_failed = False
+        """The engine has told an error in the stream."""
         self._follow = follow
         self._pieces = 0
         self._reasons: dict[int, str] = {}
@@ -40,6 +46,7 @@ class Passing:
             self.is_complete = True
         else:
             chunk = as_object(data.encode())
+            self.has_failed = self.has_failed or bool(chunk.get("error"))
             self._see(chunk)
             if not chunk.get("choices") and isinstance(chunk.get("usage"), dict) and not self._shows_usage:
                 return b""
@@ -53,7 +60,7 @@ class Passing:
         """What the ledger keeps."""
         return {
             "model": self.asked["model"],
-            "parameters": {name: value for name, value in self.asked.items() if name not in UNSAID},
+            "parameters": {name: value for name, value in self.asked.items() if name in _PARAMETERS},
             "usage": self.usage,
             "finish_reasons": [reason for _, reason in sorted(self._reasons.items())],
         }

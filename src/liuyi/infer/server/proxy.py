@@ -41,6 +41,7 @@ from liuyi.infer.sse import lines_of
 _PATHS = ("chat/completions", "completions", "embeddings")
 _TOKEN_PATHS = ("tokenize", "detokenize")
 """As vLLM has them, beside `/v1`. Those of llama.cpp have other bodies, so they are not passed on."""
+_BROKEN_OFF = "the backend broke off its answer"
 
 
 def create_proxy(
@@ -142,7 +143,7 @@ class _Proxy:
             passing.end(CLIENT_GONE)
             return Response(status_code=CLIENT_GONE)
         answer = _Answer(self, passing, response, place, timeout_s, began)
-        if response.status_code == 200 and passing.streams:
+        if response.status_code == 200 and passing.streams and answer.is_stream:
             return _Stream(answer)
         return await unless_gone(request.receive, answer.whole()) or Response(status_code=CLIENT_GONE)
 
@@ -176,6 +177,11 @@ class _Answer:
         self._began = began
         proxy._upstream.inside += 1
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it comes as events, which not every engine sends wherever it is asked to."""
+        return str(self._response.headers.get("content-type", "")).startswith("text/event-stream")
+
     async def whole(self) -> Response:
         """The answer, or the refusal, in one."""
         status = CLIENT_GONE
@@ -195,7 +201,7 @@ class _Answer:
             raise
         except httpx.HTTPError as error:
             status = 502
-            raise EngineError("the backend broke off its answer") from error
+            raise EngineError(_BROKEN_OFF) from error
         finally:
             await self.leave(status)
 
@@ -206,18 +212,20 @@ class _Answer:
             async with asyncio.timeout_at(None if self._timeout_s is None else self._began + self._timeout_s):
                 async for line in lines_of(self._response):
                     passed = self.passing.see_line(line) if line else b""
-                    if self.passing.is_complete and status != 200:
+                    if self.passing.has_failed:
+                        status = 502
+                    elif self.passing.is_complete and status != 200:
                         # Before the client hears of the end: it may hang up as soon as it does.
                         status = 200
                         self._proxy.keep(self.passing, self.passing.charge)
                     if passed:
                         yield passed
-            if status != 200:
-                status = 200
-                self._proxy.keep(self.passing, self.passing.charge)
+            if status == CLIENT_GONE:
+                status = 502
+                yield event(errors.error_body(status, _BROKEN_OFF))
         except (httpx.HTTPError, TimeoutError) as error:
             status = 504 if isinstance(error, TimeoutError) else 502
-            message = "the answer was not there in time" if status == 504 else "the backend broke off its answer"
+            message = "the answer was not there in time" if status == 504 else _BROKEN_OFF
             yield event(errors.error_body(status, message))
         finally:
             await self.leave(status)
