@@ -36,8 +36,9 @@ cmake -S "$folder"/src/llama_cpp_python-*/vendor/llama.cpp -B "$folder/llama-too
 cmake --build "$folder/llama-tools" -j "$jobs" --target llama-server llama-quantize
 "$python" -m venv "$folder/llama"
 CMAKE_ARGS="-DLLAMA_BUILD=OFF" "$folder/llama/bin/pip" install -q "$sdist"
-mkdir -p "$folder"/llama/lib/python3*/site-packages/llama_cpp/lib
-cp -P "$folder"/llama-tools/bin/*.so* "$folder"/llama/lib/python3*/site-packages/llama_cpp/lib/
+package=$(echo "$folder"/llama/lib/python3*/site-packages/llama_cpp)
+mkdir -p "$package/lib"
+cp -P "$folder"/llama-tools/bin/*.so* "$package/lib/"
 for format in BF16 Q8_0; do
     "$folder/llama-tools/bin/llama-quantize" --allow-requantize "$gguf" "$models/${format,,}.gguf" "$format"
 done
