@@ -214,7 +214,8 @@ class TestCommands:
                 command += f" {BUDGET} --until tokenizer"
             if command.startswith("cd "):
                 folder, _, command = command.removeprefix("cd ").partition(" && ")
-                user.does(f"{command} {SMALL_SAMPLE}", folder=user.folder / folder)
+                printed = user.does(f"{command} {SMALL_SAMPLE}", folder=user.folder / folder)
+                assert "Effect report" in printed
                 continue
             user.does(command)
         for recipe in ("support", "tuned"):
