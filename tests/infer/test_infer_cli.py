@@ -260,7 +260,7 @@ def test_a_served_checkpoint_answers_is_recorded_and_drains_on_sigterm(home: Hom
             process.send_signal(signal.SIGTERM)
             rest = list(stream)
         assert rest[-1].choices[0].finish_reason == "length"
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health")
     finally:
@@ -301,7 +301,7 @@ def test_a_conversation_by_hand(home: Home, folder: Path) -> None:
         until("s to the first token")
         until("›")
         os.write(master, b"/quit\n")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
