@@ -6,59 +6,23 @@
 #include "flash.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
-#include <vector>
+#include <memory>
+#include <new>
 
-#include "buffer.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace liuyi {
 
-using namespace amx;
+using namespace LIUYI_ISA;
 
 namespace {
 
-constexpr int kBlock = 32;
-constexpr int kTile = 512;  // bfloat16 numbers in a tile
-
-struct alignas(64) TileShape {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// The matrix unit, for as long as this lives.
-class Tiles {
-  public:
-    Tiles() {
-        const TileShape shape;
-        _tile_loadconfig(&shape);
-    }
-    ~Tiles() { _tile_release(); }
-};
+constexpr int kGroup = 4;  // blocks of keys that a block of queries meets one after the other
 
 int blocks_of(int count) { return (count + kBlock - 1) / kBlock; }
-
-LIUYI_INLINE void clear_sums() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-// Sums of 32 × 32, `stride` floats from row to row.
-LIUYI_INLINE void load_sums(const float* from, int stride) {
-    _tile_loadd(0, from, stride * 4);
-    _tile_loadd(1, from + 16, stride * 4);
-    _tile_loadd(2, from + 16 * stride, stride * 4);
-    _tile_loadd(3, from + 16 * stride + 16, stride * 4);
-}
-LIUYI_INLINE void store_sums(float* to, int stride) {
-    _tile_stored(0, to, stride * 4);
-    _tile_stored(1, to + 16, stride * 4);
-    _tile_stored(2, to + 16 * stride, stride * 4);
-    _tile_stored(3, to + 16 * stride + 16, stride * 4);
-}
 
 // sums += left (32 rows of 32 numbers, `stride` apart) · right (two tiles of pairs)
 LIUYI_INLINE void multiply(const uint16_t* left, int stride, const uint16_t* right_0, const uint16_t* right_1) {
@@ -82,28 +46,49 @@ void copy_block(const uint16_t* from, int64_t stride, int rows, int size, uint16
 
 // A block of 32 rows → size / 16 tiles, one for each 16 columns, with rows as what is summed over.
 void pair_rows(const uint16_t* block, int size, uint16_t* tiles) {
-    for (int pair = 0; pair < 16; ++pair) {
-        for (int column = 0; column < size; column += 16) {
-            const __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 2 * pair * size + column));
-            const __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + (2 * pair + 1) * size + column));
-            const __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(even),
-                                                 _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-            _mm512_storeu_si512(tiles + column / 16 * kTile + pair * 32, both);
-        }
-    }
+    for (int column = 0; column < size; column += kBlock) pack_pairs<false>(block + column, size, tiles + column * kBlock);
 }
 
 // A block of 32 rows → for each 32 columns two tiles, rows 0–15 and 16–31, with columns as what is summed over.
 void transpose_pairs(const uint16_t* block, int size, uint16_t* tiles) {
-    const __m512i at = _mm512_mullo_epi32(_mm512_set1_epi32(size / 2), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    for (int column = 0; column < size; column += 32) {
-        for (int half = 0; half < 2; ++half) {
-            const uint16_t* from = block + half * 16 * size + column;
-            uint16_t* tile = tiles + (column / 32 * 2 + half) * kTile;
-            for (int pair = 0; pair < 16; ++pair) {
-                _mm512_storeu_si512(tile + pair * 32, _mm512_i32gather_epi32(at, from + 2 * pair, 4));
-            }
+    for (int column = 0; column < size; column += kBlock) pack_rows<true>(block + column, size, tiles + column * kBlock);
+}
+
+// A block of 32 rows → its columns as rows of 32 numbers.
+void turn_rows(const uint16_t* block, int size, uint16_t* columns) {
+    for (int column = 0; column < size; column += kBlock) pack_pairs<true>(block + column, size, columns + column * kBlock);
+}
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+template <class T>
+using Room = std::unique_ptr<T[], Free>;
+
+// Memory that holds anything, on the boundary of a line of the cache, as rows of tiles should be.
+template <class T>
+Room<T> room(int64_t count) {
+    void* memory = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+    if (memory == nullptr) throw std::bad_alloc();
+    return Room<T>(static_cast<T*>(memory));
+}
+
+// left (32 rows of `size` numbers) · right (as many rows, 32 columns) to 32 × 32 sums
+LIUYI_INLINE void multiply_all(const uint16_t* left, const uint16_t* right, int size, float* to) {
+    clear_sums();
+    for (int c = 0; c < size; c += kBlock) multiply(left + c, size, right + c * kBlock, right + c * kBlock + kTile);
+    store_sums(to, kBlock);
+}
+
+// Of a strip of blocks [keys, queries], from one block of queries to another: strip · right, [keys, size].
+LIUYI_INLINE void sum_over_queries(const uint16_t* strip, const uint16_t* right, int first, int end, int size, float* to) {
+    for (int c = 0; c < size; c += kBlock) {
+        clear_sums();
+        for (int qb = first; qb < end; ++qb) {
+            const uint16_t* columns = right + qb * kBlock * size + c * kBlock;
+            multiply(strip + qb * kBlock * kBlock, kBlock, columns, columns + kTile);
         }
+        store_sums(to + c, size);
     }
 }
 
@@ -120,6 +105,19 @@ struct Sight {
 
 LIUYI_INLINE Ints lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x to a unit in the last place or two: a polynomial fitted to it over ±0.5, and the rest as an exponent.
+LIUYI_INLINE Floats power(Floats x) {
+    const Floats n = nearest(x), f = sub(x, n);
+    Floats p = all(1.326697039e-03f);
+    p = fma(p, f, all(9.675459746e-03f));
+    p = fma(p, f, all(5.550742616e-02f));
+    p = fma(p, f, all(2.402212175e-01f));
+    p = fma(p, f, all(6.931469492e-01f));
+    return _mm512_scalef_ps(fma(p, f, all(1.000000071e+00f)), n);
+}
+
 // softmax of one row of scores, not yet divided by its sum; returns that, and the highest scaled score.
 LIUYI_INLINE float soften(const float* scores, int begin, int end, int first, int last, float scale, uint16_t* weights,
                           float* highest) {
@@ -134,8 +132,8 @@ LIUYI_INLINE float soften(const float* scores, int begin, int end, int first, in
     *highest = largest(most) * scale;
     Floats total = zero();
     for (int key = begin; key < end; key += 16) {
-        const Floats shifted = sub(mul(load(scores + key - begin), all(scale)), all(*highest));
-        const Floats weight = _mm512_maskz_mov_ps(seen(key), exp(shifted));
+        const Floats shifted = fma(load(scores + key - begin), all(scale * kLog2E), all(-*highest * kLog2E));
+        const Floats weight = _mm512_maskz_mov_ps(seen(key), power(shifted));
         total = add(total, weight);
         store_bf16(weights + key - begin, weight);
     }
@@ -149,17 +147,17 @@ void flash_forward(const Team& team, const FlashShape& s, const uint16_t* q, con
     const int blocks = blocks_of(s.seq), size = s.head_dim, block_size = kBlock * size;
     const int64_t q_stride = static_cast<int64_t>(s.heads) * size, kv_stride = static_cast<int64_t>(s.kv_heads) * size;
     const int64_t of_head = static_cast<int64_t>(blocks) * block_size;
-    std::vector<uint16_t> packed(2 * of_head * s.batch * s.kv_heads);
-    uint16_t *keys = packed.data(), *values = keys + of_head * s.batch * s.kv_heads;
+    const Room<uint16_t> packed = room<uint16_t>(2 * of_head * s.batch * s.kv_heads);
+    uint16_t *keys = packed.get(), *values = keys + of_head * s.batch * s.kv_heads;
     for_each_part(team, s.batch * s.kv_heads, [&](int part) {
-        std::vector<uint16_t> block(block_size);
+        const Room<uint16_t> block = room<uint16_t>(block_size);
         const int64_t at = (static_cast<int64_t>(part / s.kv_heads) * s.seq * s.kv_heads + part % s.kv_heads) * size;
         for (int b = 0; b < blocks; ++b) {
             const int64_t row = at + b * kBlock * kv_stride;
-            copy_block(k + row, kv_stride, s.seq - b * kBlock, size, block.data());
-            transpose_pairs(block.data(), size, keys + part * of_head + b * block_size);
-            copy_block(v + row, kv_stride, s.seq - b * kBlock, size, block.data());
-            pair_rows(block.data(), size, values + part * of_head + b * block_size);
+            copy_block(k + row, kv_stride, s.seq - b * kBlock, size, block.get());
+            transpose_pairs(block.get(), size, keys + part * of_head + b * block_size);
+            copy_block(v + row, kv_stride, s.seq - b * kBlock, size, block.get());
+            pair_rows(block.get(), size, values + part * of_head + b * block_size);
         }
     });
     for_each_part(team, s.batch * s.heads * blocks, [&](int part) {
@@ -169,35 +167,35 @@ void flash_forward(const Team& team, const FlashShape& s, const uint16_t* q, con
         const Sight sight{starts != nullptr ? starts + static_cast<int64_t>(row) * s.seq : nullptr, s.window};
         const int query = b * kBlock, queries = s.seq - query < kBlock ? s.seq - query : kBlock;
         const int low = sight.first(query) / kBlock, keys_here = (b + 1 - low) * kBlock;
-        std::vector<uint16_t> block(block_size), weights(kBlock * keys_here);
-        std::vector<float> scores(kBlock * keys_here), mixed(block_size);
+        const Room<uint16_t> block = room<uint16_t>(block_size), weights = room<uint16_t>(kBlock * keys_here);
+        const Room<float> scores = room<float>(kBlock * keys_here), mixed = room<float>(block_size);
         float sums[kBlock];
         const int64_t first_q = (static_cast<int64_t>(row) * s.seq + query) * q_stride + head * size;
-        copy_block(q + first_q, q_stride, queries, size, block.data());
+        copy_block(q + first_q, q_stride, queries, size, block.get());
         const Tiles tiles;
         for (int kb = low; kb <= b; ++kb) {
             clear_sums();
             const uint16_t* right = keys + kv + kb * block_size;
-            for (int c = 0; c < size; c += 32) multiply(block.data() + c, size, right + c / 16 * kTile, right + (c / 16 + 1) * kTile);
-            store_sums(scores.data() + (kb - low) * kBlock, keys_here);
+            for (int c = 0; c < size; c += 32) multiply(block.get() + c, size, right + c / 16 * kTile, right + (c / 16 + 1) * kTile);
+            store_sums(scores.get() + (kb - low) * kBlock, keys_here);
         }
         for (int i = 0; i < queries; ++i) {
             float highest;
-            sums[i] = soften(scores.data() + i * keys_here, low * kBlock, (b + 1) * kBlock, sight.first(query + i), query + i,
-                             s.scale, weights.data() + i * keys_here, &highest);
+            sums[i] = soften(scores.get() + i * keys_here, low * kBlock, (b + 1) * kBlock, sight.first(query + i), query + i,
+                             s.scale, weights.get() + i * keys_here, &highest);
             lse[(static_cast<int64_t>(row) * s.heads + head) * s.seq + query + i] = highest + std::log(sums[i]);
         }
         for (int c = 0; c < size; c += 32) {
             clear_sums();
             for (int kb = low; kb <= b; ++kb) {
                 const uint16_t* right = values + kv + kb * block_size + c / 16 * kTile;
-                multiply(weights.data() + (kb - low) * kBlock, keys_here, right, right + kTile);
+                multiply(weights.get() + (kb - low) * kBlock, keys_here, right, right + kTile);
             }
-            store_sums(mixed.data() + c, size);
+            store_sums(mixed.get() + c, size);
         }
         for (int i = 0; i < queries; ++i) {
             for (int c = 0; c < size; c += kWidth) {
-                store_bf16(out + first_q + i * q_stride + c, mul(load(mixed.data() + i * size + c), all(1.0f / sums[i])));
+                store_bf16(out + first_q + i * q_stride + c, mul(load(mixed.get() + i * size + c), all(1.0f / sums[i])));
             }
         }
     });
@@ -210,7 +208,7 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
     const int64_t q_stride = static_cast<int64_t>(s.heads) * size, kv_stride = static_cast<int64_t>(s.kv_heads) * size;
     const int64_t of_head = static_cast<int64_t>(padded) * size;
     // The gradients of keys and values that each query head gives, summed over the heads of a group below.
-    std::vector<float> for_keys(of_head * s.batch * s.heads), for_values(of_head * s.batch * s.heads);
+    const Room<float> for_keys = room<float>(of_head * s.batch * s.heads), for_values = room<float>(of_head * s.batch * s.heads);
     for_each_part(team, s.batch * s.heads, [&](int part) {
         const int row = part / s.heads, head = part % s.heads, kv_head = head / (s.heads / s.kv_heads);
         const Sight sight{starts != nullptr ? starts + static_cast<int64_t>(row) * s.seq : nullptr, s.window};
@@ -218,21 +216,30 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
         const int64_t kv_at = static_cast<int64_t>(row) * s.seq * kv_stride + kv_head * size;
         const float* row_lse = lse + static_cast<int64_t>(part) * s.seq;
         // Of all queries: as right operands with columns summed over (for scores) and with rows (for gradients).
-        std::vector<uint16_t> q_columns(of_head), q_rows(of_head), grad_columns(of_head), grad_rows(of_head);
-        std::vector<uint16_t> block(block_size), values(block_size), keys_across(block_size);
-        std::vector<float> logs(padded), along(padded), for_queries(of_head);  // [head_dim, padded]
-        std::vector<int> firsts(padded);
+        const Room<uint16_t> of_queries = room<uint16_t>(4 * of_head);
+        uint16_t *q_columns = of_queries.get(), *q_rows = q_columns + of_head;
+        uint16_t *grad_columns = q_rows + of_head, *grad_rows = grad_columns + of_head;
+        const Room<uint16_t> of_keys = room<uint16_t>(3 * kGroup * block_size);
+        uint16_t *keys = of_keys.get(), *keys_across = keys + kGroup * block_size, *values = keys_across + kGroup * block_size;
+        // Of a group of keys and all queries, in blocks [keys, queries]: softmax, and the gradient of scores.
+        const Room<uint16_t> strips = room<uint16_t>(2 * static_cast<int64_t>(kGroup) * kBlock * padded);
+        uint16_t *weights = strips.get(), *slopes = weights + static_cast<int64_t>(kGroup) * kBlock * padded;
+        const Room<float> logs = room<float>(padded), along = room<float>(padded);
+        const Room<float> for_queries = room<float>(of_head);  // [head_dim, padded]
+        std::memset(for_queries.get(), 0, of_head * sizeof(float));
+        const Room<int> firsts = room<int>(padded);
         for (int b = 0; b < blocks; ++b) {
             const int64_t at = q_at + b * kBlock * q_stride;
-            copy_block(q + at, q_stride, s.seq - b * kBlock, size, block.data());
-            transpose_pairs(block.data(), size, q_columns.data() + b * block_size);
-            pair_rows(block.data(), size, q_rows.data() + b * block_size);
-            copy_block(grad + at, q_stride, s.seq - b * kBlock, size, block.data());
-            transpose_pairs(block.data(), size, grad_columns.data() + b * block_size);
-            pair_rows(block.data(), size, grad_rows.data() + b * block_size);
+            copy_block(q + at, q_stride, s.seq - b * kBlock, size, keys);
+            transpose_pairs(keys, size, q_columns + b * block_size);
+            pair_rows(keys, size, q_rows + b * block_size);
+            copy_block(grad + at, q_stride, s.seq - b * kBlock, size, keys);
+            transpose_pairs(keys, size, grad_columns + b * block_size);
+            pair_rows(keys, size, grad_rows + b * block_size);
         }
         for (int i = 0; i < padded; ++i) {
             firsts[i] = i < s.seq ? sight.first(i) : padded;  // what is beyond the end sees nothing
+            logs[i] = along[i] = 0.0f;
             if (i >= s.seq) continue;
             logs[i] = row_lse[i];
             Floats total = zero();
@@ -243,67 +250,66 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
         }
         const Tiles tiles;
         alignas(64) float scores[kBlock * kBlock], towards[kBlock * kBlock];
-        alignas(64) uint16_t weights[kBlock * kBlock], slopes[kBlock * kBlock], slope_pairs[2 * kTile];
-        float* to_keys = for_keys.data() + part * of_head;
-        float* to_values = for_values.data() + part * of_head;
-        for (int kb = 0; kb < blocks; ++kb) {
-            const int64_t at = kv_at + kb * kBlock * kv_stride;
-            copy_block(k + at, kv_stride, s.seq - kb * kBlock, size, block.data());
-            copy_block(v + at, kv_stride, s.seq - kb * kBlock, size, values.data());
-            for (int c = 0; c < size; ++c) {
-                for (int i = 0; i < kBlock; ++i) keys_across[c * kBlock + i] = block[i * size + c];
+        alignas(64) uint16_t slope_pairs[kGroup][2 * kTile];
+        for (int group = 0; group < blocks; group += kGroup) {
+            const int here = blocks - group < kGroup ? blocks - group : kGroup;
+            int ends[kGroup];  // the first block of queries that sees no more of a block of keys
+            for (int j = 0; j < here; ++j) {
+                const int64_t at = kv_at + (group + j) * kBlock * kv_stride;
+                copy_block(k + at, kv_stride, s.seq - (group + j) * kBlock, size, keys + j * block_size);
+                copy_block(v + at, kv_stride, s.seq - (group + j) * kBlock, size, values + j * block_size);
+                turn_rows(keys + j * block_size, size, keys_across + j * block_size);
+                ends[j] = group + j;
+                while (ends[j] < blocks && firsts[ends[j] * kBlock] < (group + j + 1) * kBlock) ++ends[j];
             }
-            float *keys_here = to_keys + kb * block_size, *values_here = to_values + kb * block_size;
-            for (int qb = kb; qb < blocks && firsts[qb * kBlock] < (kb + 1) * kBlock; ++qb) {
-                // Scores and the gradient of the weights, transposed: [keys, queries].
-                clear_sums();
-                for (int c = 0; c < size; c += 32) {
-                    const uint16_t* right = q_columns.data() + qb * block_size + c / 16 * kTile;
-                    multiply(block.data() + c, size, right, right + kTile);
-                }
-                store_sums(scores, kBlock);
-                clear_sums();
-                for (int c = 0; c < size; c += 32) {
-                    const uint16_t* right = grad_columns.data() + qb * block_size + c / 16 * kTile;
-                    multiply(values.data() + c, size, right, right + kTile);
-                }
-                store_sums(towards, kBlock);
-                for (int half = 0; half < kBlock; half += 16) {
-                    const int query = qb * kBlock + half;
-                    const Floats log_sums = load(logs.data() + query), mean = load(along.data() + query);
-                    const Ints first = load_ints(firsts.data() + query);
-                    const Ints last = _mm512_add_epi32(_mm512_set1_epi32(query), lanes());
-                    for (int i = 0; i < kBlock; ++i) {
-                        const Ints key = _mm512_set1_epi32(kb * kBlock + i);
-                        const __mmask16 seen = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmple_epi32_mask(key, last);
-                        const Floats shifted = sub(mul(load(scores + i * kBlock + half), all(s.scale)), log_sums);
-                        const Floats weight = _mm512_maskz_mov_ps(seen, exp(shifted));
-                        const Floats slope = _mm512_maskz_mul_ps(seen, weight, sub(load(towards + i * kBlock + half), mean));
-                        store_bf16(weights + i * kBlock + half, weight);
-                        store_bf16(slopes + i * kBlock + half, slope);
+            for (int qb = group; qb < ends[here - 1]; ++qb) {
+                int low = 0;  // queries see later blocks of keys for longer
+                while (ends[low] <= qb) ++low;
+                const int high = qb - group + 1 < here ? qb - group + 1 : here;
+                for (int j = low; j < high; ++j) {
+                    // Scores and the gradient of the weights, transposed: [keys, queries].
+                    multiply_all(keys + j * block_size, q_columns + qb * block_size, size, scores);
+                    multiply_all(values + j * block_size, grad_columns + qb * block_size, size, towards);
+                    uint16_t* weights_here = weights + (static_cast<int64_t>(j) * blocks + qb) * kBlock * kBlock;
+                    uint16_t* slopes_here = slopes + (static_cast<int64_t>(j) * blocks + qb) * kBlock * kBlock;
+                    for (int half = 0; half < kBlock; half += 16) {
+                        const int query = qb * kBlock + half;
+                        const Floats log_sums = mul(load(logs.get() + query), all(-kLog2E)), mean = load(along.get() + query);
+                        const Ints first = load_ints(firsts.get() + query);
+                        const Ints last = _mm512_add_epi32(_mm512_set1_epi32(query), lanes());
+                        for (int i = 0; i < kBlock; ++i) {
+                            const Ints key = _mm512_set1_epi32((group + j) * kBlock + i);
+                            const __mmask16 seen = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmple_epi32_mask(key, last);
+                            const Floats shifted = fma(load(scores + i * kBlock + half), all(s.scale * kLog2E), log_sums);
+                            const Floats weight = _mm512_maskz_mov_ps(seen, power(shifted));
+                            const Floats slope =
+                                _mm512_maskz_mul_ps(seen, weight, sub(load(towards + i * kBlock + half), mean));
+                            store_bf16(weights_here + i * kBlock + half, weight);
+                            store_bf16(slopes_here + i * kBlock + half, slope);
+                        }
                     }
+                    pair_rows(slopes_here, kBlock, slope_pairs[j]);
                 }
-                pair_rows(slopes, kBlock, slope_pairs);
-                for (int c = 0; c < size; c += 32) {
-                    const uint16_t* right = grad_rows.data() + qb * block_size + c / 16 * kTile;
-                    load_sums(values_here + c, size);
-                    multiply(weights, kBlock, right, right + kTile);
-                    store_sums(values_here + c, size);
-                    right = q_rows.data() + qb * block_size + c / 16 * kTile;
-                    load_sums(keys_here + c, size);
-                    multiply(slopes, kBlock, right, right + kTile);
-                    store_sums(keys_here + c, size);
-                    float* queries_here = for_queries.data() + static_cast<int64_t>(c) * padded + qb * kBlock;
+                for (int c = 0; c < size; c += kBlock) {
+                    float* queries_here = for_queries.get() + static_cast<int64_t>(c) * padded + qb * kBlock;
                     load_sums(queries_here, padded);
-                    multiply(keys_across.data() + c * kBlock, kBlock, slope_pairs, slope_pairs + kTile);
+                    for (int j = low; j < high; ++j) {
+                        multiply(keys_across + j * block_size + c * kBlock, kBlock, slope_pairs[j], slope_pairs[j] + kTile);
+                    }
                     store_sums(queries_here, padded);
                 }
+            }
+            for (int j = 0; j < here; ++j) {
+                const int64_t at = part * of_head + static_cast<int64_t>(group + j) * block_size;
+                const int64_t strip = static_cast<int64_t>(j) * blocks * kBlock * kBlock;
+                sum_over_queries(weights + strip, grad_rows, group + j, ends[j], size, for_values.get() + at);
+                sum_over_queries(slopes + strip, q_rows, group + j, ends[j], size, for_keys.get() + at);
             }
         }
         const Ints down = _mm512_mullo_epi32(lanes(), _mm512_set1_epi32(padded));
         for (int i = 0; i < s.seq; ++i) {
             for (int c = 0; c < size; c += kWidth) {
-                const Floats turned = _mm512_i32gather_ps(down, for_queries.data() + static_cast<int64_t>(c) * padded + i, 4);
+                const Floats turned = _mm512_i32gather_ps(down, for_queries.get() + static_cast<int64_t>(c) * padded + i, 4);
                 store_bf16(grad_q + q_at + i * q_stride + c, mul(turned, all(s.scale)));
             }
         }
@@ -318,8 +324,8 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
                 Floats keys = zero(), values = zero();
                 for (int head = 0; head < group; ++head) {
                     const int64_t at = heads_at + head * of_head + i * size + c;
-                    keys = add(keys, load(for_keys.data() + at));
-                    values = add(values, load(for_values.data() + at));
+                    keys = add(keys, load(for_keys.get() + at));
+                    values = add(values, load(for_values.get() + at));
                 }
                 store_bf16(grad_k + kv_at + i * kv_stride + c, mul(keys, all(s.scale)));
                 store_bf16(grad_v + kv_at + i * kv_stride + c, values);

@@ -20,67 +20,11 @@ using namespace LIUYI_ISA;
 
 namespace {
 
-constexpr int kBlock = 32, kBlockSize = kBlock * kBlock;
+constexpr int kBlockSize = kBlock * kBlock;
 constexpr int kLongestChunk = 9;    // two rows of so many blocks, and sums, fit the L1 cache
 constexpr int kCacheBlocks = 640;   // so many fit the L2 cache: 1.25 MiB
 
 int parts_of(int count, int each) { return (count + each - 1) / each; }
-
-// 16 × 16 numbers of four bytes, turned about the diagonal.
-LIUYI_INLINE void transpose(__m512i* r) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
-// 32 rows of 32 numbers → two tiles, each of 16 of the rows; turned, each row of a tile holds one pair of numbers of each.
-template <bool turned>
-LIUYI_INLINE void pack_rows(const uint16_t* from, int64_t stride, uint16_t* to) {
-    for (int half = 0; half < 2; ++half) {
-        __m512i rows[16];
-        for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(from + (half * 16 + i) * stride);
-        if (turned) transpose(rows);
-        for (int i = 0; i < 16; ++i) _mm512_store_si512(to + half * kTile + i * 32, rows[i]);
-    }
-}
-
-// 32 rows of 32 numbers → two tiles, each of 16 of the columns, with neighbouring rows as pairs; turned, each row of a tile
-// holds the 32 numbers of one column.
-template <bool turned>
-LIUYI_INLINE void pack_pairs(const uint16_t* from, int64_t stride, uint16_t* to) {
-    const __m512i upwards = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,
-                                              0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f);
-    for (int half = 0; half < 2; ++half) {
-        const __m512i which = _mm512_add_epi16(upwards, _mm512_set1_epi16(static_cast<short>(16 * half)));
-        __m512i pairs[16];
-        for (int i = 0; i < 16; ++i) {
-            pairs[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(from + 2 * i * stride), which,
-                                                 _mm512_loadu_si512(from + (2 * i + 1) * stride));
-        }
-        if (turned) transpose(pairs);
-        for (int i = 0; i < 16; ++i) _mm512_store_si512(to + half * kTile + i * 32, pairs[i]);
-    }
-}
 
 enum class Side { kLeft, kRight };
 
@@ -126,24 +70,24 @@ struct Result {
     bool turned;
 };
 
+LIUYI_INLINE __m512i round_line(const float* sums) {
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(sums + 16), load(sums)));
+}
+
 // A block of sums as bfloat16, as many of the 32 × 32 as there are from `row` and `column` on.
 void round_block(const float* sums, int row, int column, int rows, int columns, const Result& out) {
+    const int high = std::min(kBlock, rows - row), wide = std::min(kBlock, columns - column);
+    if (!out.turned) {
+        const __mmask32 seen = wide < kBlock ? (1u << wide) - 1 : ~0u;
+        uint16_t* to = out.values + row * out.stride + column;
+        for (int i = 0; i < high; ++i) _mm512_mask_storeu_epi16(to + i * out.stride, seen, round_line(sums + i * kBlock));
+        return;
+    }
     alignas(64) uint16_t rounded[kBlockSize], turned[kBlockSize];
-    for (int i = 0; i < kBlock; ++i) {
-        const __m512bh line = _mm512_cvtne2ps_pbh(load(sums + i * kBlock + 16), load(sums + i * kBlock));
-        _mm512_store_si512(rounded + i * kBlock, reinterpret_cast<__m512i>(line));
-    }
-    int lines = std::min(kBlock, rows - row), numbers = std::min(kBlock, columns - column);
-    if (out.turned) {
-        pack_pairs<true>(rounded, kBlock, turned);
-        std::swap(lines, numbers);
-        std::swap(row, column);
-    }
-    const __mmask32 seen = numbers < kBlock ? (1u << numbers) - 1 : ~0u;
-    const uint16_t* from = out.turned ? turned : rounded;
-    for (int i = 0; i < lines; ++i) {
-        _mm512_mask_storeu_epi16(out.values + (row + i) * out.stride + column, seen, _mm512_load_si512(from + i * kBlock));
-    }
+    for (int i = 0; i < kBlock; ++i) _mm512_store_si512(rounded + i * kBlock, round_line(sums + i * kBlock));
+    pack_pairs<true>(rounded, kBlock, turned);
+    uint16_t* to = out.values + column * out.stride + row;
+    for (int i = 0; i < wide; ++i) std::memcpy(to + i * out.stride, turned + i * kBlock, high * 2);
 }
 
 // How a product is cut, in blocks: rows and columns of a part, and what of the inner dimension is packed of the right
