@@ -10,7 +10,7 @@ from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 
 
-def small_model(vocab_size: int, seed: int = 1, std: float = 0.02) -> Decoder:
+def small_model(vocab_size: int, seed: int = 1, std: float = 0.02, kv_heads: int = 1) -> Decoder:
     """A Qwen3 with token 0 for its end."""
     config = DecoderConfig(
         family="qwen3",
@@ -19,7 +19,7 @@ def small_model(vocab_size: int, seed: int = 1, std: float = 0.02) -> Decoder:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=1,
+        num_key_value_heads=kv_heads,
         head_dim=16,
         tie_word_embeddings=True,
         qk_norm=True,

@@ -25,6 +25,7 @@ from liuyi.core.home import Home
 from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import load_model
 from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.curves import read_samples
 from liuyi.train.packing import Example, pack
 
 
@@ -164,13 +165,20 @@ def test_a_gentle_run_is_looked_at_and_goes_on(home: Home, tmp_path: Path, token
     assert (about["steps"], about["stopped"], about["watch"]["reverted_to"]) == (12, "", None)
 
 
+SAMPLES = {"samples_every": 1000, "sample_tokens": 2}
+"""After the last step, that is."""
+
+
 def test_a_collapse_stops_the_run_and_goes_back(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """A learning rate far too high: the checkpoint is the start model, and says why."""
     inputs = publish(home, tokenizer, preferences(), small_model(tokenizer.vocab_size))
-    checkpoint = run_dpo(home, tmp_path / "work", inputs, max_steps=40, lr=0.5, nll_weight=0.0, clip_norm=100.0)
+    checkpoint = run_dpo(
+        home, tmp_path / "work", inputs, max_steps=40, lr=0.5, nll_weight=0.0, clip_norm=100.0, **SAMPLES
+    )
     about = json.loads(checkpoint.file("liuyi.json").read_text())
     assert about["steps"] == 5
     assert about["watch"]["reverted_to"] == 0
+    assert {row["step"] for row in read_samples(checkpoint.path)} == {5}
     assert about["stopped"].startswith(about["watch"]["reason"])
     before, after = load_model(inputs["model"].path), load_model(checkpoint.path)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from align_support import preferences, publish, small_model, small_tokenizer
+from align_support import preferences, publish, small_tokenizer
 from safetensors.torch import load_file
 
 import in_process
@@ -18,17 +18,18 @@ from in_ranks import fork_ranks
 from liuyi.core.artifact import Artifact
 from liuyi.core.home import Home
 from liuyi.train.loop import LOG_FILE
+from small_models import small_model
 
 LORA = {"method": "lora", "rank": 4}
 FAST: dict[str, Any] = {"compute_dtype": "fp32", "lr": 0.01, "max_steps": 4, "seq_len": 64}
 PAIRS: dict[str, Any] = {**FAST, "batch_pairs": 8, "micro_pairs": 2}
-SHARD = {"shard": 2}
+SHARD, TENSOR = {"shard": 2}, {"tensor": 2}
 
 
 def inputs(home: Home, step: str) -> dict[str, Artifact]:
     tokenizer = small_tokenizer()
     table = preferences()
-    given = publish(home, tokenizer, table, small_model(tokenizer.vocab_size))
+    given = publish(home, tokenizer, table, small_model(tokenizer.vocab_size, std=0.1, kv_heads=2))
     if step != "finetune.sft":
         return given
     staging = home.store.stage("chats")
@@ -47,8 +48,19 @@ def inputs(home: Home, step: str) -> dict[str, Artifact]:
         ("align.preference", {**PAIRS, **LORA, "lr": 1e-3, "watch_every": 2, "probe_prompts": 4}, SHARD),
         ("align.preference", {**PAIRS, "objective": "kto", "watch": False}, SHARD),
         ("align.reward", {**PAIRS, "heldout": 0.3}, SHARD),
+        ("align.preference", {**PAIRS, "watch_every": 2, "probe_prompts": 4}, TENSOR),
+        ("align.reward", {**PAIRS, "heldout": 0.3}, TENSOR),
     ],
-    ids=["sft-noise", "sft-average-shard", "dpo-lora", "dpo-lora-shard", "kto-shard", "reward-shard"],
+    ids=[
+        "sft-noise",
+        "sft-average-shard",
+        "dpo-lora",
+        "dpo-lora-shard",
+        "kto-shard",
+        "reward-shard",
+        "dpo-tensor",
+        "reward-tensor",
+    ],
 )
 def test_two_processes_learn_what_one_does(
     home: Home,

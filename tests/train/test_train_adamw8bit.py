@@ -110,7 +110,7 @@ def test_state_is_plain_a_quarter_the_size_and_goes_through_a_file_exactly(tmp_p
             if split and step == 3:
                 save_file(optimiser.state(), tmp_path / "state.safetensors")
                 optimiser = Optimiser(net, OptimiserConfig("adamw8bit", lr=0.05))
-                optimiser.load_state(load_file(tmp_path / "state.safetensors"))
+                optimiser.load_state(load_file(tmp_path / "state.safetensors").items())
             net.proj.weight.grad = torch.randn_like(net.proj.weight)
             optimiser.step(1 / (step + 1))
         return net.proj.weight.detach(), optimiser

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import threading
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from liuyi.core.digest import sha256_file
-from liuyi.core.errors import StepError
+from liuyi.core.errors import DataError, OutOfDisk, StepError
 from liuyi.train import checkpoint
 from liuyi.train.checkpoint import Checkpoints, Snapshot
 from liuyi.train.retention import Name, Retention
@@ -128,7 +132,7 @@ def load_values(folder: Path, layout: Layout) -> tuple[int, bool, int, list[str]
     assert found is not None
     assert found.state == {"tokens": 5}
     like = laid_out(world)
-    read = found.group("model", like.get)
+    read = dict(found.group("model", like.get))
     assert set(read) == set(like)
     wrong = []
     for name, tensor in read.items():
@@ -179,7 +183,7 @@ def half_read(tmp_path: Path, parts: dict[str, Any]) -> Stored:
 def test_a_part_that_nobody_wrote_is_an_error(tmp_path: Path) -> None:
     stored = half_read(tmp_path, {"model/w": {"whole": [4, 3], "offset": [0, 0], "shape": [2, 3]}})
     with pytest.raises(StepError, match="parts of 'model/w' are not in the checkpoint"):
-        stored.group("model")
+        dict(stored.group("model"))
 
 
 def fail_on_one(folder: Path, layout: Layout) -> list[str]:
@@ -257,6 +261,109 @@ def test_the_newest_milestones_and_anchors_stay() -> None:
     assert policy.kept(names) == {*policy.milestones(names), Name(7, 31)}
 
 
+class LongAway:
+    """An address from which nothing has come before the processes have met three times."""
+
+    def __init__(self, met: threading.Event) -> None:
+        self.met, self.fetched = met, False
+
+    def fetch(self, folder: Path) -> None:
+        self.fetched = self.met.wait(60)
+
+    def close(self, *, failed: bool) -> None: ...
+
+
+def meet_while_one_fetches(folder: Path) -> bool:
+    checkpoint.LOOK_S = 0.05
+    world, meetings, often = join(Layout(replicate=2)), count(1), threading.Event()
+    once = world.any
+
+    def meet(flag: bool) -> bool:
+        if next(meetings) == 3:
+            often.set()
+        return once(flag)
+
+    address = LongAway(often)
+    checkpoints = Checkpoints(folder, world=world, remote=address)  # type: ignore[arg-type]
+    world.any = meet  # type: ignore[method-assign]
+    with checkpoints:
+        return address.fetched == world.leads
+
+
+def test_processes_meet_while_the_first_one_fetches(tmp_path: Path) -> None:
+    """No collective waits for the end of it, which would be longer than a collective may last."""
+    assert run_ranks(2, meet_while_one_fetches, tmp_path) == [True, True]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_ends_a_run_is_told_and_its_copies_are_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Though the write that was under way fails too."""
+
+    class Address:
+        failed: bool | None = None
+
+        def fetch(self, folder: Path) -> None: ...
+
+        def close(self, *, failed: bool) -> None:
+            self.failed = failed
+
+    def full(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    address = Address()
+    checkpoints = Checkpoints(tmp_path, remote=address)  # type: ignore[arg-type]
+
+    def run() -> None:
+        with checkpoints:
+            checkpoints.save(Snapshot(0, {"model": {"w": torch.ones(2)}}, {}))
+            if fails:
+                raise DataError("batch 3 has no token to learn from")
+
+    with pytest.raises(DataError if fails else OutOfDisk):
+        run()
+    assert address.failed is fails
+
+
+def test_what_is_held_takes_no_further_memory_and_stays(tmp_path: Path) -> None:
+    """It lies where checkpoints are copied to, but for a tensor that none of them had."""
+    weights = {"w": torch.ones(3), "new": torch.ones(2)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(Snapshot(0, {"model": {"w": weights["w"]}}, {}))
+        checkpoints.wait()
+        held = checkpoints.hold(Snapshot(1, {"model": weights, "optimiser": {}}, {"tokens": 5}))
+        buffer = checkpoints._staging["model/w"]
+        for weight in weights.values():
+            weight.fill_(-1)
+        found = dict(held.group("model"))
+        assert found["w"].data_ptr() == buffer.data_ptr()
+        assert {name: values.tolist() for name, values in found.items()} == {"w": [1.0] * 3, "new": [1.0] * 2}
+        assert (held.step, held.state) == (1, {"tokens": 5})
+
+
+def test_what_is_held_is_not_put_where_a_write_still_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, go_on = {"w": torch.zeros(3)}, threading.Event()
+    write = checkpoint.write_tensors
+
+    def slowly(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+        go_on.wait()
+        return write(tensors, path)
+
+    monkeypatch.setattr("liuyi.train.checkpoint.write_tensors", slowly)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(Snapshot(0, {"model": weights}, {}))
+        weights["w"].fill_(1)
+        held = checkpoints.hold(Snapshot(1, {"model": weights}, {}))
+        go_on.set()
+        checkpoints.wait()
+        assert dict(held.group("model"))["w"].tolist() == [1.0] * 3
+        stored = checkpoints.load()
+        assert stored is not None
+        assert dict(stored.group("model"))["w"].tolist() == [0.0] * 3
+
+
 def test_buffers_are_used_again(tmp_path: Path) -> None:
     """And what training does to the weights meanwhile is in the next checkpoint, not in this one."""
     weights = {"w": torch.zeros(3)}
@@ -269,4 +376,4 @@ def test_buffers_are_used_again(tmp_path: Path) -> None:
             buffers.append(checkpoints._staging["model/w"].data_ptr())
     assert len(set(buffers)) == 1
     for step, path in enumerate(sorted(tmp_path.iterdir())):
-        assert Stored(path).group("model")["w"].tolist() == [step] * 3
+        assert dict(Stored(path).group("model"))["w"].tolist() == [step] * 3

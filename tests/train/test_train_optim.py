@@ -112,7 +112,7 @@ def test_state_round_trip_is_exact(name: str) -> None:
             if split and step == 3:
                 state = {key: value.clone() for key, value in optimiser.state().items()}
                 optimiser = Optimiser(net, OptimiserConfig(name, lr=0.05))
-                optimiser.load_state(state)
+                optimiser.load_state(state.items())
             for parameter in optimiser.parameters.values():
                 parameter.grad = torch.randn_like(parameter)
             optimiser.step(1 / (step + 1))

@@ -90,7 +90,7 @@ def samples(folder: Path, listener: Listener, steps: int, every: int = 5) -> Sam
         tokenizer=letters(),
         params=SamplesParams(samples_every=every, sample_tokens=6),
         config=tiny_model().config,
-        steps=steps,
+        over=lambda: len((folder / "work" / LOG_FILE).read_text().splitlines()) == steps,
         workdir=folder / "work",
         log=listener.log,
     )

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,13 +26,17 @@ from liuyi.core.disk import FULL, sync
 from liuyi.core.errors import OutOfDisk, StepError
 from liuyi.train.background import yield_to_training
 from liuyi.train.retention import Name, Retention
-from liuyi.train.shards import Piece, gather_json, is_sharded, local_part, share_out
+from liuyi.train.shards import Piece, gather_json, is_sharded, laid_out, local_part, share_out
 from liuyi.train.stored import Like, Stored, damage, digests_file, state_file, tensors_file
 from liuyi.train.tensor_file import write_tensors
 from liuyi.train.world import World
 
 if TYPE_CHECKING:
     from liuyi.train.remote import RemoteCheckpoints
+
+
+LOOK_S = 1.0
+"""Between looks at what the first process fetches."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,31 @@ class Snapshot:
     own: Mapping[str, Any] = field(default_factory=dict)
     """What is of this process alone."""
 
-    def group(self, name: str, like: Like | None = None) -> Mapping[str, Tensor]:
-        """The tensors of one group, laid out as they were."""
-        return self.tensors[name]
 
-    def copied(self) -> Snapshot:
-        """A snapshot that training does not change any more; what is not cut up goes to the host's memory."""
+@dataclass(frozen=True)
+class Held:
+    """A snapshot in the host's memory: of each tensor the part that this process holds, as training does not change."""
 
-        def copy(tensor: Tensor) -> Tensor:
-            return tensor.detach().clone() if is_sharded(tensor) else tensor.detach().to("cpu", copy=True)
+    step: int
+    parts: Mapping[str, tuple[Piece, Tensor]]
+    state: Mapping[str, Any]
+    own: Mapping[str, Any]
 
-        groups = {
-            group: {name: copy(tensor) for name, tensor in tensors.items()} for group, tensors in self.tensors.items()
-        }
-        return Snapshot(self.step, groups, deepcopy(self.state), deepcopy(self.own))
+    def group(self, name: str, like: Like | None = None) -> Iterator[tuple[str, Tensor]]:
+        """As `Stored.group`."""
+        for full, (piece, values) in self.parts.items():
+            group, _, short = full.partition("/")
+            if group == name:
+                yield short, _like(like(short) if like else None, piece, values)
+
+
+def _like(like: Tensor | None, piece: Piece, values: Tensor) -> Tensor:
+    """The part of a tensor as the same part of one that is cut up as `like` is."""
+    if like is None or not is_sharded(like) or like.ndim != len(piece.whole):
+        return values
+    tensor = laid_out(piece.whole, values.dtype, like)
+    local_part(tensor)[1].copy_(values)
+    return tensor
 
 
 class Checkpoints:
@@ -97,18 +112,32 @@ class Checkpoints:
         self._writes: set[str] = set()
 
     def __enter__(self) -> Checkpoints:
-        if self.remote:
+        if self.world.size > 1:
+            self._fetch_while_others_wait()
+        elif self.remote:
             self.remote.fetch(self.folder)
-        self.world.barrier()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def _fetch_while_others_wait(self) -> None:
+        """A collective lasts as long as it may and no longer, and to fetch checkpoints may take hours: so all come
+        together again and again until the first process has fetched them."""
+        fetching = self._pool.submit(self.remote.fetch, self.folder) if self.remote else None
+        while self.world.any(fetching is not None and not wait([fetching], LOOK_S).done):
+            pass
+        if fetching:
+            fetching.result()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
+        except Exception:
+            # What ended the run is told, rather than what failed besides.
+            if kind is None:
+                raise
         finally:
             self._pool.shutdown()
             if self.remote:
-                self.remote.close()
+                self.remote.close(failed=kind is not None)
 
     def save(self, snapshot: Snapshot, *, anchors: Sequence[int] = (), log: Path | None = None) -> None:
         """Copy the snapshot now and write it in the background, once the write before it has ended.
@@ -131,6 +160,17 @@ class Checkpoints:
         }
         written = (log, log.stat().st_size) if log and self.world.leads else None
         self._pending = self._pool.submit(self._write, name, copies, state, written, anchors)
+
+    def hold(self, snapshot: Snapshot) -> Held:
+        """A copy of the snapshot in the host's memory, good until the next one is saved.
+
+        It lies in the buffers that checkpoints are written from, as far as they reach and nobody reads them.
+        """
+        parts = _parts(snapshot)
+        writing = self._pending is not None and not self._pending.done()
+        copies = _copied({name: local for name, (_, local) in parts.items()}, {} if writing else self._staging)
+        held = {name: (piece, copies[name]) for name, (piece, _) in parts.items()}
+        return Held(snapshot.step, held, deepcopy(snapshot.state), deepcopy(snapshot.own))
 
     def busy(self) -> bool:
         """Whether a write is under way anywhere."""
@@ -198,23 +238,11 @@ class Checkpoints:
 
     def _copy(self, snapshot: Snapshot) -> tuple[dict[str, Piece], dict[str, Tensor]]:
         """This process's share of the snapshot, in buffers that are the same from checkpoint to checkpoint."""
-        parts = {
-            f"{group}/{name}": local_part(tensor)
-            for group, tensors in snapshot.tensors.items()
-            for name, tensor in tensors.items()
-        }
+        parts = _parts(snapshot)
         self._agree_on_shares({name: (piece, local.nbytes) for name, (piece, local) in parts.items()})
         mine = {name: parts[name] for name in parts if name in self._writes}
-        buffers: dict[str, Tensor] = {}
-        for name, (_, local) in mine.items():
-            buffer = self._staging.get(name)
-            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
-                buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-            buffers[name] = buffer.copy_(local, non_blocking=True)
-        if any(local.is_cuda for _, local in mine.values()):
-            torch.cuda.synchronize()
-        self._staging = buffers
-        return {name: piece for name, (piece, _) in mine.items()}, buffers
+        self._staging = _copied({name: local for name, (_, local) in mine.items()}, self._staging)
+        return {name: piece for name, (piece, _) in mine.items()}, self._staging
 
     def _agree_on_shares(self, held: dict[str, tuple[Piece, int]]) -> None:
         """Who writes what, decided anew when what is held has changed: the optimiser's state appears after a step."""
@@ -284,6 +312,28 @@ class Checkpoints:
         for name in names:
             if name not in kept:
                 self._discard(name)
+
+
+def _parts(snapshot: Snapshot) -> dict[str, tuple[Piece, Tensor]]:
+    """What this process holds of a snapshot, by group and name."""
+    return {
+        f"{group}/{name}": local_part(tensor)
+        for group, tensors in snapshot.tensors.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def _copied(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory, in the buffers of these names where they fit."""
+    copies: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        buffer = buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = buffer.copy_(tensor, non_blocking=True)
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
 
 
 def _write_part(

@@ -48,7 +48,7 @@ def let_speak(
                 tokenizer,
                 params,
                 trainer.model.config,
-                trainer.config.steps,
+                lambda: trainer.over,
                 ctx.workdir,
                 ctx.log,
                 trainer.meter.dtype,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from liuyi.core.disk import full_disk_is_told
 from liuyi.core.errors import DataError, LiuyiError, StepError
-from liuyi.train.checkpoint import Checkpoints, Snapshot
+from liuyi.train.checkpoint import Checkpoints, Held, Snapshot
 from liuyi.train.corruption import Corrupted, agree, checksum
 from liuyi.train.curves import LOG_FILE as LOG_FILE
 from liuyi.train.guards import Guard, Reason, demand_numbers
@@ -136,7 +136,7 @@ class Trainer(Generic[M, B]):
                 self._save(must=True)
             saved = time.monotonic()
             self.meter.begin()
-            while not self._over:
+            while not self.over:
                 try:
                     self._guarded_step()
                 except Corrupted as found:
@@ -146,13 +146,14 @@ class Trainer(Generic[M, B]):
                 now = time.monotonic()
                 due = self.world.leads and now - saved >= self.config.checkpoint_every_s
                 milestone = self.config.retention.is_milestone(self.step)
-                if self._over or milestone or self.world.any(due):
-                    self._save(must=self._over, wait=milestone)
+                if self.over or milestone or self.world.any(due):
+                    self._save(must=self.over, wait=milestone)
                     saved = now
         return self._result()
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Whether the last step is done, or the monitor has ended the run."""
         return self.step >= self.config.steps or bool(self.stopped)
 
     def _tell(self) -> None:
@@ -175,7 +176,7 @@ class Trainer(Generic[M, B]):
 
     def _step_twice(self) -> float:
         """A step taken, undone and taken again. Raises Corrupted where the second differs from the first."""
-        before = self._snapshot().copied()
+        before = self.checkpoints.hold(self._snapshot())
         # What is told of a step is told once.
         told, self.observer, learnt = self.observer, Deaf(), self._learnt
         try:
@@ -417,13 +418,11 @@ class Trainer(Generic[M, B]):
         return Snapshot(self.step, tensors, state, {"checksum": self.checksum, "rng": rng_state()})
 
     @torch.no_grad()
-    def _restore(self, found: Snapshot | Stored) -> None:
+    def _restore(self, found: Held | Stored) -> None:
         parameters = self.optimiser.parameters
-        weights = found.group("model", parameters.get)
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-        state = found.group("optimiser", lambda key: parameters[key.rsplit(":", 1)[0]])
-        self.optimiser.load_state({key: value.to(self.device) for key, value in state.items()})
+        for name, weight in found.group("model", parameters.get):
+            parameters[name].copy_(weight)
+        self.optimiser.load_state(found.group("optimiser", lambda key: parameters[key.rsplit(":", 1)[0]]))
         self.step, self.tokens, self.stopped = found.step, found.state["tokens"], found.state["stopped"]
         self.checksum = found.own["checksum"]
         self.guard.load_state(found.state["guard"])
@@ -433,7 +432,7 @@ class Trainer(Generic[M, B]):
         elif self.world.leads:
             os.truncate(self.log_path, found.state["log_bytes"])
         if self.monitor:
-            tensors = dict(found.group("monitor", self.monitor.tensors().get))
+            tensors = {name: kept.clone() for name, kept in found.group("monitor", self.monitor.tensors().get)}
             self.monitor.load(tensors, found.state["monitor"])
 
     def _result(self) -> Result:

@@ -141,20 +141,32 @@ class Optimiser:
             for entry, value in entries.items()
         }
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+    def load_state(self, state: Iterable[tuple[str, Tensor]]) -> None:
+        """Put back what `state` gave, tensor by tensor: what is there already takes the values, and the rest goes."""
         owners = {
             parameter: optimiser
             for optimiser in self.optimisers
             for group in optimiser.param_groups
             for parameter in group["params"]
         }
-        for optimiser in self.optimisers:
-            optimiser.state.clear()
-        for key, value in state.items():
+        given = set()
+        for key, value in state:
+            given.add(key)
             name, entry = key.rsplit(":", 1)
             parameter = self.parameters[name]
-            owners[parameter].state[parameter][entry] = value.clone()
+            entries = owners[parameter].state[parameter]
+            mine = entries.get(entry)
+            if mine is not None and (mine.shape, mine.dtype) == (value.shape, value.dtype):
+                mine.copy_(value)
+            else:
+                entries[entry] = value.to(parameter.device).clone()
+        for key in self.state().keys() - given:
+            name, entry = key.rsplit(":", 1)
+            parameter = self.parameters[name]
+            entries = owners[parameter].state[parameter]
+            del entries[entry]
+            if not entries:
+                del owners[parameter].state[parameter]
 
 
 def layer_number(name: str) -> int:

@@ -64,6 +64,8 @@ class Order(BaseModel):
     seed: int
     params: dict[str, Any]
     inputs: dict[str, list[Given]]
+    folder: Path
+    """The recipe's, from which paths start."""
     workdir: Path
     rendezvous: str
 
@@ -80,6 +82,7 @@ class Order(BaseModel):
                 port: [Given(manifest=given.manifest, path=given.path) for given in ctx.inputs(port)]
                 for port in ctx.step.inputs
             },
+            folder=Path.cwd(),
             workdir=ctx.workdir,
             rendezvous=params.rendezvous,
         )
@@ -205,17 +208,21 @@ def work(folder: Path) -> int:
     # One that an error has ended since may have lost the others on the way, and is not to be told as a death.
     if failure(folder) is not None:
         return 0
+    if order.folder.is_dir():
+        os.chdir(order.folder)
     if int(os.environ["RANK"]) == 0:
         (folder / OUTPUTS_FILE).unlink(missing_ok=True)
         EventLog(folder).emit("start")
     threading.Thread(target=_end_with_others, args=(folder,), name="failure", daemon=True).start()
-    from liuyi.train.world import join
+    from liuyi.train.world import COLLECTIVE_S, join
 
     try:
         step = get_step(order.step)
         params: Any = step.params.model_validate(order.params)
         seed_everything(order.seed, step)
-        context = RankContext(order, folder, join(params.layout()))
+        # What ends a rank that waits too long is its watchdog, not the collective that it waits in.
+        timeout_s = max(COLLECTIVE_S, 2 * params.hang_timeout_s)
+        context = RankContext(order, folder, join(params.layout(), timeout_s=timeout_s))
         step.run(context, params)
         if context.world.leads:
             _hand_over(context, folder)

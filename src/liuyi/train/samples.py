@@ -75,7 +75,8 @@ class Samples:
     tokenizer: Tokenizer
     params: SamplesParams
     config: DecoderConfig
-    steps: int
+    over: Callable[[], bool]
+    """Whether the step that was seen last was the run's last."""
     workdir: Path
     log: Callable[[str], None]
     compute_dtype: torch.dtype = torch.float32
@@ -92,7 +93,7 @@ class Samples:
     def after_step(self, model: Decoder, row: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Let it speak when it is time to."""
         step = row["step"] + 1
-        if not self.prompts or (step % self.params.samples_every and step != self.steps):
+        if not self.prompts or (step % self.params.samples_every and not self.over()):
             return
         said = complete(
             model,

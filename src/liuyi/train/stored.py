@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,16 @@ class Stored:
             for name, part in state["pieces"].items():
                 self._pieces.setdefault(name, []).append((file, Piece.from_json(part)))
 
-    def group(self, name: str, like: Like | None = None) -> dict[str, Tensor]:
-        """The tensors of one group by name, each cut among the processes as what `like` gives for its name is.
+    def group(self, name: str, like: Like | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of one group and their names, each cut among the processes as what `like` gives for its name is.
+        One is read at a time.
 
         What has other dimensions than its like, such as an optimiser's count of steps, is whole on every process.
         """
         prefix = f"{name}/"
         shorts = [full.removeprefix(prefix) for full in self._pieces if full.startswith(prefix)]
-        return {short: self._read(prefix + short, like(short) if like else None) for short in shorts}
+        for short in shorts:
+            yield short, self._read(prefix + short, like(short) if like else None)
 
     def shapes(self, group: str) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor of one group."""

@@ -23,6 +23,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from liuyi.core.errors import StepError
 
+COLLECTIVE_S = 1800.0
+"""How long a collective may last, where nothing is said."""
 DIMENSIONS = ("replicate", "shard", "context", "tensor")
 
 
@@ -155,7 +157,7 @@ class World:
         return torch.stack(theirs)
 
 
-def join(layout: Layout, *, timeout_s: float = 1800.0) -> World:
+def join(layout: Layout, *, timeout_s: float = COLLECTIVE_S) -> World:
     """Meet the processes that torchrun started with this one: gloo on the CPU, NCCL between GPUs.
 
     Figures on the host go through gloo either way, so that to share them does not wait for a GPU. A collective that
