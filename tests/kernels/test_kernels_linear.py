@@ -169,6 +169,31 @@ def test_instruction_sets_give_the_same_bits(weight_format: str, rounds_x: bool 
     assert len(set(results)) == 1
 
 
+@pytest.mark.skipif(BEST != "amx", reason="no AMX")
+@pytest.mark.parametrize("epilogue", ["store", "add", "swiglu"])
+def test_few_tokens_give_the_bits_of_the_matrix_unit(epilogue: str) -> None:
+    """Other instructions multiply them, of numbers too small to be normal too, which the matrix unit takes for zero."""
+    generator = np.random.default_rng(8)
+    tokens, rows, columns = 40, 96, 200
+    scale = np.exp2(generator.integers(-70, -50, (tokens, 1))).astype(np.float32)
+    x = generator.standard_normal((tokens, columns), dtype=np.float32) * scale
+    weight = generator.standard_normal((2 * rows, columns), dtype=np.float32)
+    weight[:rows] *= np.exp2(generator.integers(-80, -60, (rows, 1))).astype(np.float32)
+    weight[rows:] *= np.exp2(generator.integers(50, 70, (rows, 1))).astype(np.float32)
+    x[:, ::7] *= np.float32(2.0**-70)
+    layer = PackedLinear("bf16", [Part(weight[:rows]), Part(weight[rows:])], columns, gated=True)
+    whole = aligned((tokens, rows if epilogue == "swiglu" else 2 * rows), np.float32)
+    prepared = layer.prepare(x)
+    layer.multiply(prepared, whole, epilogue=epilogue)
+    few = np.zeros_like(whole)
+    for start in range(tokens):
+        layer.multiply(prepared, few, tokens=(start, start + 1), epilogue=epilogue)
+    small = np.abs(whole[whole != 0]) < np.finfo(np.float32).tiny
+    assert small.any() == (epilogue == "swiglu")
+    assert (whole == 0).any() or epilogue == "add"
+    assert few.tobytes() == whole.tobytes()
+
+
 @settings(max_examples=30, deadline=None)
 @given(shape=SHAPES)
 def test_packed_weights_are_near(shape: tuple[int, int, int, int]) -> None:

@@ -54,17 +54,26 @@ struct AheadOfTiles {
     }
 };
 
-// sums [tokens, 32] of one panel and up to 32 tokens, whose number the tiles are set to.
+// Adds to sums [tokens, 32] the products of up to 32 tokens, whose number the tiles are set to, with some columns of a panel.
 template <bool two>
-LIUYI_INLINE void multiply_bf16_tile(const Linear& w, const uint8_t* panel, const uint8_t* x, AheadOfTiles ahead, Sums* sums) {
-    const size_t stride = w.prepared_bytes;
-    _tile_zero(0);
-    _tile_zero(1);
-    if (two) {
-        _tile_zero(2);
-        _tile_zero(3);
+LIUYI_INLINE void multiply_bf16_tile(const uint8_t* panel, int steps, const uint8_t* x, size_t stride, bool first,
+                                     AheadOfTiles ahead, Sums* sums) {
+    if (first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (two) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+    } else {
+        _tile_loadd(0, sums, sizeof(Sums));
+        _tile_loadd(1, sums[0] + kTileRows, sizeof(Sums));
+        if (two) {
+            _tile_loadd(2, sums + kTileRows, sizeof(Sums));
+            _tile_loadd(3, sums[kTileRows] + kTileRows, sizeof(Sums));
+        }
     }
-    for (int k = 0; k < w.depth; k += 32, panel += kTileBytes, x += 64) {
+    for (int k = 0; k < steps; ++k, panel += kTileBytes, x += 64) {
         ahead.fetch();
         _tile_loadd(4, x, stride);
         _tile_loadd(6, panel, 128);
@@ -85,29 +94,90 @@ LIUYI_INLINE void multiply_bf16_tile(const Linear& w, const uint8_t* panel, cons
     }
 }
 
+// Tokens of a block: their sums lie on the stack.
+constexpr int kMostBlock = 512;
+
+// Columns are taken in pieces, of which a panel's part stays in the first-level cache while tokens go by.
+constexpr int kPieceSteps = 9;
+
 inline void multiply_bf16_tiles(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
                                 Epilogue epilogue) {
     constexpr int most = kTilesRows;
-    alignas(64) Sums sums[most];
+    alignas(64) Sums sums[kMostBlock];
     LinearTiles registers;
     const int tiles = (tokens + most - 1) / most;
+    const int steps = w.depth / 32, pieces = (steps + kPieceSteps - 1) / kPieceSteps;
     for (int panel = panels.begin; panel < panels.end; ++panel) {
         const uint8_t* weights = w.weights.as<uint8_t>() + panel * w.panel_bytes;
-        for (int tile = 0, token = 0; tile < tiles; ++tile) {
-            const int count = tokens - token < most ? tokens - token : most;
-            const uint8_t* rows = x + token * w.prepared_bytes;
-            const AheadOfTiles ahead(w, weights, tile, tiles);
-            if (count > kTileRows) {
-                registers.set_rows(kTileRows, count - kTileRows);
-                multiply_bf16_tile<true>(w, weights, rows, ahead, sums);
-            } else {
-                registers.set_rows(count, count);
-                multiply_bf16_tile<false>(w, weights, rows, ahead, sums);
+        for (int i = 0; i < pieces; ++i) {
+            const int first = steps * i / pieces, count = steps * (i + 1) / pieces - first;
+            const uint8_t* part = weights + first * kTileBytes;
+            for (int tile = 0, token = 0; tile < tiles; ++tile, token += most) {
+                const int left = tokens - token, rows = left < most ? left : most;
+                const uint8_t* from = x + token * w.prepared_bytes + first * 64;
+                const AheadOfTiles ahead(w, part, tile, tiles);
+                if (rows > kTileRows) {
+                    registers.set_rows(kTileRows, rows - kTileRows);
+                    multiply_bf16_tile<true>(part, count, from, w.prepared_bytes, i == 0, ahead, sums + token);
+                } else {
+                    registers.set_rows(rows, rows);
+                    multiply_bf16_tile<false>(part, count, from, w.prepared_bytes, i == 0, ahead, sums + token);
+                }
+                if (i + 1 < pieces) continue;
+                for (int r = 0; r < rows; ++r) finish_row(w, panel, sums[token + r], y + (token + r) * stride, epilogue);
             }
-            for (int r = 0; r < count; ++r, ++token) finish_row(w, panel, sums[r], y + token * stride, epilogue);
         }
     }
 }
+
+// Numbers too small to be normal are zero, as they are to the matrix unit, for as long as this lives.
+class SmallAsZero {
+  public:
+    SmallAsZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
+    ~SmallAsZero() { _mm_setcsr(before_); }
+
+  private:
+    const unsigned before_;
+};
+
+// The same as the matrix unit gives, for a few tokens, by fused multiply-adds: of 32 columns the even and the odd ones are
+// added up from zero, each in order, then both together to what was there before (Intel's manual, TDPBF16PS). One or two
+// tokens wait for memory, which ordinary loads are better at than those of tiles.
+struct Bf16FewKernel {
+    static constexpr int kRows = 4;
+    static int steps(const Linear& w) { return w.depth / 2; }
+
+    template <int R>
+    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int, const uint8_t* x, Ahead ahead,
+                                      Floats (&total)[R][2]) {
+        const SmallAsZero mode;
+        for (int k = 0; k < w.depth; k += kTileColumns) {
+            Floats even[R][2], odd[R][2];
+            LIUYI_UNROLL
+            for (int r = 0; r < R; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = zero();
+#pragma GCC unroll 4
+            for (int i = 0; i < kTileColumns; i += 2, weights += 4 * kPanel, x += 4) {
+                ahead.fetch();
+                const Ints w0 = load_ints(weights), w1 = load_ints(weights + sizeof(Ints));
+                LIUYI_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    const Ints pair = all_ints(x + r * w.prepared_bytes);
+                    const Floats first = first_bf16(pair), second = second_bf16(pair);
+                    even[r][0] = fma(first_bf16(w0), first, even[r][0]);
+                    even[r][1] = fma(first_bf16(w1), first, even[r][1]);
+                    odd[r][0] = fma(second_bf16(w0), second, odd[r][0]);
+                    odd[r][1] = fma(second_bf16(w1), second, odd[r][1]);
+                }
+            }
+            LIUYI_UNROLL
+            for (int r = 0; r < R; ++r) {
+                total[r][0] = add(total[r][0], add(even[r][0], odd[r][0]));
+                total[r][1] = add(total[r][1], add(even[r][1], odd[r][1]));
+                asm volatile("" : "+v"(total[r][0]), "+v"(total[r][1]));  // Not later, in another mode.
+            }
+        }
+    }
+};
 
 // Some groups of a panel, with the weights' 128 taken off and the scales widened.
 constexpr int kPieceGroups = 12;
@@ -130,48 +200,31 @@ struct alignas(64) Int8Piece {
 };
 
 // Adds R tokens' products with half a panel, over the groups of a piece, to `sums`. While the vector unit scales one group
-// the matrix unit multiplies the next.
+// the matrix unit is two ahead.
 template <int R>
 __attribute__((noinline)) void multiply_int8_half(const Int8Piece& piece, int half, const uint8_t* x, size_t stride,
                                                   const uint8_t* scales, bool first, Sums* sums) {
-    alignas(64) int32_t whole[2][R][kTileRows];
+    constexpr int kAhead = 2;
+    alignas(64) int32_t whole[kAhead + 1][R][kTileRows];
     Floats total[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) total[r] = first ? zero() : load(sums[r] + half * kTileRows);
-    const uint8_t* weights = piece.weights[0] + 64 * half;
-    const float* weight_scales = piece.scales[0] + half * kTileRows;
-    const auto scale = [&](const int32_t(&from)[R][kTileRows]) __attribute__((always_inline)) {
-        const Floats s = load(weight_scales);
+    const auto multiply = [&](int g) __attribute__((always_inline)) {
+        _tile_zero(0);
+        _tile_loadd(4, x + g * kInt8Group, stride);
+        _tile_loadd(6, piece.weights[g] + 64 * half, 128);
+        _tile_dpbssd(0, 4, 6);
+        _tile_stored(0, whole[g % (kAhead + 1)], 64);
+    };
+    for (int g = 0; g < kAhead && g < piece.groups; ++g) multiply(g);
+    for (int g = 0; g < piece.groups; ++g) {
+        if (g + kAhead < piece.groups) multiply(g + kAhead);
+        const Floats s = load(piece.scales[g] + half * kTileRows);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            total[r] = fma(to_floats(load_ints(from[r])), mul(s, all_floats(scales + r * stride)), total[r]);
+            const Floats both = mul(s, all_floats(scales + 4 * g + r * stride));
+            total[r] = fma(to_floats(load_ints(whole[g % (kAhead + 1)][r])), both, total[r]);
         }
-        weight_scales += kPanel;
-        scales += sizeof(float);
-    };
-    const auto multiply = [&](int32_t(&to)[R][kTileRows]) __attribute__((always_inline)) {
-        _tile_zero(0);
-        _tile_loadd(4, x, stride);
-        _tile_loadd(6, weights, 128);
-        _tile_dpbssd(0, 4, 6);
-        _tile_stored(0, to, 64);
-        x += kInt8Group;
-        weights += kTileBytes;
-    };
-    multiply(whole[0]);
-    int g = 1;
-    for (; g + 1 < piece.groups; g += 2) {
-        multiply(whole[1]);
-        scale(whole[0]);
-        multiply(whole[0]);
-        scale(whole[1]);
-    }
-    if (g < piece.groups) {
-        multiply(whole[1]);
-        scale(whole[0]);
-        scale(whole[1]);
-    } else {
-        scale(whole[0]);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) store(sums[r] + half * kTileRows, total[r]);
@@ -186,11 +239,9 @@ LIUYI_INLINE void multiply_int8_tokens(int count, const Int8Piece& piece, const 
     for (int half = 0; half < 2; ++half) multiply_int8_half<R>(piece, half, x, stride, scales, first, sums);
 }
 
-constexpr int kInt8Tokens = 512;
-
 inline void multiply_int8_tiles(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
                                 Epilogue epilogue) {
-    alignas(64) Sums sums[kInt8Tokens];
+    alignas(64) Sums sums[kMostBlock];
     Int8Piece piece;
     LinearTiles registers;
     const int tiles = (tokens + kTileRows - 1) / kTileRows, groups = w.depth / kInt8Group;
@@ -232,14 +283,19 @@ constexpr int kLeastInt8Tokens = 12;
 // Whether it is a product for the matrix unit, which has done it then.
 inline bool multiply_with_tiles(const Linear& w, const uint8_t* x, Range tokens, Range panels, float* y, size_t stride,
                                 Epilogue epilogue) {
+    const int count = tokens.end - tokens.begin;
+    if (w.format == Format::bf16 && w.rounds_x && count <= Bf16FewKernel::kRows) {
+        multiply_blocks<Bf16FewKernel>(w, x, tokens, panels, y, stride, epilogue);
+        return true;
+    }
     if (w.format == Format::bf16 && w.rounds_x) {
-        multiply_tile_blocks(w, tokens, tokens.end, [&](int token, int count) {
+        multiply_tile_blocks(w, tokens, kMostBlock, [&](int token, int count) {
             multiply_bf16_tiles(w, x + token * w.prepared_bytes, count, panels, y + token * stride, stride, epilogue);
         });
         return true;
     }
-    if (w.format == Format::int8 && tokens.end - tokens.begin >= kLeastInt8Tokens) {
-        multiply_tile_blocks(w, tokens, kInt8Tokens, [&](int token, int count) {
+    if (w.format == Format::int8 && count >= kLeastInt8Tokens) {
+        multiply_tile_blocks(w, tokens, kMostBlock, [&](int token, int count) {
             multiply_int8_tiles(w, x + token * w.prepared_bytes, count, panels, y + token * stride, stride, epilogue);
         });
         return true;
