@@ -17,7 +17,7 @@ from liuyi.core.errors import LiuyiError
 from liuyi.infer.engine import Engine
 from liuyi.infer.server.keys import KeyRing
 from liuyi.infer.server.proxy import create_proxy
-from liuyi.infer.server.upstream import KEY_VARIABLE, KINDS, Place, Upstream
+from liuyi.infer.server.upstream import KEY_VARIABLE, KINDS, Place, Upstream, refusal
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
@@ -189,6 +189,20 @@ def test_a_stream_that_fails_or_just_ends_is_no_answer(end: list[str]) -> None:
             list(client.chat.completions.create(model="m", messages=MESSAGES, stream=True))
         eventually(lambda: 'status="502"} 1' in httpx.get(f"{proxy.url}/metrics").text, "not counted")
     assert not proxy.answers
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"error": {"message": "too hot", "code": 400}}, "too hot"),
+        ({"message": "too hot"}, "too hot"),
+        ({"detail": "Not Found"}, "Not Found"),
+        ([], "[]"),
+    ],
+)
+def test_refusals_come_in_the_shape_of_openai(said: Any, message: str) -> None:
+    status, body = refusal(httpx.Response(400, json=said))
+    assert (status, body["error"]["message"], body["error"]["code"]) == (400, message, None)
 
 
 def test_what_is_no_stream_comes_as_it_is() -> None:

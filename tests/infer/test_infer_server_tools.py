@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from infer_support import MESSAGES, LiveServer, backend_over, client_of, live_se
 from liuyi.infer.engine import Engine
 from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load
 from liuyi.infer.server.calling import Called
+from liuyi.infer.speculate.lookup import PromptLookup
 from liuyi.infer.tools.formats import HERMES
 from liuyi.model.chat import encode_chat
 from liuyi.model.tokenizer import Tokenizer
@@ -89,6 +91,36 @@ def test_calls_that_are_required_fit_their_schemas(client: openai.OpenAI) -> Non
         check(calls)
         assert calls_of(message) == calls
         assert not message.content
+
+
+@pytest.mark.parametrize("form", ["hermes", "plain"])
+def test_speculation_changes_no_call(tokenizer: Tokenizer, form: str) -> None:
+    speaking = Tokenizer(tokenizer.backend, tokenizer.settings)
+    speaking.chat_template = TEMPLATES[form] + CONVERSATION
+    told: list[dict[tuple[int, Any], str]] = []
+    for drafter in (None, PromptLookup()):
+        engine = Engine(tiny_model(max_position_embeddings=2048), speaking, max_slots=8, drafter=drafter)
+        with live_server({"tiny": backend_over(engine)}) as live, client_of(live) as client:
+            told += [pieces(client, tool_choice=choice, seed=4, n=3, max_tokens=100) for choice in ("required", "auto")]
+    assert told[:2] == told[2:]
+    assert any(call is not None for _, call in told[0])
+    assert engine.stats.drafted_tokens > 0
+
+
+def pieces(client: openai.OpenAI, **asked: Any) -> dict[tuple[int, Any], str]:
+    """What a stream says, by number of the answer and by number and name of the call, None for text."""
+    told: dict[tuple[int, Any], str] = defaultdict(str)
+    names: dict[tuple[int, int], str] = {}
+    for chunk in client.chat.completions.create(
+        model="tiny", messages=MESSAGES, tools=TOOLS, temperature=0.7, stream=True, **asked
+    ):
+        for choice in chunk.choices:
+            told[choice.index, None] += choice.delta.content or ""
+            for call in choice.delta.tool_calls or ():
+                place = (choice.index, call.index)
+                names[place] = call.function.name or names[place]
+                told[choice.index, (call.index, names[place])] += call.function.arguments or ""
+    return told
 
 
 def test_a_named_function_is_called_and_no_other(client: openai.OpenAI) -> None:

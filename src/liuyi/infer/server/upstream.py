@@ -142,7 +142,7 @@ def refusal(response: httpx.Response) -> tuple[int, dict[str, Any]]:
         return 502, error_body(502, f"the backend refused this server's key; set ${KEY_VARIABLE}", code="backend_key")
     found = as_object(response.content)
     error = found.get("error", found)
-    message = error.get("message") if isinstance(error, dict) else error
+    message = error.get("message", error.get("detail")) if isinstance(error, dict) else error
     if not isinstance(message, str):
         message = response.content.decode(errors="replace")[:500] or f"the backend answered {status}"
     param, code = (error.get("param"), error.get("code")) if isinstance(error, dict) else (None, None)
