@@ -114,6 +114,16 @@ def test_ranks_tell_and_make_what_one_process_would(toy_home: Home, capfd: pytes
     assert sorted(rank for rank, _ in starts(toy_home)) == [0, 1]
 
 
+def test_paths_of_ranks_start_at_the_recipe_s_folder(
+    toy_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they have been started, on another machine say."""
+    fork_ranks(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    together(toy_home, diary="diary")
+    assert sorted(line.split()[0] for line in (tmp_path / "diary").read_text().splitlines()) == ["0", "1"]
+
+
 def test_a_bug_is_told_by_the_rank_that_has_it(
     toy_home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
