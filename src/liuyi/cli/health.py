@@ -21,16 +21,25 @@ OLDEST_PYTHON = (3, 11)
 LITTLE_DISK_BYTES = 2 * 2**30
 LITTLE_MEMORY_BYTES = 4 * 2**30
 OPTIONAL = {
-    "psycopg": "a ledger on PostgreSQL: pip install 'liuyi[postgres]'",
-    "s3fs": "a store on S3: pip install s3fs",
-    "gcsfs": "a store on Google Cloud Storage: pip install gcsfs",
-    "adlfs": "a store on Azure: pip install adlfs",
+    "resiliparse": "texts of web pages and web archives: pip install 'liuyi[web]'",
+    "protego": "crawling web sites: pip install 'liuyi[crawl]'",
+    "python-docx": "texts of Word and PDF files: pip install 'liuyi[docs]'",
+    "datasets": "data sets as Hugging Face keeps them: pip install 'liuyi[datasets]'",
+    "lingua-language-detector": "languages of short texts: pip install 'liuyi[language]'",
+    "wordllama": "duplicates by meaning: pip install 'liuyi[semantic]'",
+    "reasoning-gym": "problems with answers that can be checked: pip install 'liuyi[synthesis]'",
+    "ray": "cleaning on several machines: pip install 'liuyi[ray]'",
+    "torchao": "training in fp8 and 8-bit AdamW: pip install 'liuyi[torchao]'",
     "tensorboard": "curves in TensorBoard while training: pip install 'liuyi[tensorboard]'",
     "mlflow-skinny": "curves in MLflow: pip install 'liuyi[mlflow]'",
     "trackio": "curves in trackio: pip install 'liuyi[trackio]'",
     "wandb": "curves in Weights & Biases: pip install 'liuyi[wandb]'",
-    "transformers": "the tests that compare with Hugging Face: pip install 'liuyi[test]'",
-    "openai": "the tests of the server with the official client: pip install 'liuyi[test]'",
+    "opentelemetry-sdk": "traces of served requests: pip install 'liuyi[otel]'",
+    "psycopg": "a ledger on PostgreSQL: pip install 'liuyi[postgres]'",
+    "s3fs": "a store on S3: pip install s3fs",
+    "gcsfs": "a store on Google Cloud Storage: pip install gcsfs",
+    "adlfs": "a store on Azure: pip install adlfs",
+    "pytest": "the tests: pip install 'liuyi[test]'",
 }
 """Packages that are not needed, and what they would enable."""
 
