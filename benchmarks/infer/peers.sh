@@ -31,6 +31,9 @@ PYTHON
 
 # llama.cpp: one build for this very processor, of which llama-cpp-python takes the libraries.
 [ -d "$folder"/src/llama_cpp_python-* ] || tar -xzf "$sdist" -C "$folder/src"
+# gcc 12 drops what is stored for an instruction of AMX of which it knows only the address.
+sed -i 's/^    _tile_loadconfig(&tc);/    asm volatile("" : : "r"(\&tc) : "memory"); _tile_loadconfig(\&tc);/' \
+    "$folder"/src/llama_cpp_python-*/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
 cmake -S "$folder"/src/llama_cpp_python-*/vendor/llama.cpp -B "$folder/llama-tools" -DCMAKE_BUILD_TYPE=Release \
     -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
 cmake --build "$folder/llama-tools" -j "$jobs" --target llama-server llama-quantize
