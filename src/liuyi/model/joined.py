@@ -74,8 +74,9 @@ class _JoinedProducts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, matrix: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, matrix)
         ctx.rows = [weight.shape[0] for weight in weights]
-        parts = torch.split(product(x.view(-1, x.shape[-1]), matrix.T), ctx.rows, dim=-1)
-        return tuple(part.contiguous().view(*x.shape[:-1], part.shape[1]) for part in parts)
+        rows = x.view(-1, x.shape[-1])
+        # One by one, for each must lie by itself afterwards.
+        return tuple(product(rows, part.T).view(*x.shape[:-1], -1) for part in torch.split(matrix, ctx.rows))
 
     @staticmethod
     @once_differentiable

@@ -3,7 +3,7 @@
     y = linear(x, weight)                    # x·weightᵀ, differentiated
     grad_weight = product(grad.T, x)         # left·right, within an autograd function
 
-Of the shapes that training has oneDNN is slow where the sum is long and the result narrow, and with transposed operands.
+oneDNN is slow where the sum is long and the result narrow, and where an operand is transposed.
 """
 
 from __future__ import annotations

@@ -105,19 +105,6 @@ struct Sight {
 
 LIUYI_INLINE Ints lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
-constexpr float kLog2E = 1.44269504f;
-
-// 2^x to a unit in the last place or two: a polynomial fitted to it over ±0.5, and the rest as an exponent.
-LIUYI_INLINE Floats power(Floats x) {
-    const Floats n = nearest(x), f = sub(x, n);
-    Floats p = all(1.326697039e-03f);
-    p = fma(p, f, all(9.675459746e-03f));
-    p = fma(p, f, all(5.550742616e-02f));
-    p = fma(p, f, all(2.402212175e-01f));
-    p = fma(p, f, all(6.931469492e-01f));
-    return _mm512_scalef_ps(fma(p, f, all(1.000000071e+00f)), n);
-}
-
 // softmax of one row of scores, not yet divided by its sum; returns that, and the highest scaled score.
 LIUYI_INLINE float soften(const float* scores, int begin, int end, int first, int last, float scale, uint16_t* weights,
                           float* highest) {
@@ -133,7 +120,7 @@ LIUYI_INLINE float soften(const float* scores, int begin, int end, int first, in
     Floats total = zero();
     for (int key = begin; key < end; key += 16) {
         const Floats shifted = fma(load(scores + key - begin), all(scale * kLog2E), all(-*highest * kLog2E));
-        const Floats weight = _mm512_maskz_mov_ps(seen(key), power(shifted));
+        const Floats weight = _mm512_maskz_mov_ps(seen(key), exp2(shifted));
         total = add(total, weight);
         store_bf16(weights + key - begin, weight);
     }
@@ -281,7 +268,7 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
                             const Ints key = _mm512_set1_epi32((group + j) * kBlock + i);
                             const __mmask16 seen = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmple_epi32_mask(key, last);
                             const Floats shifted = fma(load(scores + i * kBlock + half), all(s.scale * kLog2E), log_sums);
-                            const Floats weight = _mm512_maskz_mov_ps(seen, power(shifted));
+                            const Floats weight = _mm512_maskz_mov_ps(seen, exp2(shifted));
                             const Floats slope =
                                 _mm512_maskz_mul_ps(seen, weight, sub(load(towards + i * kBlock + half), mean));
                             store_bf16(weights_here + i * kBlock + half, weight);

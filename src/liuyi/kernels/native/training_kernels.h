@@ -83,13 +83,24 @@ void add(const Team& team, const float* x, const uint16_t* delta, int64_t count,
     });
 }
 
+LIUYI_INLINE Floats sigmoid(Floats x) {
+    const Floats grown = add(all(1.0f), exp2(min(all(126.0f), mul(x, all(-kLog2E)))));
+#if defined(__AVX512F__)
+    const Floats nearly = _mm512_rcp14_ps(grown);  // and one step of Newton's, in place of a division
+    return mul(nearly, sub(all(2.0f), mul(grown, nearly)));
+#else
+    return div(all(1.0f), grown);
+#endif
+}
+
 void swiglu_rows(const Team& team, const uint16_t* gate, const uint16_t* up, int64_t rows, int width, int64_t stride,
                  uint16_t* out) {
     for_each_part(team, parts_of(rows, kFewRows), [&](int part) {
         for (int64_t row = part * kFewRows; row < end_of(part, rows, kFewRows); ++row) {
             for (int i = 0; i < width; i += kWidth) {
                 const int64_t at = row * stride + i;
-                store_bf16(out + row * width + i, mul(silu(load_bf16(gate + at)), load_bf16(up + at)));
+                const Floats g = load_bf16(gate + at);
+                store_bf16(out + row * width + i, mul(mul(g, sigmoid(g)), load_bf16(up + at)));
             }
         }
     });
@@ -102,9 +113,8 @@ void swiglu_backward(const Team& team, const uint16_t* gate, const uint16_t* up,
             for (int i = 0; i < width; i += kWidth) {
                 const int64_t at = row * stride + i, beside = row * width + i;
                 const Floats g = load_bf16(gate + at), u = load_bf16(up + at), d = load_bf16(grad + beside);
-                const Floats sigmoid = div(all(1.0f), add(all(1.0f), exp(sub(zero(), g))));
-                const Floats silu = mul(g, sigmoid);
-                const Floats slope = fma(silu, sub(all(1.0f), sigmoid), sigmoid);
+                const Floats gate_part = sigmoid(g), silu = mul(g, gate_part);
+                const Floats slope = fma(silu, sub(all(1.0f), gate_part), gate_part);
                 store_bf16(grad_gate + at, mul(mul(d, u), slope));
                 store_bf16(grad_up + at, mul(d, silu));
                 if (activated != nullptr) store_bf16(activated + beside, mul(silu, u));
@@ -141,13 +151,16 @@ void cross_entropy(const Team& team, uint16_t* logits, const int64_t* targets, c
             for (int i = 0; i < vocab; i += kWidth) most = max(most, load_bf16(z + i));
             const float highest = largest(most);
             Floats total = zero();
-            for (int i = 0; i < vocab; i += kWidth) total = add(total, exp(sub(load_bf16(z + i), all(highest))));
+            for (int i = 0; i < vocab; i += kWidth) {
+                total = add(total, exp2(fma(load_bf16(z + i), all(kLog2E), all(-highest * kLog2E))));
+            }
             const float log_total = highest + std::log(sum(total));
             const float wanted = from_bf16(z[targets[row]]) - log_total;
             const float weight = weights != nullptr ? weights[row] : 1.0f;
             losses[row] = -wanted * weight;
             for (int i = 0; i < vocab; i += kWidth) {
-                store_bf16(z + i, mul(exp(sub(load_bf16(z + i), all(log_total))), all(weight)));
+                const Floats share = exp2(fma(load_bf16(z + i), all(kLog2E), all(-log_total * kLog2E)));
+                store_bf16(z + i, mul(share, all(weight)));
             }
             z[targets[row]] = to_bf16((std::exp(wanted) - 1.0f) * weight);
         }
