@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from liuyi.core.errors import ModelError
 from liuyi.model.template import SAID_BEGINS, SAID_ENDS, render_template
+from liuyi.model.turn_memory import Turn, TurnMemory, keys_of
 
 if TYPE_CHECKING:
     from liuyi.model.tokenizer import Tokenizer
@@ -98,6 +100,9 @@ def encode_chat(
     return ids, said
 
 
+_TURNS = TurnMemory()
+
+
 @dataclass(frozen=True)
 class _Conversation:
     """A conversation and what renders it, as far as any message."""
@@ -143,23 +148,32 @@ def _split_at_prefixes(
     """A template without marks: an assistant's turn is what it adds to the prompt for it."""
     done = 0
     ends = [tokenizer.backend.id_to_token(token) or "" for token in tokenizer.stop_ids]
-    for at, message in enumerate(conversation.messages):
+    keys = keys_of(conversation.messages, conversation.template, conversation.tools, conversation.variables, ends)
+    for at, (message, key) in enumerate(zip(conversation.messages, keys, strict=True)):
         if message.get("role") != "assistant":
             continue
-        prompt = conversation.text(at, add_generation_prompt=True) if at else ""
-        through = conversation.text(at + 1, add_generation_prompt=False)
-        if not (whole.startswith(through) and through.startswith(prompt)):
+        turn = _TURNS.find(key, whole, partial(_look_at, conversation, at, ends))
+        if turn is None:
             if not strict:
                 continue
             raise ModelError(
                 f"the chat template renders message {at + 1} differently once others follow it",
                 hint="train on conversations of one turn, or give the template {% generation %} marks",
             )
-        said_to = len(prompt) + _length_of_turn(through[len(prompt) :], message, ends)
-        yield whole[done : len(prompt)], False
-        yield whole[len(prompt) : said_to], True
-        done = said_to
+        yield whole[done : turn.begins], False
+        yield whole[turn.begins : turn.ends], True
+        done = turn.ends
     yield whole[done:], False
+
+
+def _look_at(conversation: _Conversation, at: int, ends: Sequence[str]) -> tuple[Turn | None, str]:
+    """What an assistant's message adds to the prompt for it, and the text as far as that message."""
+    prompt = conversation.text(at, add_generation_prompt=True) if at else ""
+    through = conversation.text(at + 1, add_generation_prompt=False)
+    if not through.startswith(prompt):
+        return None, through
+    said = _length_of_turn(through[len(prompt) :], conversation.messages[at], ends)
+    return Turn(len(prompt), len(prompt) + said), through
 
 
 def _length_of_turn(turn: str, message: Message, ends: Sequence[str]) -> int:
