@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-NARROW_COLUMNS = 1024
-
 
 class Frozen(Protocol):
     """A linear layer that is not trained."""
@@ -91,18 +89,7 @@ class _LowRankProducts(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad_lows @ down
             for base, grad in zip(ctx.bases, grads, strict=True):
-                _add_product(grad_x, grad, base.widened().to(grad.dtype))
+                grad_x.addmm_(grad, base.widened().to(grad.dtype))
             grad_x = grad_x.view(x.shape)
         thin = [each.to(dtype) for each, dtype in zip((*grad_downs, *grad_ups), ctx.thin_dtypes, strict=True)]
         return grad_x, None, None, *thin
-
-
-def _add_product(total: Tensor, grad: Tensor, matrix: Tensor) -> None:
-    """total += grad · matrix, by a part of the rows for each thread: oneDNN makes poor use of several threads where
-    there are few columns to a longer sum."""
-    (rows, inner), threads = grad.shape, torch.get_num_threads()
-    if total.device.type != "cpu" or matrix.shape[1] > min(inner, NARROW_COLUMNS) or rows % threads:
-        total.addmm_(grad, matrix)
-        return
-    parts = grad.view(threads, rows // threads, inner)
-    total.view(threads, rows // threads, matrix.shape[1]).baddbmm_(parts, matrix.expand(threads, *matrix.shape))
