@@ -1,4 +1,4 @@
-// Attention over the paged cache for one unit of work, and the joining of spans (online softmax, arXiv 1805.02867).
+// Attention over the paged cache for one unit of work.
 //
 // A row is one query head of one token; the rows of a tile are its tokens' heads that share a kv head. For each span of
 // 256 keys a row's softmax is taken by itself; spans are joined from the first to the last. What a row gets depends
@@ -10,109 +10,47 @@
 namespace liuyi {
 namespace LIUYI_ISA {
 
-// The softmax of a row over some keys: values mixed with weights e^(score − most), and the sum of these weights.
-struct Partial {
-    float* mixed;  // [dim]
-    float most, total;
-};
+// The keys of a span that the tokens of a tile see, all together; `heads` is where the kv head lies in the cache's first
+// block.
+LIUYI_INLINE Sight look(const Step& step, int window, const Tile& tile, const uint8_t* heads, int span) {
+    const int first = step.positions[tile.token], last = first + tile.count - 1, begin = span * kSpanTokens;
+    int from = window > 0 && first >= window ? first - window + 1 : 0, to = last + 1;
+    if (from < begin) from = begin;
+    if (to > begin + kSpanTokens) to = begin + kSpanTokens;
+    Sight sight;
+    if (from >= to) return sight;
+    const int first_block = from / kBlockTokens;
+    sight.origin = first_block * kBlockTokens;
+    sight.blocks = (to - 1) / kBlockTokens + 1 - first_block;
+    const int32_t* table = step.tables + static_cast<size_t>(tile.sequence) * step.most_blocks + first_block;
+    for (int block = 0; block < sight.blocks; ++block) sight.heads[block] = heads + table[block] * step.kv.block_bytes;
+    return sight;
+}
 
-constexpr float kUnseen = -1e30f;
-
-LIUYI_INLINE void join(Partial& into, const Partial& next, int dim) {
-    const float most = into.most > next.most ? into.most : next.most;
-    alignas(64) float weights[kWidth] = {into.most - most, next.most - most};
-    store(weights, exp(load(weights)));
-    const Floats old_weight = all(weights[0]), new_weight = all(weights[1]);
-    for (int d = 0; d < dim; d += kWidth) {
-        store(into.mixed + d, fma(load(next.mixed + d), new_weight, mul(load(into.mixed + d), old_weight)));
+// What each row of a tile sees of them.
+LIUYI_INLINE void look_from(Range rows, const int* positions, int group, int window, Sight& sight) {
+    for (int row = rows.begin; row < rows.end; ++row) {
+        const int position = positions[row / group];
+        const int from = (window > 0 && position >= window ? position - window + 1 : 0) - sight.origin;
+        const int to = position + 1 - sight.origin, end = sight.keys();
+        const int low = from > 0 ? from : 0, high = to < end ? to : end;
+        sight.low[row - rows.begin] = low < high ? low : 0;
+        sight.high[row - rows.begin] = low < high ? high : 0;
     }
-    into.total = into.total * weights[0] + next.total * weights[1];
-    into.most = most;
 }
 
-LIUYI_INLINE void finish(const Partial& done, int head_dim, float* out) {
-    const Floats share = all(1.0f / done.total);
-    for (int d = 0; d < head_dim; d += kWidth) {
-        const int left = head_dim - d;
-        const Floats mixed = mul(load(done.mixed + d), share);
-        if (left >= kWidth) store(out + d, mixed);
-        else store_first(out + d, mixed, left);
-    }
-}
-
-LIUYI_INLINE Floats zero_unseen(Floats weights, Floats scores) {
-#if defined(__AVX512F__)
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(scores, all(kUnseen), _CMP_NEQ_UQ), weights);
-#else
-    return _mm256_and_ps(weights, _mm256_cmp_ps(scores, all(kUnseen), _CMP_NEQ_UQ));
-#endif
-}
-
-// Scores [keys] → weights in place; the row sees keys low..high. Returns the largest score and the sum of the weights.
-LIUYI_INLINE void soften(float* scores, int keys, int low, int high, float& most, float& total) {
-    for (int key = 0; key < low; ++key) scores[key] = kUnseen;
-    for (int key = high; key < keys; ++key) scores[key] = kUnseen;
-    Floats top = all(kUnseen);
-    for (int key = 0; key < keys; key += kWidth) top = max(top, load(scores + key));
-    most = largest(top);
-    Floats sums = zero();
-    for (int key = 0; key < keys; key += kWidth) {
-        const Floats score = load(scores + key);
-        const Floats weight = zero_unseen(exp(sub(score, all(most))), score);
-        sums = add(sums, weight);
-        store(scores + key, weight);
-    }
-    total = sum(sums);
-}
-
-// Scratch of one thread.
-struct Work {
-    float* scores;    // [most rows][256]
-    float* mixed;     // [most rows][dim]
-    uint8_t* digits;  // [2][most rows][256]
-    float* joined;    // [rows of a tile][dim]
-    float* most;      // [rows of a tile]
-    float* total;
-};
-
-LIUYI_INLINE Work lay_out(uint8_t* memory, int dim, int tile_rows) {
-    Work work;
-    work.scores = reinterpret_cast<float*>(memory);
-    work.mixed = work.scores + kMostKernelRows * kSpanTokens;
-    work.digits = reinterpret_cast<uint8_t*>(work.mixed + kMostKernelRows * dim);
-    work.joined = reinterpret_cast<float*>(work.digits + 2 * kMostKernelRows * kSpanTokens);
-    work.most = work.joined + static_cast<size_t>(tile_rows) * dim;
-    work.total = work.most + tile_rows;
-    return work;
-}
-
+// The softmax of rows over the keys in sight, and values mixed with it.
 template <class Kv>
-LIUYI_INLINE const uint8_t* values_of(const uint8_t* head, int dim) {
-    return reinterpret_cast<const uint8_t*>(Kv::values(head, dim));
-}
-
-// R rows against the keys of `blocks` blocks. Row r sees keys low[r]..high[r], counted from the first block.
-template <class Kv, int R>
-void attend_rows(const uint8_t* queries, const KvLayout& kv, const uint8_t* const* heads, int blocks, const int* low,
-                 const int* high, const Work& work, float* most, float* total) {
-    for (int block = 0; block < blocks; ++block) {
-        const Ahead ahead{heads[block + 1 < blocks ? block + 1 : block], values_of<Kv>(heads[block], kv.dim)};
-        Kv::template scores<R>(queries, kv.query_bytes, heads[block], kv.dim, ahead, work.scores + block * kBlockTokens,
-                               kSpanTokens);
+LIUYI_INLINE void attend_rows(typename Kv::Session& session, int rows, const uint8_t* queries, const KvLayout& kv,
+                              const Sight& sight, const Work& work, Results& results) {
+    float units[kMostKernelRows];
+    Kv::score(session, rows, queries, kv, sight, work);
+    for (int r = 0; r < rows; ++r) {
+        units[r] = Kv::unit(queries + r * kv.query_bytes, kv.dim);
+        results.most[r] = units[r] * highest(work.scores + r * kSpanTokens, sight.seen(r));
     }
-    for (int r = 0; r < R; ++r) {
-        soften(work.scores + r * kSpanTokens, blocks * kBlockTokens, low[r], high[r], most[r], total[r]);
-    }
-    Kv::template mix<R>(work.scores, kSpanTokens, heads, blocks, kv.dim, work.digits, work.mixed);
-}
-
-template <class Kv, int R = Kv::kMostRows>
-LIUYI_INLINE void attend_some(int rows, const uint8_t* queries, const KvLayout& kv, const uint8_t* const* heads,
-                              int blocks, const int* low, const int* high, const Work& work, float* most, float* total) {
-    if constexpr (R > 1) {
-        if (rows < R) return attend_some<Kv, R - 1>(rows, queries, kv, heads, blocks, low, high, work, most, total);
-    }
-    attend_rows<Kv, R>(queries, kv, heads, blocks, low, high, work, most, total);
+    Kv::weigh(rows, units, sight, kv.dim, work, results);
+    Kv::mix(session, rows, sight, kv.dim, work);
 }
 
 // Partial results lie as [row][span of the tile].
@@ -122,81 +60,58 @@ LIUYI_INLINE Partial partial_at(const Step& step, const Tile& tile, int row, int
     return Partial{memory, memory[step.kv.dim], memory[step.kv.dim + 1]};
 }
 
+LIUYI_INLINE void keep_partials(const Step& step, const Tile& tile, int first_row, int span, const float* mixed,
+                                const Results& results, int rows) {
+    const int dim = step.kv.dim;
+    for (int r = 0; r < rows; ++r) {
+        const Partial slot = partial_at(step, tile, first_row + r, span);
+        if (results.total[r] != 0) std::memcpy(slot.mixed, mixed + r * dim, dim * sizeof(float));
+        slot.mixed[dim] = results.most[r];
+        slot.mixed[dim + 1] = results.total[r];
+    }
+}
+
 // One unit: results of whole tiles go to `attended`, those of single spans to the partials.
 template <class Kv>
 void attend(const Step& step, const Plan& plan, const Unit& unit, int layer, uint8_t* memory) {
     const Tile& tile = plan.tiles[unit.tile];
     const Shape& shape = step.shape;
-    const int group = shape.heads / shape.kv_heads, dim = step.kv.dim, rows = tile.count * group;
+    const int group = shape.heads / shape.kv_heads, dim = step.kv.dim, count = tile.count * group;
     const Work work = lay_out(memory, dim, tile_tokens(shape) * group);
     const bool whole = tile.partials < 0;
-    const int32_t* table = step.tables + static_cast<size_t>(tile.sequence) * step.most_blocks;
-    const size_t offset = layer * step.kv.layer_bytes + unit.kv_head * step.kv.head_bytes;
+    const uint8_t* heads = step.cache + layer * step.kv.layer_bytes + unit.kv_head * step.kv.head_bytes;
     const uint8_t* queries =
         step.queries + (static_cast<size_t>(unit.kv_head) * step.tokens + tile.token) * group * step.kv.query_bytes;
-    const int chunks = (rows + Kv::kMostRows - 1) / Kv::kMostRows;
+    const int chunks = (count + Kv::kMostRows - 1) / Kv::kMostRows;
+    typename Kv::Session session((count + chunks - 1) / chunks);
 
+    for (int row = 0; row < count; ++row) {
+        work.most[row] = kUnseen;
+        work.total[row] = 0;
+    }
     for (int span = unit.first_span; span < unit.end_span; ++span) {
+        Sight sight = look(step, plan.window, tile, heads, span);
+        sight.once = chunks == 1;
+        if (sight.blocks > 0) Kv::open_span(sight, dim, work);
         for (int chunk = 0; chunk < chunks; ++chunk) {
-            const int first = static_cast<int>(static_cast<int64_t>(rows) * chunk / chunks);
-            const int end = static_cast<int>(static_cast<int64_t>(rows) * (chunk + 1) / chunks);
-            int low[kMostKernelRows], high[kMostKernelRows];
-            int first_key = (span + 1) * kSpanTokens, end_key = span * kSpanTokens;
-            for (int row = first; row < end; ++row) {
-                const int position = step.positions[tile.token + row / group];
-                int from = plan.window > 0 && position >= plan.window ? position - plan.window + 1 : 0, to = position + 1;
-                if (from < span * kSpanTokens) from = span * kSpanTokens;
-                if (to > (span + 1) * kSpanTokens) to = (span + 1) * kSpanTokens;
-                low[row - first] = from;
-                high[row - first] = to;
-                if (from < to) {
-                    first_key = from < first_key ? from : first_key;
-                    end_key = to > end_key ? to : end_key;
-                }
+            const Range rows{static_cast<int>(static_cast<int64_t>(count) * chunk / chunks),
+                             static_cast<int>(static_cast<int64_t>(count) * (chunk + 1) / chunks)};
+            const int here = rows.end - rows.begin;
+            Results results{};
+            if (sight.blocks > 0) {
+                look_from(rows, step.positions + tile.token, group, plan.window, sight);
+                attend_rows<Kv>(session, here, queries + rows.begin * step.kv.query_bytes, step.kv, sight, work, results);
             }
-            float most[kMostKernelRows], total[kMostKernelRows];
-            if (first_key < end_key) {
-                const uint8_t* heads[kSpanBlocks];
-                const int first_block = first_key / kBlockTokens, blocks = (end_key - 1) / kBlockTokens + 1 - first_block;
-                for (int block = 0; block < blocks; ++block) {
-                    heads[block] = step.cache + table[first_block + block] * step.kv.block_bytes + offset;
-                }
-                const int origin = first_block * kBlockTokens, keys = blocks * kBlockTokens;
-                for (int r = 0; r < end - first; ++r) {
-                    const bool sees = low[r] < high[r];
-                    low[r] = sees ? low[r] - origin : keys;
-                    high[r] = sees ? high[r] - origin : keys;
-                }
-                attend_some<Kv>(end - first, queries + first * step.kv.query_bytes, step.kv, heads, blocks, low, high, work,
-                                most, total);
-            }
-            for (int row = first; row < end; ++row) {
-                const int r = row - first;
-                const bool seen = first_key < end_key && total[r] != 0;
-                Partial result{work.mixed + r * dim, seen ? most[r] : kUnseen, seen ? total[r] : 0.0f};
-                if (!whole) {
-                    const Partial slot = partial_at(step, tile, unit.kv_head * rows + row, span);
-                    if (seen) std::memcpy(slot.mixed, result.mixed, dim * sizeof(float));
-                    slot.mixed[dim] = result.most;
-                    slot.mixed[dim + 1] = result.total;
-                    continue;
-                }
-                Partial joined{work.joined + row * dim, work.most[row], work.total[row]};
-                if (span == unit.first_span) joined = Partial{joined.mixed, kUnseen, 0.0f};
-                if (seen && joined.total == 0) {
-                    std::memcpy(joined.mixed, result.mixed, dim * sizeof(float));
-                    joined.most = result.most;
-                    joined.total = result.total;
-                } else if (seen) {
-                    join(joined, result, dim);
-                }
-                work.most[row] = joined.most;
-                work.total[row] = joined.total;
+            if (whole) {
+                join_rows(work.joined + rows.begin * dim, work.most + rows.begin, work.total + rows.begin, work.mixed, results,
+                          here, dim);
+            } else {
+                keep_partials(step, tile, unit.kv_head * count + rows.begin, span, work.mixed, results, here);
             }
         }
     }
     if (!whole) return;
-    for (int row = 0; row < rows; ++row) {
+    for (int row = 0; row < count; ++row) {
         const int head = unit.kv_head * group + row % group;
         float* out = step.attended + (static_cast<size_t>(tile.token + row / group) * shape.heads + head) * shape.head_dim;
         finish(Partial{work.joined + row * dim, work.most[row], work.total[row]}, shape.head_dim, out);

@@ -5,6 +5,9 @@
 #pragma once
 
 #include "attention.h"
+#if defined(__AMX_TILE__)
+#include "kv_amx.h"
+#endif
 #include "linear.h"
 #include "lora.h"
 #include "norm.h"
@@ -145,7 +148,7 @@ struct Pass {
         const Shape& shape = step.shape;
         const int width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, group = shape.heads / shape.kv_heads;
         const int half = shape.head_dim / 2, dim = step.kv.dim;
-        const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(shape.head_dim));
+        const float scale = kLog2E / __builtin_sqrtf(static_cast<float>(shape.head_dim));
         std::memset(head_row, 0, dim * sizeof(float));
         const Range pieces = mine(step.pieces);
         for (int p = pieces.begin; p < pieces.end; ++p) {
@@ -276,8 +279,13 @@ void forward(const Step& step, int thread) {
     const Pass pass{step, thread, step.threads->count()};
     switch (step.kv.format) {
         case KvFormat::f32: return pass.run<FloatKv<float>>();
+#if defined(__AMX_TILE__)
+        case KvFormat::bf16: return pass.run<Bf16TileKv>();
+        case KvFormat::int8: return pass.run<Int8TileKv>();
+#else
         case KvFormat::bf16: return pass.run<FloatKv<uint16_t>>();
         case KvFormat::int8: return pass.run<Int8Kv>();
+#endif
     }
 }
 

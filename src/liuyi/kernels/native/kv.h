@@ -2,19 +2,38 @@
 //
 // Each format is a struct with the same functions; attention.h is written against them. A "query" below is one head of
 // one token as the format wants it, `query_bytes` apart; `dim` is the padded head_dim.
-//   scores<R>   R query rows · the 32 keys of a block                 → float32 [R][32], `stride` apart
-//   mix<R>      R rows of probabilities · the values of some blocks   → float32 [R][dim]
+//   open_span   what the rows of a unit need in common
+//   score   rows of queries · the keys in sight → Work::scores; times the row's `unit` they are the products
+//   weigh   scores → weights of the values, and their sums
+//   mix     weights · the values in sight → Work::mixed
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "linear_dot.h"
 #include "linear_rotate.h"
 #include "simd.h"
+#include "softmax.h"
+#include "span.h"
 #include "step.h"
 
 namespace liuyi {
 namespace LIUYI_ISA {
+
+// Calls f with the number of rows, 1..R, as a constant.
+template <int R, class F>
+LIUYI_INLINE void with_rows(int rows, const F& f) {
+    if constexpr (R > 1) {
+        if (rows < R) return with_rows<R - 1>(rows, f);
+    }
+    f(std::integral_constant<int, R>{});
+}
+
+// Formats that need nothing set up for a unit of work.
+struct NoSession {
+    explicit NoSession(int) {}
+};
 
 // What a decoding step reads of the cache it reads once: a kernel with few rows asks for the next block of keys and for
 // the values of this block while it computes.
@@ -63,12 +82,15 @@ struct FloatPairs<uint16_t> {
 template <class T>
 struct FloatKv {
     static constexpr int kMostRows = kWidth == 16 ? 12 : 4;
+    using Session = NoSession;
+    static void open_span(const Sight&, int, const Work&) {}
     using Pairs = FloatPairs<T>;
 
     static T* values(uint8_t* head, int dim) { return reinterpret_cast<T*>(head) + kBlockTokens * dim; }
     static const T* values(const uint8_t* head, int dim) { return reinterpret_cast<const T*>(head) + kBlockTokens * dim; }
 
     static void write_query(const float* q, int dim, uint8_t* query) { std::memcpy(query, q, dim * sizeof(float)); }
+    static float unit(const uint8_t*, int) { return 1.0f; }
 
     static void write_key(uint8_t* head, int dim, int slot, const float* k) {
         for (int d = 0; d < dim; ++d) *Pairs::at(reinterpret_cast<T*>(head), kBlockTokens, d, slot) = Pairs::of(k[d]);
@@ -96,33 +118,50 @@ struct FloatKv {
     }
 
     template <int R>
-    static void scores(const uint8_t* queries, size_t query_bytes, const uint8_t* head, int dim, const Ahead& ahead,
-                       float* out, size_t stride) {
+    static void score_block(const uint8_t* queries, const KvLayout& kv, const Sight& sight, int block, float* out) {
+        const uint8_t* head = sight.heads[block];
+        const Ahead ahead{sight.next(block), reinterpret_cast<const uint8_t*>(values(head, kv.dim))};
         for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
             Floats sums[R][2];
 #pragma GCC unroll 12
             for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = zero();
-            accumulate<R, 2>(reinterpret_cast<const float*>(queries), query_bytes / sizeof(float),
-                             reinterpret_cast<const T*>(head), kBlockTokens, column, dim / 2, &ahead, sums);
+            accumulate<R, 2>(reinterpret_cast<const float*>(queries), kv.query_bytes / sizeof(float),
+                             reinterpret_cast<const T*>(head), kBlockTokens, column, kv.dim / 2, &ahead, sums);
 #pragma GCC unroll 12
             for (int r = 0; r < R; ++r) {
-                store(out + r * stride + column, sums[r][0]);
-                store(out + r * stride + column + kWidth, sums[r][1]);
+                store(out + r * kSpanTokens + column, sums[r][0]);
+                store(out + r * kSpanTokens + column + kWidth, sums[r][1]);
             }
         }
     }
 
+    static void score(NoSession&, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight, const Work& work) {
+        with_rows<kMostRows>(rows, [&](auto constant) {
+            for (int block = 0; block < sight.blocks; ++block) {
+                score_block<constant.value>(queries, kv, sight, block, work.scores + block * kBlockTokens);
+            }
+        });
+    }
+
+    static void weigh(int rows, const float* units, const Sight& sight, int, const Work& work, Results& results) {
+        for (int r = 0; r < rows; ++r) {
+            float* row = work.scores + r * kSpanTokens;
+            const auto put = [&](int key, Floats weight) { store(row + key, weight); };
+            results.total[r] = soften(row, sight.seen(r), sight.keys(), units[r], results.most[r], put);
+        }
+    }
+
     template <int R, int C>
-    LIUYI_INLINE static void mix_columns(const float* p, size_t stride, const uint8_t* const* heads, int blocks, int dim,
-                                         int column, float* out) {
+    LIUYI_INLINE static void mix_columns(const float* weights, const Sight& sight, int dim, int column, float* out) {
         Floats sums[R][C];
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
             for (int c = 0; c < C; ++c) sums[r][c] = zero();
         }
-        for (int block = 0; block < blocks; ++block) {
-            accumulate<R, C>(p + block * kBlockTokens, stride, values(heads[block], dim), dim, column, kBlockTokens / 2, nullptr, sums);
+        for (int block = 0; block < sight.blocks; ++block) {
+            accumulate<R, C>(weights + block * kBlockTokens, kSpanTokens, values(sight.heads[block], dim), dim, column,
+                             kBlockTokens / 2, nullptr, sums);
         }
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
@@ -131,12 +170,17 @@ struct FloatKv {
         }
     }
 
-    // p [R][blocks · 32] float32, zero where a row sees no key.
     template <int R>
-    static void mix(float* p, size_t stride, const uint8_t* const* heads, int blocks, int dim, uint8_t*, float* out) {
+    static void mix_rows(const Sight& sight, int dim, const Work& work) {
         int column = 0;
-        for (; column + 2 * kWidth <= dim; column += 2 * kWidth) mix_columns<R, 2>(p, stride, heads, blocks, dim, column, out);
-        if (column < dim) mix_columns<R, 1>(p, stride, heads, blocks, dim, column, out);
+        for (; column + 2 * kWidth <= dim; column += 2 * kWidth) {
+            mix_columns<R, 2>(work.scores, sight, dim, column, work.mixed);
+        }
+        if (column < dim) mix_columns<R, 1>(work.scores, sight, dim, column, work.mixed);
+    }
+
+    static void mix(NoSession&, int rows, const Sight& sight, int dim, const Work& work) {
+        with_rows<kMostRows>(rows, [&](auto constant) { mix_rows<constant.value>(sight, dim, work); });
     }
 };
 
@@ -145,6 +189,8 @@ struct FloatKv {
 // where one key takes nearly everything (the first token of many models) would round the rest of it to nothing.
 struct Int8Kv {
     static constexpr int kMostRows = kWidth == 16 ? 6 : 2;
+    using Session = NoSession;
+    static void open_span(const Sight&, int, const Work&) {}
     // A query: [dim] high bytes, [dim] low bytes, then this.
     struct QueryScale {
         float scale;
@@ -194,6 +240,13 @@ struct Int8Kv {
         std::memcpy(query + 2 * dim, &meta, sizeof meta);
     }
 
+    LIUYI_INLINE static QueryScale scale_of(const uint8_t* query, int dim) {
+        QueryScale scale;
+        std::memcpy(&scale, query + 2 * dim, sizeof scale);
+        return scale;
+    }
+    static float unit(const uint8_t* query, int dim) { return scale_of(query, dim).scale; }
+
     LIUYI_INLINE static void round_row(const float* x, int dim, float* scale, int8_t* out) {
         const float most = largest_magnitude(x, dim);
         const Floats inverse = all(most > 0 ? 127.0f / most : 0.0f);
@@ -220,18 +273,17 @@ struct Int8Kv {
     }
 
     template <int R>
-    static void scores(const uint8_t* queries, size_t query_bytes, const uint8_t* head, int dim, const Ahead& ahead,
-                       float* out, size_t stride) {
+    static void score_block(const uint8_t* queries, const KvLayout& kv, const Sight& sight, int block, float* out) {
+        const uint8_t* head = sight.heads[block];
+        const Ahead ahead{sight.next(block), values(head, kv.dim)};
+        const int dim = kv.dim;
         for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
             Ints high[R][2], low[R][2];
-            float scale[R];
 #pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
-                QueryScale meta;
-                std::memcpy(&meta, queries + r * query_bytes + 2 * dim, sizeof meta);
-                high[r][0] = high[r][1] = all(meta.high_start);
-                low[r][0] = low[r][1] = all(meta.low_start);
-                scale[r] = meta.scale;
+                const QueryScale start = scale_of(queries + r * kv.query_bytes, dim);
+                high[r][0] = high[r][1] = all(start.high_start);
+                low[r][0] = low[r][1] = all(start.low_start);
             }
             const uint8_t* keys = head + 4 * column;
             for (int d = 0; d < dim; d += 4, keys += 4 * kBlockTokens) {
@@ -239,7 +291,8 @@ struct Int8Kv {
                 const Ints first = load_ints(keys), second = load_ints(keys + 4 * kWidth);
 #pragma GCC unroll 6
                 for (int r = 0; r < R; ++r) {
-                    const Ints top = all_ints(queries + r * query_bytes + d), rest = all_ints(queries + r * query_bytes + dim + d);
+                    const uint8_t* query = queries + r * kv.query_bytes + d;
+                    const Ints top = all_ints(query), rest = all_ints(query + dim);
                     high[r][0] = dot_weights(high[r][0], first, top);
                     high[r][1] = dot_weights(high[r][1], second, top);
                     low[r][0] = dot_weights(low[r][0], first, rest);
@@ -252,53 +305,80 @@ struct Int8Kv {
                 for (int c = 0; c < 2; ++c) {
                     const Floats whole = fma(to_floats(high[r][c]), all(256.0f), to_floats(low[r][c]));
                     const int at = column + c * kWidth;
-                    store(out + r * stride + at, mul(mul(whole, all(scale[r])), load(scales(head, dim) + at)));
+                    store(out + r * kSpanTokens + at, mul(whole, load(scales(head, dim) + at)));
                 }
             }
         }
     }
 
-    // Probabilities times the scales of the values, in two digits, with one scale for the row.
-    LIUYI_INLINE static float split_row(float* p, const uint8_t* const* heads, int blocks, int dim, uint8_t* high, uint8_t* low) {
-        Floats most = zero();
-        for (int at = 0; at < blocks * kBlockTokens; at += kWidth) {
-            const float* scale = scales(heads[at / kBlockTokens], dim) + kBlockTokens + at % kBlockTokens;
-            const Floats scaled = mul(load(p + at), load(scale));
-            most = max(most, scaled);
-            store(p + at, scaled);
-        }
-        const float top = largest(most);
-        const Floats inverse = all(top > 0 ? 16383.0f / top : 0.0f);
-        for (int at = 0; at < blocks * kBlockTokens; at += kWidth) {
-            store_digits(high + at, low + at, to_ints(mul(load(p + at), inverse)));
-        }
-        return top / 16383.0f;
+    static void score(NoSession&, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight, const Work& work) {
+        with_rows<kMostRows>(rows, [&](auto constant) {
+            for (int block = 0; block < sight.blocks; ++block) {
+                score_block<constant.value>(queries, kv, sight, block, work.scores + block * kBlockTokens);
+            }
+        });
     }
 
-    LIUYI_INLINE static void store_digits(uint8_t* high, uint8_t* low, Ints v) {
-        store_bytes(reinterpret_cast<int8_t*>(high), shift_right<7>(v));
-        store_bytes(reinterpret_cast<int8_t*>(low), bits_and(v, all(127)));
+    // Weights times the scales of the values, in two digits of 7 bits; Work::scales makes them what they were.
+    static void weigh(int rows, const float* units, const Sight& sight, int dim, const Work& work, Results& results) {
+        float tops[kMostKernelRows];
+        for (int r = 0; r < rows; ++r) {
+            float* row = work.scores + r * kSpanTokens;
+            Floats most = zero();
+            const auto put = [&](int key, Floats weight) {
+                const float* scale = scales(sight.heads[key / kBlockTokens], dim) + kBlockTokens + key % kBlockTokens;
+                const Floats scaled = mul(weight, load(scale));
+                most = max(most, scaled);
+                store(row + key, scaled);
+            };
+            results.total[r] = soften(row, sight.seen(r), sight.keys(), units[r], results.most[r], put);
+            tops[r] = largest(most);
+            for (int key = sight.keys(); key % 64 != 0; key += kWidth) store(row + key, zero());
+        }
+        for (int r = 0; r < rows; ++r) {
+            const Floats inverse = all(tops[r] > 0 ? 16383.0f / tops[r] : 0.0f);
+            work.scales[r] = tops[r] / 16383.0f;
+            split(work.scores + r * kSpanTokens, sight.keys(), inverse, work.digits(r, 0), work.digits(r, 1));
+        }
+    }
+
+    LIUYI_INLINE static void split(const float* weights, int keys, Floats inverse, uint8_t* high, uint8_t* low) {
+        const auto whole = [&](int key) { return to_ints(mul(load(weights + key), inverse)); };
+#if defined(__AVX512F__)
+        const Ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), seven = _mm512_set1_epi16(127);
+        for (int key = 0; key < keys; key += 64) {
+            const Ints a = _mm512_packs_epi32(whole(key), whole(key + 16)), b = _mm512_packs_epi32(whole(key + 32), whole(key + 48));
+            const Ints tops = _mm512_packus_epi16(_mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7));
+            const Ints rests = _mm512_packus_epi16(_mm512_and_si512(a, seven), _mm512_and_si512(b, seven));
+            _mm512_storeu_si512(high + key, _mm512_permutexvar_epi32(order, tops));
+            _mm512_storeu_si512(low + key, _mm512_permutexvar_epi32(order, rests));
+        }
+#else
+        for (int key = 0; key < keys; key += kWidth) {
+            const Ints v = whole(key);
+            store_bytes(reinterpret_cast<int8_t*>(high + key), shift_right<7>(v));
+            store_bytes(reinterpret_cast<int8_t*>(low + key), bits_and(v, all(127)));
+        }
+#endif
     }
 
     template <int R, int C>
-    LIUYI_INLINE static void mix_columns(const uint8_t* high_rows, const uint8_t* low_rows, const float (&scale)[R],
-                                         const uint8_t* const* heads, int blocks, int dim, int column, float* out) {
+    LIUYI_INLINE static void mix_columns(const Sight& sight, int dim, int column, const Work& work) {
         Ints high[R][C], low[R][C];
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
             for (int c = 0; c < C; ++c) high[r][c] = low[r][c] = all(0);
         }
-        for (int block = 0; block < blocks; ++block) {
-            const uint8_t* v = values(heads[block], dim) + 4 * column;
+        for (int block = 0; block < sight.blocks; ++block) {
+            const uint8_t* v = values(sight.heads[block], dim) + 4 * column;
             for (int token = block * kBlockTokens; token < (block + 1) * kBlockTokens; token += 4, v += 4 * dim) {
                 Ints four[C];
 #pragma GCC unroll 2
                 for (int c = 0; c < C; ++c) four[c] = load_ints(v + 4 * c * kWidth);
 #pragma GCC unroll 6
                 for (int r = 0; r < R; ++r) {
-                    const Ints top = all_ints(high_rows + r * kSpanTokens + token);
-                    const Ints rest = all_ints(low_rows + r * kSpanTokens + token);
+                    const Ints top = all_ints(work.digits(r, 0) + token), rest = all_ints(work.digits(r, 1) + token);
 #pragma GCC unroll 2
                     for (int c = 0; c < C; ++c) {
                         high[r][c] = dot_unsigned(high[r][c], top, four[c]);
@@ -312,22 +392,20 @@ struct Int8Kv {
 #pragma GCC unroll 2
             for (int c = 0; c < C; ++c) {
                 const Floats whole = fma(to_floats(high[r][c]), all(128.0f), to_floats(low[r][c]));
-                store(out + r * dim + column + c * kWidth, mul(whole, all(scale[r])));
+                store(work.mixed + r * dim + column + c * kWidth, mul(whole, all(work.scales[r])));
             }
         }
     }
 
-    // `digits`: 2 · R · 256 bytes of scratch.
     template <int R>
-    static void mix(float* p, size_t stride, const uint8_t* const* heads, int blocks, int dim, uint8_t* digits, float* out) {
-        float scale[R];
-        uint8_t *high = digits, *low = digits + R * kSpanTokens;
-        for (int r = 0; r < R; ++r) {
-            scale[r] = split_row(p + r * stride, heads, blocks, dim, high + r * kSpanTokens, low + r * kSpanTokens);
-        }
+    static void mix_rows(const Sight& sight, int dim, const Work& work) {
         int column = 0;
-        for (; column + 2 * kWidth <= dim; column += 2 * kWidth) mix_columns<R, 2>(high, low, scale, heads, blocks, dim, column, out);
-        if (column < dim) mix_columns<R, 1>(high, low, scale, heads, blocks, dim, column, out);
+        for (; column + 2 * kWidth <= dim; column += 2 * kWidth) mix_columns<R, 2>(sight, dim, column, work);
+        if (column < dim) mix_columns<R, 1>(sight, dim, column, work);
+    }
+
+    static void mix(NoSession&, int rows, const Sight& sight, int dim, const Work& work) {
+        with_rows<kMostRows>(rows, [&](auto constant) { mix_rows<constant.value>(sight, dim, work); });
     }
 };
 

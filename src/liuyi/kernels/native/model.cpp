@@ -27,7 +27,7 @@ KvLayout layout(const Shape& shape, KvFormat format) {
         case KvFormat::bf16: kv.head_bytes = 2 * values; break;
         case KvFormat::int8: kv.head_bytes = values + 2 * kBlockTokens * sizeof(float); break;
     }
-    kv.query_bytes = format == KvFormat::int8 ? 2 * kv.dim + 16 : 4 * kv.dim;
+    kv.query_bytes = format == KvFormat::int8 ? (2 * kv.dim + 16 + 63) / 64 * 64 : 4 * kv.dim;
     kv.layer_bytes = kv.head_bytes * shape.kv_heads;
     kv.block_bytes = kv.layer_bytes * shape.layers;
     return kv;
@@ -263,7 +263,7 @@ void Model::reserve(const Step& step, size_t partial_rows) {
         }
     }
     prepared_.grow(prepared + 64);
-    queries_.grow(tokens * shape_.heads * kv_.query_bytes + 64);
+    queries_.grow((tokens * shape_.heads + kMostKernelRows) * kv_.query_bytes);
     work_.grow(work_bytes(shape_, kv_.dim) * threads_.count());
 }
 

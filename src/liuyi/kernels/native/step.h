@@ -129,13 +129,16 @@ inline int tile_tokens(const Shape& shape) {
 // Floats of one partial result of attention: values mixed over a span, the largest score, the sum of the weights.
 inline size_t partial_floats(int dim) { return static_cast<size_t>(dim) + 16; }
 
-// Bytes that a thread needs: scores, mixed values and digits of the rows of a kernel, and the joined rows of a tile; or
-// one row of the residual stream.
-constexpr int kMostKernelRows = 12;
+// Bytes that a thread needs: for the rows of a kernel their scores, mixed values, packed weights and scales, the sums of
+// four tiles, and the values of a span; for the rows of a tile of tokens their joined values, highest scores and totals.
+// Or one row of the residual stream.
+constexpr int kMostKernelRows = 32;
+constexpr int kTileSums = 4 * 16 * 16;
 inline size_t work_bytes(const Shape& shape, int dim) {
     const size_t rows = tile_tokens(shape) * (shape.heads / shape.kv_heads);
-    const size_t kernel = kMostKernelRows * (kSpanTokens * sizeof(float) + dim * sizeof(float) + 2 * kSpanTokens);
-    const size_t attention = kernel + rows * (dim + 2) * sizeof(float);
+    const size_t kernel = kMostKernelRows * ((kSpanTokens + dim + 1) * sizeof(float) + 2 * kSpanTokens);
+    const size_t span = kTileSums * sizeof(float) + kSpanTokens * dim;
+    const size_t attention = kernel + span + (rows * (dim + 2) + 2 * kMostKernelRows) * sizeof(float);
     const size_t row = (shape.hidden + 64) * sizeof(float);
     return ((attention > row ? attention : row) + 4095) / 4096 * 4096;
 }

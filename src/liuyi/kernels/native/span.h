@@ -1,0 +1,52 @@
+// What attention over one span of keys works on: the blocks in sight, and a thread's scratch memory.
+#pragma once
+
+#include "softmax.h"
+#include "step.h"
+
+namespace liuyi {
+namespace LIUYI_ISA {
+
+// The blocks of a span in which the rows of a unit see keys, and which keys some of these rows see.
+struct Sight {
+    const uint8_t* heads[kSpanBlocks];  // where a kv head lies in each block
+    int blocks = 0, origin = 0;         // 0 blocks if no row sees a key; the position of the first one's first key
+    bool once;                          // whether there are no other rows
+    int low[kMostKernelRows], high[kMostKernelRows];  // row r sees keys low[r]..high[r], counted from the first block
+
+    Seen seen(int row) const { return {low[row], high[row]}; }
+    int keys() const { return blocks * kBlockTokens; }
+    const uint8_t* next(int block) const { return heads[block + 1 < blocks ? block + 1 : block]; }
+};
+
+// Scratch of one thread.
+struct Work {
+    float* scores;    // [most rows][256]: scores, then weights
+    float* mixed;     // [most rows][dim]
+    uint8_t* packed;  // [most rows][256] weights of two bytes, or of two digits of a byte each
+    float* scales;    // [most rows], of the packed weights
+    float* sums;      // [4][16][16]
+    uint8_t* values;  // [256][dim] bytes
+    float* joined;    // [rows of a tile][dim]
+    float* most;      // [rows of a tile], and a vector more
+    float* total;     // the same
+
+    uint8_t* digits(int row, int digit) const { return packed + (digit * kMostKernelRows + row) * kSpanTokens; }
+};
+
+LIUYI_INLINE Work lay_out(uint8_t* memory, int dim, int tile_rows) {
+    Work work;
+    work.scores = reinterpret_cast<float*>(memory);
+    work.mixed = work.scores + kMostKernelRows * kSpanTokens;
+    work.packed = reinterpret_cast<uint8_t*>(work.mixed + kMostKernelRows * dim);
+    work.scales = reinterpret_cast<float*>(work.packed + 2 * kMostKernelRows * kSpanTokens);
+    work.sums = work.scales + kMostKernelRows;
+    work.values = reinterpret_cast<uint8_t*>(work.sums + kTileSums);
+    work.joined = reinterpret_cast<float*>(work.values + kSpanTokens * dim);
+    work.most = work.joined + static_cast<size_t>(tile_rows) * dim;
+    work.total = work.most + tile_rows + kMostKernelRows;
+    return work;
+}
+
+}  // namespace LIUYI_ISA
+}  // namespace liuyi
