@@ -97,8 +97,9 @@ def test_at_the_start_every_pair_costs_log_two(tokenizer: Tokenizer) -> None:
 
 
 def test_pairs_that_teach_nothing_are_left_out(tokenizer: Tokenizer) -> None:
-    table: list[dict[str, Any]] = [*preferences(4)]
+    table: list[dict[str, Any]] = [*preferences(5)]
     table[3]["rejected"] = None
+    table[4]["margin"] = math.nan
     table[1]["rejected"] = table[1]["chosen"]
     table[2]["chosen"] = "yes " * 200
     encoded = encode_pairs(table, tokenizer, 96)
@@ -106,6 +107,7 @@ def test_pairs_that_teach_nothing_are_left_out(tokenizer: Tokenizer) -> None:
     assert encoded.left_out["p1"] == "chosen and rejected are equal"
     assert encoded.left_out["p3"] == "a labelled answer, not a pair"
     assert "more than 96" in encoded.left_out["p2"]
+    assert encoded.left_out["p4"] == "the margin is nan"
     with pytest.raises(DataError, match="no preference"):
         encode_pairs(table[1:], tokenizer, 96)
 

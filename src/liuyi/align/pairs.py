@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,13 +70,16 @@ def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longes
                 raise
             result.left_out[row["id"]] = error.message
             continue
+        margin = float(row.get("margin") or 0.0)
         length = max(len(chosen), len(rejected))
         if row["chosen"] == row["rejected"]:
             result.left_out[row["id"]] = "chosen and rejected are equal"
         elif length > longest:
             result.left_out[row["id"]] = f"{length} tokens, more than {longest}"
+        elif not math.isfinite(margin):
+            result.left_out[row["id"]] = f"the margin is {margin}"
         else:
-            result.pairs.append(Pair(row["id"], chosen, rejected, float(row.get("margin") or 0.0)))
+            result.pairs.append(Pair(row["id"], chosen, rejected, margin))
     if not result.pairs:
         raise nothing_left(result.left_out)
     return result
