@@ -6,11 +6,15 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from infer_support import VOCAB, tiny_model
 from torch import Tensor
 
@@ -196,6 +200,61 @@ def test_pieces_batches_and_threads_change_no_bit(name: str, weights: str, kv: s
         for text, count, found in zip(chosen, counts, results, strict=True):
             assert torch.equal(found, whole[text][done[text] : done[text] + count])
             done[text] += count
+
+
+ATTENTION: dict[str, dict[str, Any]] = {
+    "heads of 64, groups of 3": {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64},
+    "heads of 96, one a group": {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 96},
+    "heads of 128, groups of 7": {"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 128},
+    "heads of 16, groups of 20": {"num_attention_heads": 20, "num_key_value_heads": 1, "head_dim": 16},
+    "groups of 8, a window": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 80,
+        "family": "mistral",
+        "sliding_window": 70,
+    },
+}
+"""Shapes that fill tiles of keys, of rows and of columns in different ways."""
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_of_every_shape_is_near_in_small_formats_and_int8_is_the_same_on_the_matrix_unit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(hidden_size=128, num_hidden_layers=1, **ATTENTION[name])
+    init_weights(model, seed=1, std=0.1)
+    tokens = texts_of(model, 1)
+    wanted, found = expected(model, tokens), {}
+    for instruction_set in INSTRUCTION_SETS:
+        if instruction_set_number(instruction_set) > instruction_set_number(BEST):
+            continue
+        monkeypatch.setenv("LIUYI_KERNELS", instruction_set)
+        for kv, error in (("bf16", 0.006), ("int8", 0.015)):
+            runner = NativeRunner(model, blocks_for(LENGTH), weights="fp32", kv=kv)
+            found[instruction_set, kv] = runner.logits(whole_batch(tokens))
+            assert relative_error(found[instruction_set, kv], wanted) < error
+    if BEST == "amx":
+        assert torch.equal(found["amx", "int8"], found["avx512", "int8"])
+
+
+@given(cuts=st.sets(st.integers(1, LENGTH - 1), max_size=12), kv=st.sampled_from(["bf16", "int8"]))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_wherever_a_prompt_is_cut_its_results_are_the_same(cuts: set[int], kv: str) -> None:
+    runner, tokens, tables, whole = _read_whole(kv)
+    edges = [0, *sorted(cuts), LENGTH]
+    for begin, end in pairwise(edges):
+        part = ids(tokens[0, begin:end])
+        batch = Batch(part, ids([len(part)]), ids([begin]), tables, ids(range(len(part))), ids([-1]))
+        assert torch.equal(runner.logits(batch), whole[begin:end])
+
+
+@cache
+def _read_whole(kv: str) -> tuple[NativeRunner, Ids, Ids, Tensor]:
+    model = tiny_model(num_hidden_layers=1, **ATTENTION["heads of 64, groups of 3"])
+    tokens, tables = texts_of(model, 1), shuffled_tables(1)
+    runner = NativeRunner(model, tables.size, weights="fp32", kv=kv, threads=2)
+    return runner, tokens, tables, runner.logits(replace_rows(whole_batch(tokens), tables))
 
 
 def replace_rows(batch: Batch, tables: Ids) -> Batch:
