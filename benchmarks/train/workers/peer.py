@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
 
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -49,6 +49,16 @@ def adapter(settings: dict[str, Any]) -> LoraConfig:
     return LoraConfig(
         r=settings["rank"], lora_alpha=settings["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
     )
+
+
+def begin_alike(model: PeftModel, settings: dict[str, Any]) -> None:
+    """Give its adapter the numbers that ours begins with, so that their losses can be laid on one another."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found = set_peft_model_state_dict(model, load_file(Path(settings["start"], "adapter_model.safetensors")))
+    if found.unexpected_keys:
+        raise SystemExit(f"not in the model: {found.unexpected_keys}")
 
 
 class StepClock(TrainerCallback):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peer import SETTINGS, StepClock, adapter, tuning
+from peer import SETTINGS, StepClock, adapter, begin_alike, tuning
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
@@ -57,6 +57,7 @@ def main() -> None:
         callbacks=[clock],
         peft_config=adapter(settings),
     )
+    begin_alike(trainer.model, settings)
     trainer.train()
     trainer.model.save_pretrained(out / "adapter")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
