@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from infer_support import MESSAGES, LiveServer, eventually
+from infer_support import MESSAGES, LiveServer, backend_over, eventually, live_server
 
 from liuyi.infer.engine import Engine
 from liuyi.model.chat import encode_chat
@@ -47,6 +47,18 @@ class TestEmbeddings:
         last = client.embeddings.create(model="tiny", input=texts[-1])
         assert [one.index for one in answer.data] == list(range(300))
         np.testing.assert_array_equal(answer.data[-1].embedding, last.data[0].embedding)
+
+    def test_are_counted(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        with live_server({"tiny": backend_over(Engine(model, tokenizer, max_slots=2))}) as live:
+            for dimensions in (32, 5):
+                body = {"model": "tiny", "input": "turn on", "dimensions": dimensions}
+                answer = httpx.post(f"{live.url}/v1/embeddings", json=body)
+                assert answer.status_code == (200 if dimensions == 32 else 400)
+            figures = httpx.get(f"{live.url}/metrics").text.splitlines()
+        tokens = len(tokenizer.encode("turn on"))
+        assert 'liuyi_requests_total{model="tiny",status="200"} 1' in figures
+        assert 'liuyi_requests_total{model="tiny",status="400"} 1' in figures
+        assert f'liuyi_prompt_tokens_total{{model="tiny"}} {tokens}' in figures
 
     def test_say_what_is_wrong(self, live: LiveServer, live_engine: Engine) -> None:
         for change, param in (

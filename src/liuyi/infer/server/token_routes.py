@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from liuyi.infer.errors import RequestError
+from liuyi.infer.server import errors
 from liuyi.infer.server.backend import TokenBackend
 from liuyi.infer.server.deadline import HEADER, limited, timeout_of
 from liuyi.infer.server.respond import unless_gone
@@ -38,11 +39,19 @@ def add(app: FastAPI, service: Service) -> None:
         if service.find(body.model).adapter is not None:
             raise RequestError("embeddings are made by the model without adapters", param="model")
         timeout_s = timeout_of(request.headers.get(HEADER), None, service.timeout_s)
-        embedded = await unless_gone(request.receive, limited(timeout_s, backend.embed(body.texts)))
+        follow = service.observer.request(body.model, request.headers)
+        try:
+            embedded = await unless_gone(request.receive, limited(timeout_s, backend.embed(body.texts)))
+            if embedded is not None:
+                body.check_dimensions(embedded[0].shape[1])
+        except Exception as error:
+            follow.end(errors.describe(error)[0])
+            raise
         if embedded is None:
+            follow.end(CLIENT_GONE)
             return Response(status_code=CLIENT_GONE)
         vectors, tokens = embedded
-        body.check_dimensions(vectors.shape[1])
+        follow.finish(200, prompt_tokens=tokens, completion_tokens=0)
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         if (charge := getattr(request.state, "charge", None)) is not None:
             charge.used_tokens = tokens
