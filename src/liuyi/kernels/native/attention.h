@@ -92,7 +92,7 @@ void attend(const Step& step, const Plan& plan, const Unit& unit, int layer, uin
     for (int span = unit.first_span; span < unit.end_span; ++span) {
         Sight sight = look(step, plan.window, tile, heads, span);
         sight.once = chunks == 1;
-        if (sight.blocks > 0) Kv::open_span(sight, dim, work);
+        if (sight.blocks > 0) Kv::open_span(session, sight, dim, work);
         for (int chunk = 0; chunk < chunks; ++chunk) {
             const Range rows{static_cast<int>(static_cast<int64_t>(count) * chunk / chunks),
                              static_cast<int>(static_cast<int64_t>(count) * (chunk + 1) / chunks)};

@@ -83,7 +83,7 @@ template <class T>
 struct FloatKv {
     static constexpr int kMostRows = kWidth == 16 ? 12 : 4;
     using Session = NoSession;
-    static void open_span(const Sight&, int, const Work&) {}
+    static void open_span(const NoSession&, const Sight&, int, const Work&) {}
     using Pairs = FloatPairs<T>;
 
     static T* values(uint8_t* head, int dim) { return reinterpret_cast<T*>(head) + kBlockTokens * dim; }
@@ -190,7 +190,7 @@ struct FloatKv {
 struct Int8Kv {
     static constexpr int kMostRows = kWidth == 16 ? 6 : 2;
     using Session = NoSession;
-    static void open_span(const Sight&, int, const Work&) {}
+    static void open_span(const NoSession&, const Sight&, int, const Work&) {}
     // A query: [dim] high bytes, [dim] low bytes, then this.
     struct QueryScale {
         float scale;

@@ -55,12 +55,14 @@ struct Int8TileKv : Int8Kv {
     static constexpr int kWeightDepth = 64;
 
     struct Session {
-        explicit Session(int rows) : tiles(rows < 16 ? rows : 16) {}
+        explicit Session(int rows) : few(rows <= Int8Kv::kMostRows), tiles(rows) {}
+        bool few;  // rows for which vectors are as fast, as when decoding; they give the same bits
         AttentionTiles tiles;
     };
 
     // Values of two blocks follow each other, so that a tile of weights is as deep as it can be.
-    static void open_span(const Sight& sight, int dim, const Work& work) {
+    static void open_span(const Session& session, const Sight& sight, int dim, const Work& work) {
+        if (session.few) return;
         for (int block = 0; block < sight.blocks; ++block) {
             const uint8_t* from = values(sight.heads[block], dim);
             uint8_t* to = work.values + block * kBlockTokens * dim;
@@ -69,6 +71,10 @@ struct Int8TileKv : Int8Kv {
     }
 
     static void score(Session& session, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight, const Work& work) {
+        if (session.few) {
+            NoSession none(rows);
+            return Int8Kv::score(none, rows, queries, kv, sight, work);
+        }
         const int dim = kv.dim, depth = tile_depth(dim);
         int32_t starts[kMostRows];
         for (int r = 0; r < rows; ++r) {
@@ -145,6 +151,10 @@ struct Int8TileKv : Int8Kv {
     }
 
     static void mix(Session& session, int rows, const Sight& sight, int dim, const Work& work) {
+        if (session.few) {
+            NoSession none(rows);
+            return Int8Kv::mix(none, rows, sight, dim, work);
+        }
         int32_t* sums = reinterpret_cast<int32_t*>(work.sums);
         settle();
         session.tiles.set_depth(kWeightDepth);
@@ -197,7 +207,7 @@ struct Bf16TileKv : FloatKv<uint16_t> {
         }
     }
 
-    static void open_span(const Sight&, int, const Work&) {}
+    static void open_span(const Session&, const Sight&, int, const Work&) {}
 
     // Two tiles of rows, or one.
     template <bool two>
