@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "buffer.h"
 #include "simd.h"
@@ -21,8 +20,8 @@ using namespace LIUYI_ISA;
 namespace {
 
 constexpr int kBlockSize = kBlock * kBlock;
-constexpr int kLongestChunk = 9;    // two rows of so many blocks, and sums, fit the L1 cache
-constexpr int kCacheBlocks = 640;   // so many fit the L2 cache: 1.25 MiB
+constexpr int kLongestChunk = 9;   // two rows of so many blocks, and sums, fit the L1 cache
+constexpr int kCacheBlocks = 640;  // so many fit the L2 cache: 1.25 MiB
 
 int parts_of(int count, int each) { return (count + each - 1) / each; }
 
@@ -134,29 +133,48 @@ void pack_right(const Operand& right, int first, int last, int columns, int begi
     }
 }
 
-// All of a left operand, its blocks in order of rows.
-void pack_left(const Team& team, const Operand& left, int rows, int inner, uint16_t* to) {
-    const int inner_blocks = parts_of(inner, kBlock);
-    for_each_part(team, parts_of(rows, kBlock), [&](int row) {
-        for (int k = 0; k < inner_blocks; ++k) {
-            pack_block<Side::kLeft>(left, row * kBlock, rows, k * kBlock, inner, to + (int64_t{row} * inner_blocks + k) * kBlockSize);
-        }
-    });
+// So many blocks of a row of a left operand, from block `k` on.
+void pack_row(const Operand& left, int row, int rows, int k, int count, int inner, uint16_t* to) {
+    for (int i = 0; i < count; ++i) {
+        pack_block<Side::kLeft>(left, row * kBlock, rows, (k + i) * kBlock, inner, to + i * kBlockSize);
+    }
 }
 
-void multiply(const Team& team, const Operand& left, const Operand& right, int rows, int columns, int inner,
-              const Result& out) {
+// All of a left operand, row after row, in memory that lasts until the next one.
+const uint16_t* pack_left(const Team& team, const Operand& left, int rows, int inner) {
+    thread_local Buffer memory;
+    const int64_t row_size = int64_t{parts_of(inner, kBlock)} * kBlockSize;
+    memory.grow(parts_of(rows, kBlock) * row_size * 2);
+    uint16_t* to = memory.as<uint16_t>();
+    for_each_part(team, parts_of(rows, kBlock), [&](int row) {
+        pack_row(left, row, rows, 0, parts_of(inner, kBlock), inner, to + row * row_size);
+    });
+    return to;
+}
+
+// A row of blocks times some columns of blocks. Sums begin at zero with the first chunk of the inner dimension; those of the
+// last one are given to `finish`, others kept.
+template <class Finish>
+LIUYI_INLINE void multiply_row(const uint16_t* left, const uint16_t* right, int blocks, int columns, bool first, bool last,
+                               float* sums, const Finish& finish) {
+    alignas(64) float finished[kBlockSize];
+    for (int column = 0; column < columns; ++column, sums += kBlockSize, right += blocks * kBlockSize) {
+        if (first) clear_sums();
+        else load_sums(sums, kBlock);
+        multiply(left, right, blocks);
+        store_sums(last ? finished : sums, kBlock);
+        if (last) finish(column, finished);
+    }
+}
+
+void multiply_in_parts(const Team& team, const Operand& left, const Operand& right, int rows, int columns, int inner,
+                       const Result& out) {
     const int row_blocks = parts_of(rows, kBlock), column_blocks = parts_of(columns, kBlock);
     const int inner_blocks = parts_of(inner, kBlock);
     const Cut cut = cut_of(right, row_blocks, column_blocks, inner_blocks, team.threads);
     const int down = parts_of(row_blocks, cut.rows), across = parts_of(column_blocks, cut.columns);
     // Turning numbers takes long enough to do it once for all parts.
-    thread_local Buffer for_all;
-    if (left.across) {
-        for_all.grow(int64_t{row_blocks} * inner_blocks * kBlockSize * 2);
-        pack_left(team, left, rows, inner, for_all.as<uint16_t>());
-    }
-    const uint16_t* all_packed = left.across ? for_all.as<uint16_t>() : nullptr;
+    const uint16_t* for_all = left.across ? pack_left(team, left, rows, inner) : nullptr;
     for_each_part(team, down * across, [&](int part) {
         const int first_row = part % down * cut.rows, first_column = part / down * cut.columns;
         const int end_row = std::min(first_row + cut.rows, row_blocks);
@@ -168,7 +186,6 @@ void multiply(const Team& team, const Operand& left, const Operand& right, int r
         memory.grow((left_size + right_size) * 2 + int64_t{kept_rows} * cut.columns * kBlockSize * 4);
         uint16_t *packed_left = memory.as<uint16_t>(), *packed_right = packed_left + left_size;
         float* sums = reinterpret_cast<float*>(packed_right + right_size);
-        alignas(64) float finished[kBlockSize];
         const Tiles tiles;
         for (int begin = 0; begin < inner_blocks; begin += cut.depth) {
             const int end = std::min(begin + cut.depth, inner_blocks);
@@ -178,24 +195,15 @@ void multiply(const Team& team, const Operand& left, const Operand& right, int r
                 for (int k = begin; k < end; k += cut.chunk) {
                     const int count = std::min(cut.chunk, end - k);
                     const uint16_t* line = packed_left;
-                    if (all_packed != nullptr) line = all_packed + (int64_t{row} * inner_blocks + k) * kBlockSize;
-                    for (int i = 0; i < count && all_packed == nullptr; ++i) {
-                        pack_block<Side::kLeft>(left, row * kBlock, rows, (k + i) * kBlock, inner, packed_left + i * kBlockSize);
-                    }
+                    if (left.across) line = for_all + (int64_t{row} * inner_blocks + k) * kBlockSize;
+                    else pack_row(left, row, rows, k, count, inner, packed_left);
                     float* so_far = sums + int64_t{kept_rows > 1 ? row - first_row : 0} * cut.columns * kBlockSize;
-                    for (int column = first_column; column < end_column; ++column) {
-                        if (k == 0) clear_sums();
-                        else load_sums(so_far, kBlock);
-                        multiply(line, from, count);
-                        if (k + count < inner_blocks) {
-                            store_sums(so_far, kBlock);
-                        } else {
-                            store_sums(finished, kBlock);
-                            round_block(finished, row * kBlock, column * kBlock, rows, columns, out);
-                        }
-                        so_far += kBlockSize;
-                        from += count * kBlockSize;
-                    }
+                    const bool last = k + count == inner_blocks;
+                    const auto finish = [&](int column, const float* block) {
+                        round_block(block, row * kBlock, (first_column + column) * kBlock, rows, columns, out);
+                    };
+                    multiply_row(line, from, count, end_column - first_column, k == 0, last, so_far, finish);
+                    from += int64_t{count} * (end_column - first_column) * kBlockSize;
                 }
             }
         }
@@ -209,8 +217,8 @@ void product(const Team& team, const Operand& left, const Operand& right, int ro
     // (left · right)ᵀ = rightᵀ · leftᵀ: of two operands that are summed over their rows the smaller is packed as the left one.
     const bool turned = left.across && !right.across && rows > columns;
     const auto as_other = [](const Operand& one) { return Operand{one.values, one.stride, !one.across}; };
-    if (turned) multiply(team, as_other(right), as_other(left), columns, rows, inner, {out, out_stride, true});
-    else multiply(team, left, right, rows, columns, inner, {out, out_stride, false});
+    if (turned) multiply_in_parts(team, as_other(right), as_other(left), columns, rows, inner, {out, out_stride, true});
+    else multiply_in_parts(team, left, right, rows, columns, inner, {out, out_stride, false});
 }
 
 }  // namespace liuyi
