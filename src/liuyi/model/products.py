@@ -17,19 +17,15 @@ from torch.nn import functional
 
 from liuyi.kernels.training import training_kernels
 
-FEW = 32
-"""With fewer rows or columns than this packing the other operand takes longer than multiplying by it."""
-
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """left [rows, inner] · right [inner, columns], in their dtype; not for autograd to differentiate."""
     if out is None:
         out = left.new_empty(left.shape[0], right.shape[1])
-    native = training_kernels() if min(out.shape) >= FEW and all(map(_lies_well, (left, right, out))) else None
-    if native is None or not native.has_amx:
-        return torch.mm(left, right, out=out)
-    native.product(left, right, out)
-    return out
+    if _lies_well(left) and _lies_well(right) and _lies_well(out) and (native := training_kernels()) and native.has_amx:
+        native.product(left, right, out)
+        return out
+    return torch.mm(left, right, out=out)
 
 
 def _lies_well(matrix: Tensor) -> bool:
