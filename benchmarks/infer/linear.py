@@ -4,8 +4,8 @@
     python benchmarks/infer/linear.py --formats int8 --hidden 2048 --intermediate 8192
 
 Each figure is the fastest of many short runs, on one thread and on all cores of the process. Prefill: 128 tokens times
-each matrix of a layer, in GFLOP/s, beside torch's float32 product of the same shapes. Decoding: few tokens times a
-matrix that fits in no cache, in GB/s of packed weights, beside reading memory.
+each matrix of a layer, in GFLOP/s, beside torch's float32 and bfloat16 products of these shapes. Decoding: few tokens
+times a matrix that fits in no cache, in GB/s of packed weights, beside reading memory.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from liuyi.core.machine import cores
+from liuyi.kernels.library import INSTRUCTION_SETS
 from liuyi.kernels.linear import PackedLinear, aligned
 from liuyi.kernels.parts import Part
 
@@ -30,7 +31,7 @@ SECONDS = 0.6
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", default="fp32,bf16,int8,int4")
-    parser.add_argument("--instruction-set", choices=("avx2", "avx512"))
+    parser.add_argument("--instruction-set", choices=INSTRUCTION_SETS)
     parser.add_argument("--hidden", type=int, default=576)
     parser.add_argument("--intermediate", type=int, default=1536)
     parser.add_argument("--kv", type=int, default=192, help="columns of keys, and of values")
@@ -43,7 +44,9 @@ def main() -> None:
 
     print(f"prefill, {PREFILL_TOKENS} tokens, GFLOP/s on {threads} threads")
     for name, (rows, columns) in shapes.items():
-        print(f"  {name:10} [{rows} x {columns}]  torch fp32: {_torch_speeds(rows, columns, threads)}")
+        print(f"  {name:10} [{rows} x {columns}]")
+        for dtype in (torch.float32, torch.bfloat16):
+            print(f"    torch {str(dtype).removeprefix('torch.'):8} {_torch_speeds(rows, columns, threads, dtype)}")
         for fmt in arguments.formats.split(","):
             layer = _layer(fmt, rows, columns, name == "gate, up", arguments.instruction_set)
             print(f"    {fmt:5} {_prefill_speeds(layer, threads)}", flush=True)
@@ -93,8 +96,9 @@ def _decode_speeds(layer: PackedLinear, tokens: int, threads: list[int]) -> str:
     return _speeds(work, layer.bytes / 1e9, threads)
 
 
-def _torch_speeds(rows: int, columns: int, threads: list[int]) -> str:
-    x, weight, found = torch.randn(PREFILL_TOKENS, columns), torch.randn(columns, rows), []
+def _torch_speeds(rows: int, columns: int, threads: list[int], dtype: torch.dtype) -> str:
+    x, weight = torch.randn(PREFILL_TOKENS, columns).to(dtype), torch.randn(columns, rows).to(dtype)
+    found = []
     for count in threads:
         torch.set_num_threads(count)
         seconds = min(_seconds(lambda _, __: torch.mm(x, weight), 1))

@@ -77,21 +77,71 @@ LIUYI_INLINE float quantize_rotated(const float* x, int columns, int8_t* out, in
     return highest / 127.0f;
 }
 
-LIUYI_INLINE void prepare_int(const Linear& w, const float* x, uint8_t* out) {
-    const int groups = w.depth / w.group;
+#if defined(__AVX512F__)
+
+LIUYI_INLINE void store_32_bytes(int8_t* first, int8_t* second, const __m512i (&v)[8], int from) {
+    const __m512i low = _mm512_packs_epi32(v[from], v[from + 1]), high = _mm512_packs_epi32(v[from + 2], v[from + 3]);
+    const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first), lower_half(bytes));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), upper_half(bytes));
+}
+
+// As quantize_rotated, for two whole groups at once.
+LIUYI_INLINE void quantize_rotated_pair(const float* x, int8_t* out, float* scales, int32_t (&totals)[2]) {
+    __m512 v[8], peak = zero();
+    rotate_groups(x, v);
+    for (const __m512& row : v) peak = max(peak, abs(row));
+    const float highest[2] = {largest(lower_half(peak)), largest(upper_half(peak))};
+    __m256 inverse[2];
+    for (int i = 0; i < 2; ++i) {
+        inverse[i] = _mm256_set1_ps(highest[i] > 1e-30f ? 127.0f / highest[i] : 0.0f);
+        scales[i] = highest[i] / 127.0f;
+    }
+    const __m512 both = _mm512_insertf32x8(_mm512_castps256_ps512(inverse[0]), inverse[1], 1);
+    __m512i numbers[8], sums = all(0);
+    for (int i = 0; i < 8; ++i) {
+        numbers[i] = to_ints(mul(v[i], both));
+        sums = add(sums, numbers[i]);
+    }
+    store_32_bytes(out, out + kRotated, numbers, 0);
+    store_32_bytes(out + 32, out + kRotated + 32, numbers, 4);
+    totals[0] = sum(lower_half(sums));
+    totals[1] = sum(upper_half(sums));
+}
+
+#endif
+
+LIUYI_INLINE void prepare_int8(const Linear& w, const float* x, uint8_t* out) {
+    const int groups = w.depth / kInt8Group;
+    int8_t* numbers = reinterpret_cast<int8_t*>(out);
+    float* scales = reinterpret_cast<float*>(out + w.depth);
+    int32_t* starts = reinterpret_cast<int32_t*>(scales + groups);
+    int g = 0;
+#if defined(__AVX512F__)
+    for (; (g + 2) * kInt8Group <= w.columns; g += 2) {
+        int32_t totals[2];
+        quantize_rotated_pair(x + g * kInt8Group, numbers + g * kInt8Group, scales + g, totals);
+        for (int i = 0; i < 2; ++i) starts[g + i] = kWeightOffset * totals[i];
+    }
+#endif
+    for (; g < groups; ++g) {
+        const int left = w.columns - g * kInt8Group;
+        int32_t total;
+        scales[g] = quantize_rotated(x + g * kInt8Group, left < kInt8Group ? left : kInt8Group, numbers + g * kInt8Group, total);
+        starts[g] = kWeightOffset * total;
+    }
+}
+
+LIUYI_INLINE void prepare_int4(const Linear& w, const float* x, uint8_t* out) {
+    const int groups = w.depth / kInt4Group;
     float* scales = reinterpret_cast<float*>(out + w.depth);
     for (int g = 0; g < groups; ++g) {
         int32_t total;
-        int8_t* numbers = reinterpret_cast<int8_t*>(out) + g * w.group;
-        const int left = w.columns - g * w.group, count = left < w.group ? left : w.group;
-        if (w.format == Format::int8) {
-            scales[g] = quantize_rotated(x + g * w.group, count, numbers, total);
-        } else {
-            scales[g] = quantize_group(x + g * w.group, count, w.group, numbers, total);
-        }
-        const float scaled = scales[g] * static_cast<float>(total);
-        const int32_t start = kWeightOffset * total;
-        std::memcpy(scales + groups + g, w.format == Format::int8 ? static_cast<const void*>(&start) : &scaled, 4);
+        int8_t* numbers = reinterpret_cast<int8_t*>(out) + g * kInt4Group;
+        const int left = w.columns - g * kInt4Group;
+        scales[g] = quantize_group(x + g * kInt4Group, left < kInt4Group ? left : kInt4Group, kInt4Group, numbers, total);
+        scales[groups + g] = scales[g] * static_cast<float>(total);
     }
 }
 
@@ -101,7 +151,8 @@ void prepare(const Linear& w, const float* x, void* out) {
         case Format::bf16:
             if (w.rounds_x) return prepare_bf16(w, x, static_cast<uint16_t*>(out));
             return prepare_f32(w, x, static_cast<float*>(out));
-        default: return prepare_int(w, x, static_cast<uint8_t*>(out));
+        case Format::int8: return prepare_int8(w, x, static_cast<uint8_t*>(out));
+        case Format::int4: return prepare_int4(w, x, static_cast<uint8_t*>(out));
     }
 }
 
