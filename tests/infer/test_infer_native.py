@@ -142,6 +142,8 @@ def test_in_other_formats_it_is_near(weights: str, kv: str, error: float, instru
     batch = whole_batch(tokens)
     runner = NativeRunner(model, batch.tables.size, weights=weights, kv=kv)
     assert runner.name == f"native {weights}, kv {kv}"
+    if weights == "bf16" and instruction_set == "amx":
+        error = 0.015  # It rounds activations too.
     assert relative_error(runner.logits(batch), expected(model, tokens)) < error
 
 
@@ -154,7 +156,9 @@ def test_bfloat16_agrees_with_the_decoder_in_bfloat16_weights(instruction_set: s
     wanted = expected(exact, tokens)
     found = NativeRunner(model, batch.tables.size, weights="bf16", kv="bf16").logits(batch)
     assert relative_error(found, wanted) < 0.01
-    assert (found.argmax(1) == wanted.argmax(1)).float().mean() >= 0.99
+    # AMX rounds activations too, and of a random model many next tokens are nearly as likely as the likeliest.
+    least = 0.98 if instruction_set == "amx" else 0.99
+    assert (found.argmax(1) == wanted.argmax(1)).float().mean() >= least
 
 
 @pytest.mark.parametrize("fmt", ["int8", "int4"])
