@@ -3,8 +3,8 @@
     native = training_kernels()          # None where there are none
     native.swiglu(gate, up, out)
 
-Each function's formula is a plain one in `model/fused.py`, `model/loss.py`, `model/attention.py`, `model/products.py` or
-`train/one_pass.py`, which also choose between the two. Activations are contiguous bfloat16 tensors in memory.
+Each function's formula is a plain one in `model/fused.py`, `model/loss.py`, `model/attention.py`, `model/products.py`
+or `train/one_pass.py`, which also choose between the two. Activations are contiguous bfloat16 tensors in memory.
 """
 
 from __future__ import annotations
