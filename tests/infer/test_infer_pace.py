@@ -92,6 +92,26 @@ def test_the_cost_of_reading_is_found_from_what_was_read() -> None:
     assert cost.tokens(0.005, 4000, 3) == 3
 
 
+def test_pieces_that_seemed_to_cost_nothing_are_learned_anew() -> None:
+    cost = ReadingCost()
+    cost.learn([(8, 0)], 0.0)
+    assert cost.tokens(0.001, 0, 512) == 512
+    cost.learn([(8, 0)], 0.004)
+    assert cost.seconds([(8, 0)]) == pytest.approx(0.004)
+
+
+def test_a_prompt_that_drafts_seemed_to_pay_for_does_not_end_pacing() -> None:
+    pace = Pace(prefill_tokens=512, stretch=1.5)
+    pace.observe(2, 0, [], 0.004)
+    pace.observe(2, 4, [], 0.012)
+    # Drafts have become cheaper since, so that nothing seems to be left for the piece.
+    pace.observe(2, 4, [(8, 0)], 0.006)
+    for _ in range(20):
+        count = pace.budget(generating=2, reading=1).tokens(0)
+        pace.observe(2, 0, [(count, 0)], 0.004 + 0.0002 * count)
+    assert 8 <= count <= 12
+
+
 def test_what_a_step_takes_without_prompts_is_learned_while_prompts_wait() -> None:
     pace = Pace(prefill_tokens=512, stretch=1.5)
     counts = []

@@ -28,16 +28,11 @@ class ReadingCost:
     """Seconds for pieces of prompts, beside what else is in a step."""
 
     def __init__(self) -> None:
-        self._weights: list[float] | None = None
-
-    @property
-    def is_known(self) -> bool:
-        """Whether any was learned."""
-        return self._weights is not None
+        self._weights = [0.0] * 4
 
     def seconds(self, pieces: Sequence[Piece]) -> float:
         """What these pieces will take together; 0 while nothing is known."""
-        return _dot(self._weights, _parts(pieces)) if self._weights else 0.0
+        return _dot(self._weights, _parts(pieces))
 
     def tokens(self, seconds: float, position: int, most: int) -> int:
         """The most tokens at a position that one more piece may have in so many seconds, 0 to `most`."""
@@ -45,15 +40,15 @@ class ReadingCost:
 
     def learn(self, pieces: Sequence[Piece], seconds: float) -> None:
         """These pieces together added so many seconds to a step."""
-        parts = _parts(pieces)
-        if self._weights is None:
-            weights, rate, error = [0.0] * len(parts), 1.0, seconds
-        else:
-            weights, expected = self._weights, self.seconds(pieces)
+        parts, expected = _parts(pieces), self.seconds(pieces)
+        if expected:
             error = min(seconds, _LEAP * expected) - expected
             rate = _RISE if error > 0 else _FALL
+        else:
+            # Nothing is known of such pieces: several times nothing is no bound for what they may cost.
+            error, rate = seconds, 1.0
         share = rate * error / _dot(parts, parts)
-        self._weights = [max(0.0, weight + share * part) for weight, part in zip(weights, parts, strict=True)]
+        self._weights = [max(0.0, weight + share * part) for weight, part in zip(self._weights, parts, strict=True)]
 
 
 def _parts(pieces: Sequence[Piece]) -> list[float]:
