@@ -62,6 +62,14 @@ def test_passes_on_what_is_no_number(native: TrainingKernels) -> None:
     assert made.isnan().any(dim=1).nonzero().tolist() == [[3]]
 
 
+def test_into_a_transposed_matrix() -> None:
+    left, right = _random(40, 64, 1), _random(64, 48, 2)
+    memory = torch.full((48, 41), 7.0, dtype=torch.bfloat16)
+    product(left, right, out=memory[:, :40].T)
+    torch.testing.assert_close(memory[:, :40].T, product(left, right))
+    assert (memory[:, 40:] == 7.0).all()
+
+
 def test_without_rows_or_terms() -> None:
     assert product(_random(0, 8, 1), _random(8, 4, 2)).shape == (0, 4)
     assert product(_random(4, 0, 1), _random(0, 3, 2)).eq(0).all()

@@ -22,7 +22,8 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """left [rows, inner] · right [inner, columns], in their dtype; not for autograd to differentiate."""
     if out is None:
         out = left.new_empty(left.shape[0], right.shape[1])
-    if _lies_well(left) and _lies_well(right) and _lies_well(out) and (native := training_kernels()) and native.has_amx:
+    well = _lies_well(left) and _lies_well(right) and _lies_well(out) and out.stride(1) == 1
+    if well and (native := training_kernels()) and native.has_amx:
         native.product(left, right, out)
         return out
     return torch.mm(left, right, out=out)
