@@ -40,6 +40,12 @@ class TestErrors:
                 None,
             ),
             ({"messages": [{"role": "user", "content": "x" * 1_000_000}]}, 400, "messages", "context_length_exceeded"),
+            (
+                {"messages": [{"role": "assistant", "content": "x", "reasoning_content": "x" * 1_000_000}]},
+                400,
+                "messages",
+                "context_length_exceeded",
+            ),
             ({"messages": [{"role": "user", "content": "x y " * 200}]}, 400, "prompt", "context_length_exceeded"),
             ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, None, None),
             ({"temperature": "hot"}, 400, "temperature", None),

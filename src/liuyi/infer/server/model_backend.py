@@ -308,7 +308,7 @@ class ModelBackend:
 
 def _characters(request: ChatRequest) -> int:
     """How much text a conversation has, that of its tools among it."""
-    said = sum(len(str(message["content"])) + len(str(message.get("tool_calls", ""))) for message in request.messages)
+    said = sum(len(str(part)) for message in request.messages for name, part in message.items() if name != "role")
     functions = request.tools.functions if request.tools is not None else ()
     return said + sum(len(function.description) + len(str(function.parameters)) for function in functions)
 
