@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from chat_templates import QWEN3, SMOLLM2, every_byte_tokenizer
 
-from liuyi.model import chat, turn_memory
+from liuyi.model import chat, template, turn_memory
 from liuyi.model.chat import encode_chat
 from liuyi.model.turn_memory import Turn, TurnMemory, keys_of
 
@@ -45,20 +45,37 @@ def test_only_what_is_new_is_rendered_again(renderings: list[int], template: str
     assert encode_chat(tokenizer, conversation(21), add_generation_prompt=True, template=template) == warm
 
 
+class Clock(datetime.datetime):
+    at = datetime.datetime(2026, 1, 1, 10, 0)
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Clock:
+        return cls.fromisoformat(cls.at.isoformat())
+
+
 def test_another_conversation_tool_variable_or_day_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def last(count: int = 2, said: str = "yes", *rendered_with: Any) -> bytes:
-        return list(keys_of(conversation(count, said), *rendered_with))[-1]
+        return list(keys_of(conversation(count, said), "template", *rendered_with))[-1]
 
-    keys = {last(), last(3), last(2, "no"), last(2, "yes", "template"), last(2, "yes", "template", {"a": 1})}
-
-    class Tomorrow(datetime.date):
-        @classmethod
-        def today(cls) -> Tomorrow:
-            return cls(2999, 1, 1)
-
-    monkeypatch.setattr(turn_memory, "date", Tomorrow)
+    monkeypatch.setattr(turn_memory, "datetime", Clock)
+    keys = {last(), last(3), last(2, "no"), last(2, "yes", ["tool"]), last(2, "yes", ["tool"], {"a": 1})}
+    monkeypatch.setattr(Clock, "at", Clock.at.replace(hour=23))
+    assert last() in keys
+    monkeypatch.setattr(Clock, "at", Clock.at.replace(day=2))
     keys.add(last())
     assert len(keys) == 6
+
+
+def test_a_template_may_tell_the_time_of_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (turn_memory, template):
+        monkeypatch.setattr(module, "datetime", Clock)
+    telling = "{{ strftime_now('%d %b %H:%M') }}" + SMOLLM2
+    ids = []
+    for minute in (0, 1):
+        monkeypatch.setattr(Clock, "at", Clock.at.replace(minute=minute))
+        ids.append(encode_chat(every_byte_tokenizer(), conversation(2)[:-1], template=telling))
+    assert ids[0][1] == ids[1][1]
+    assert ids[0][0] != ids[1][0]
 
 
 def test_the_text_has_to_begin_as_it_did_and_the_oldest_are_forgotten() -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from typing import Any
+
+_CLOCK = re.compile("%[-_0^#]?[HIMSTRXcpr]")
+"""The formats of `strftime` that tell more than a day."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,19 @@ class TurnMemory:
         return known.turn if hash(whole[: known.length]) == known.hash else None
 
 
-def keys_of(messages: Sequence[Mapping[str, Any]], *rendered_with: Any) -> Iterator[bytes]:
-    """A key for each message: SHA-256 of it, of all messages before it, and of what they are rendered with.
-
-    Templates may tell the date, so it is part of the key.
-    """
-    state = hashlib.sha256(_json([date.today().isoformat(), *rendered_with]))
+def keys_of(messages: Sequence[Mapping[str, Any]], template: str, *rendered_with: Any) -> Iterator[bytes]:
+    """A key for each message: SHA-256 of it, of all messages before it, and of what they are rendered with."""
+    state = hashlib.sha256(_json([_told_time(template), template, *rendered_with]))
     for message in messages:
         state.update(_json(message))
         yield state.digest()
+
+
+def _told_time(template: str) -> str:
+    """What changes whenever the text of a template that tells the time can change: the date, or the second."""
+    tells_clock = "strftime_now" in template and _CLOCK.search(template)
+    now = datetime.now()
+    return now.isoformat(timespec="seconds") if tells_clock else now.date().isoformat()
 
 
 def _json(value: Any) -> bytes:
