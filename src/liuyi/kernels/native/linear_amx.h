@@ -180,7 +180,7 @@ struct Bf16FewKernel {
 };
 
 // Some groups of a panel, with the weights' 128 taken off and the scales widened.
-constexpr int kPieceGroups = 12;
+constexpr int kPieceGroups = 9;
 struct alignas(64) Int8Piece {
     int groups;
     alignas(64) uint8_t weights[kPieceGroups][kTileBytes];
@@ -199,44 +199,57 @@ struct alignas(64) Int8Piece {
     }
 };
 
-// Adds R tokens' products with half a panel, over the groups of a piece, to `sums`. While the vector unit scales one group
-// the matrix unit is two ahead.
+// Tokens of an int8 tile: 14·2 sums and what scales a row are as many as 32 registers hold.
+constexpr int kInt8Rows = 14;
+
+// Adds R tokens' products with a panel, over the groups of a piece, to `sums`. While the vector unit scales one group the
+// matrix unit is at the next one.
 template <int R>
-__attribute__((noinline)) void multiply_int8_half(const Int8Piece& piece, int half, const uint8_t* x, size_t stride,
+__attribute__((noinline)) void multiply_int8_tile(const Int8Piece& piece, const uint8_t* x, size_t stride,
                                                   const uint8_t* scales, bool first, Sums* sums) {
-    constexpr int kAhead = 2;
-    alignas(64) int32_t whole[kAhead + 1][R][kTileRows];
-    Floats total[R];
+    alignas(64) int32_t whole[2][R][kPanel];
+    Floats total[R][2];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) total[r] = first ? zero() : load(sums[r] + half * kTileRows);
+    for (int r = 0; r < R; ++r) {
+        total[r][0] = first ? zero() : load(sums[r]);
+        total[r][1] = first ? zero() : load(sums[r] + kTileRows);
+    }
     const auto multiply = [&](int g) __attribute__((always_inline)) {
         _tile_zero(0);
+        _tile_zero(1);
         _tile_loadd(4, x + g * kInt8Group, stride);
-        _tile_loadd(6, piece.weights[g] + 64 * half, 128);
+        _tile_loadd(6, piece.weights[g], 128);
         _tile_dpbssd(0, 4, 6);
-        _tile_stored(0, whole[g % (kAhead + 1)], 64);
+        _tile_loadd(7, piece.weights[g] + 64, 128);
+        _tile_dpbssd(1, 4, 7);
+        _tile_stored(0, whole[g % 2], sizeof(Sums));
+        _tile_stored(1, whole[g % 2][0] + kTileRows, sizeof(Sums));
     };
-    for (int g = 0; g < kAhead && g < piece.groups; ++g) multiply(g);
+    multiply(0);
     for (int g = 0; g < piece.groups; ++g) {
-        if (g + kAhead < piece.groups) multiply(g + kAhead);
-        const Floats s = load(piece.scales[g] + half * kTileRows);
+        if (g + 1 < piece.groups) multiply(g + 1);
+        const Floats s0 = load(piece.scales[g]), s1 = load(piece.scales[g] + kTileRows);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const Floats both = mul(s, all_floats(scales + 4 * g + r * stride));
-            total[r] = fma(to_floats(load_ints(whole[g % (kAhead + 1)][r])), both, total[r]);
+            const Floats s = all_floats(scales + 4 * g + r * stride);
+            total[r][0] = fma(to_floats(load_ints(whole[g % 2][r])), mul(s0, s), total[r][0]);
+            total[r][1] = fma(to_floats(load_ints(whole[g % 2][r] + kTileRows)), mul(s1, s), total[r][1]);
         }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) store(sums[r] + half * kTileRows, total[r]);
+    for (int r = 0; r < R; ++r) {
+        store(sums[r], total[r][0]);
+        store(sums[r] + kTileRows, total[r][1]);
+    }
 }
 
-template <int R = kTileRows>
+template <int R = kInt8Rows>
 LIUYI_INLINE void multiply_int8_tokens(int count, const Int8Piece& piece, const uint8_t* x, size_t stride,
                                        const uint8_t* scales, bool first, Sums* sums) {
     if constexpr (R > 1) {
         if (count < R) return multiply_int8_tokens<R - 1>(count, piece, x, stride, scales, first, sums);
     }
-    for (int half = 0; half < 2; ++half) multiply_int8_half<R>(piece, half, x, stride, scales, first, sums);
+    multiply_int8_tile<R>(piece, x, stride, scales, first, sums);
 }
 
 inline void multiply_int8_tiles(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
@@ -244,25 +257,26 @@ inline void multiply_int8_tiles(const Linear& w, const uint8_t* x, int tokens, R
     alignas(64) Sums sums[kMostBlock];
     Int8Piece piece;
     LinearTiles registers;
-    const int tiles = (tokens + kTileRows - 1) / kTileRows, groups = w.depth / kInt8Group;
+    const int tiles = (tokens + kInt8Rows - 1) / kInt8Rows, groups = w.depth / kInt8Group;
     const int pieces = (groups + kPieceGroups - 1) / kPieceGroups;
     for (int panel = panels.begin; panel < panels.end; ++panel) {
         const uint8_t* weights = w.weights.as<uint8_t>() + panel * w.panel_bytes;
         for (int i = 0; i < pieces; ++i) {
             const int first = groups * i / pieces, count = groups * (i + 1) / pieces - first;
-            piece.read(weights + first * (kTileBytes + 2 * kPanel), count);
-            for (int tile = 0, token = 0; tile < tiles; ++tile) {
-                const int rows = (tokens - token + tiles - tile - 1) / (tiles - tile);
+            const uint8_t* part = weights + first * (kTileBytes + 2 * kPanel);
+            piece.read(part, count);
+            for (int tile = 0, token = 0; tile < tiles; ++tile, token += kInt8Rows) {
+                const int left = tokens - token, rows = left < kInt8Rows ? left : kInt8Rows;
                 const uint8_t* from = x + token * w.prepared_bytes;
-                AheadOfTiles ahead(w, weights + first * (kTileBytes + 2 * kPanel), tile, tiles);
+                AheadOfTiles ahead(w, part, tile, tiles);
                 for (int g = 0; g < count; ++g) ahead.fetch();
                 registers.set_rows(rows, rows);
                 multiply_int8_tokens(rows, piece, from + first * kInt8Group, w.prepared_bytes, from + w.depth + 4 * first,
                                      i == 0, sums + token);
-                token += rows;
+                if (i + 1 < pieces) continue;
+                for (int r = 0; r < rows; ++r) finish_row(w, panel, sums[token + r], y + (token + r) * stride, epilogue);
             }
         }
-        for (int token = 0; token < tokens; ++token) finish_row(w, panel, sums[token], y + token * stride, epilogue);
     }
 }
 
