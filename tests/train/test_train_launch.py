@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -117,11 +118,21 @@ def test_ranks_tell_and_make_what_one_process_would(toy_home: Home, capfd: pytes
 def test_paths_of_ranks_start_at_the_recipe_s_folder(
     toy_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever they have been started, on another machine say."""
+    """Wherever they have been started, on another machine say, and however they were told where their order lies."""
     fork_ranks(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    together(toy_home, diary="diary")
-    assert sorted(line.split()[0] for line in (tmp_path / "diary").read_text().splitlines()) == ["0", "1"]
+    forked = launch._run_agent
+    recipe, elsewhere = tmp_path / "recipe", tmp_path / "some" / "where"
+    for folder in (recipe, elsewhere):
+        folder.mkdir(parents=True)
+
+    def from_elsewhere(folder: Path, params: ParallelParams) -> None:
+        with contextlib.chdir(elsewhere):
+            forked(Path(os.path.relpath(folder)), params)
+
+    monkeypatch.setattr(launch, "_run_agent", from_elsewhere)
+    monkeypatch.chdir(recipe)
+    assert together(toy_home, diary="diary").file("sum.txt").read_text() == "1.0"
+    assert sorted(line.split()[0] for line in (recipe / "diary").read_text().splitlines()) == ["0", "1"]
 
 
 def test_a_bug_is_told_by_the_rank_that_has_it(

@@ -204,6 +204,8 @@ def find_order(rendezvous: str) -> Path:
 
 def work(folder: Path) -> int:
     """Do this rank's part; the exit status."""
+    # Where this process was started is left below.
+    folder = folder.absolute()
     order = Order.load(folder)
     # One that an error has ended since may have lost the others on the way, and is not to be told as a death.
     if failure(folder) is not None:
