@@ -122,3 +122,33 @@ def test_logprobs_and_any_loss_of_them(chunk: int | None) -> None:
         torch.autograd.grad(functional.logsigmoid(frozen * weights).sum(), hidden),
         torch.autograd.grad(functional.logsigmoid(expected * weights).sum(), hidden),
     )
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_logprobs_of_large_bfloat16_logits_are_those_of_unrounded_ones(trained: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    # Every hidden state has the same large entry, every row of the head, too, as in a model with logits about 24.
+    hidden, weight = (torch.randn(count, 64, generator=generator) / 4 for count in (96, 512))
+    hidden[:, 0], weight[:, 0] = 6.0, 4.0
+    weight = weight.bfloat16().float().requires_grad_(trained)
+    rounded = hidden.bfloat16().requires_grad_()
+    targets = torch.randint(512, (96,), generator=generator)
+    targets[:4] = IGNORED
+    exact_hidden, exact_weight = (one.detach().float().requires_grad_() for one in (rounded, weight))
+    logprobs = functional.log_softmax(exact_hidden @ exact_weight.T, dim=-1)
+    expected = torch.where(targets == IGNORED, 0.0, logprobs.gather(1, targets.clamp(min=0)[:, None])[:, 0])
+
+    ours = token_logprobs(rounded, weight, targets, chunk_tokens=40)
+
+    # Half of bfloat16's step is 0.06 at 24.
+    torch.testing.assert_close(ours, expected, atol=0.005, rtol=0.0)
+    functional.logsigmoid(ours).sum().backward()
+    functional.logsigmoid(expected).sum().backward()
+    assert rounded.grad is not None
+    assert exact_hidden.grad is not None
+    # The entry that the rows of the head share has a gradient of rounding alone.
+    assert relative(rounded.grad.float()[:, 1:], exact_hidden.grad[:, 1:]) < 0.02
+    if trained:
+        assert weight.grad is not None
+        assert exact_weight.grad is not None
+        assert relative(weight.grad, exact_weight.grad) < 0.02

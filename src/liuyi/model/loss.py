@@ -167,8 +167,21 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tok
 
 
 def _logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = functional.linear(hidden, in_dtype(weight, hidden.dtype)).float()
+    logits = _logits_from_target(hidden, in_dtype(weight, hidden.dtype), targets.clamp(min=0)).float()
     return -functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)
+
+
+def _logits_from_target(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """hidden·headᵀ, [tokens, vocab] in their dtype; of 16 bits, less the target's own logit.
+
+    A softmax does not change by that. But where logits lie about 20, bfloat16 has steps of 0.125, which is much for a
+    log-probability; about 0, where the target's and those of likely tokens are then, it is finer.
+    """
+    if torch.finfo(hidden.dtype).bits > 16:
+        return torch.mm(hidden, head.T)
+    with torch.no_grad():
+        own = (hidden.float() * head[targets].float()).sum(dim=1, keepdim=True).to(hidden.dtype)
+    return torch.addmm(-own, hidden, head.T)
 
 
 class _FrozenLogprobs(torch.autograd.Function):
@@ -181,7 +194,8 @@ class _FrozenLogprobs(torch.autograd.Function):
         losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         for begin in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(begin, begin + chunk_tokens)
-            found, grad_logits = _losses_and_gradient(product(hidden[rows], head.T), targets[rows], None, native)
+            logits = _logits_from_target(hidden[rows], head, targets[rows])
+            found, grad_logits = _losses_and_gradient(logits, targets[rows], None, native)
             losses[rows] = found.view(-1)
             if slopes is not None:
                 product(grad_logits, head, out=slopes[rows])
