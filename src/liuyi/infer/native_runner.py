@@ -116,6 +116,7 @@ class _Angles:
     def __init__(self, config: DecoderConfig) -> None:
         self._rope = Rope(config)
         self._stretches_beyond = config.max_position_embeddings if config.rope_type == "dynamic" else None
+        self._context = config.context_tokens
         self._longest = 0
         self._grow(1024)
 
@@ -126,7 +127,7 @@ class _Angles:
         if self._stretches_beyond is not None and longest > self._stretches_beyond:
             return *self._compute(_positions(batch)), True
         if longest > self._longest:
-            self._grow(2 * longest)
+            self._grow(max(longest, min(2 * longest, self._context)))
         return self._cosines, self._sines, False
 
     def _grow(self, longest: int) -> None:
