@@ -26,7 +26,7 @@ def parser(description: str | None, data: str) -> argparse.ArgumentParser:
     made.add_argument("--peer", required=True, help="python of an environment with trl and peft")
     made.add_argument("--model", type=Path, required=True)
     made.add_argument("--data", type=Path, required=True, help=data)
-    made.add_argument("--repeats", type=int, default=2)
+    made.add_argument("--repeats", type=int, default=1)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--quick", action="store_true", help="once, beside the first of TRL's settings only")
     return made
