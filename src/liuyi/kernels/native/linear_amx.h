@@ -293,7 +293,7 @@ LIUYI_INLINE void multiply_tile_blocks(const Linear& w, Range tokens, int most, 
 
 // From so many tokens on the matrix unit is faster than vpdpbusd, whose results are the same: with fewer, both wait for
 // memory, and a piece has to be there before it is multiplied.
-constexpr int kLeastInt8Tokens = 32;
+constexpr int kLeastInt8Tokens = 56;
 
 // Whether it is a product for the matrix unit, which has done it then.
 inline bool multiply_with_tiles(const Linear& w, const uint8_t* x, Range tokens, Range panels, float* y, size_t stride,
