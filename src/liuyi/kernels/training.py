@@ -97,9 +97,9 @@ class TrainingKernels:
         self._squares.restype = c_double
         if self.has_amx:
             operand = (pointer, count, size)
-            self._product = self._declare(library, "product", *operand * 2, *(size,) * 3, pointer, count)
-            self._attention = self._declare(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
-            self._attention_backward = self._declare(
+            self._product = self._declare_scratch(library, "product", *operand * 2, *(size,) * 3, pointer, count)
+            self._attention = self._declare_scratch(library, "attention", POINTER(FlashShape), *(pointer,) * 6)
+            self._attention_backward = self._declare_scratch(
                 library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10
             )
 
@@ -107,6 +107,13 @@ class TrainingKernels:
     def _declare(library: Library, name: str, *arguments: Any) -> Any:
         function = getattr(library.functions, f"liuyi_training_{name}")
         function.restype, function.argtypes = None, (c_int, *arguments)
+        return function
+
+    @staticmethod
+    def _declare_scratch(library: Library, name: str, *arguments: Any) -> Any:
+        """A function that needs memory of its own. Calling it raises MemoryError where there is none."""
+        function = TrainingKernels._declare(library, name, *arguments)
+        function.restype, function.errcheck = c_int, _with_memory
         return function
 
     def norm(
@@ -229,6 +236,11 @@ class TrainingKernels:
         self._attention_backward(
             torch.get_num_threads(), byref(shape), *map(_of, kept), grad.data_ptr(), *(one.data_ptr() for one in grads)
         )
+
+
+def _with_memory(status: int, function: Any, _: Any) -> None:
+    if status:
+        raise MemoryError(f"there is no memory for what {function.__name__} keeps meanwhile")
 
 
 def _gradient(grad: Tensor) -> tuple[int | None, int | None]:

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <new>
 
 namespace liuyi {
 
@@ -18,6 +19,7 @@ struct Team {
     int threads;
 };
 
+// Throws std::bad_alloc, after all threads have ended, if a part did: an exception must not leave another's thread.
 template <class Body>
 void for_each_part(const Team& team, int parts, const Body& body) {
     if (team.threads <= 1 || parts <= 1) {
@@ -28,13 +30,19 @@ void for_each_part(const Team& team, int parts, const Body& body) {
         const Body& body;
         const int parts;
         std::atomic<int> next{0};
+        std::atomic<bool> failed{false};
     } job{body, parts};
     team.parallel(
         [](void* data) {
             Job& mine = *static_cast<Job*>(data);
-            for (int part = mine.next.fetch_add(1); part < mine.parts; part = mine.next.fetch_add(1)) mine.body(part);
+            try {
+                for (int part = mine.next.fetch_add(1); part < mine.parts; part = mine.next.fetch_add(1)) mine.body(part);
+            } catch (const std::bad_alloc&) {
+                mine.failed = true;
+            }
         },
         &job, static_cast<unsigned>(team.threads < parts ? team.threads : parts), 0);
+    if (job.failed) throw std::bad_alloc();
 }
 
 }  // namespace liuyi

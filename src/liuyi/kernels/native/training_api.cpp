@@ -1,5 +1,7 @@
 // Training kernels through the C interface: what `kernels/training.py` calls.
 
+#include <new>
+
 #include "api.h"
 #include "cpu.h"
 #include "flash.h"
@@ -14,6 +16,19 @@ Parallel borrowed = nullptr;
 InstructionSet chosen = InstructionSet::none;
 
 bool newest() { return chosen >= InstructionSet::avx512; }
+
+#ifdef LIUYI_AMX
+// 0, or -1 where there is no memory for what a kernel keeps meanwhile.
+template <class Body>
+int with_memory(const Body& body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return -1;
+    }
+}
+#endif
 
 }  // namespace
 
@@ -76,22 +91,26 @@ LIUYI_API void liuyi_training_adamw(int threads, const AdamW* settings, const fl
 }
 
 #ifdef LIUYI_AMX
-LIUYI_API void liuyi_training_product(int threads, const uint16_t* left, int64_t left_stride, int left_across,
-                                      const uint16_t* right, int64_t right_stride, int right_across, int rows, int columns,
-                                      int inner, uint16_t* out, int64_t out_stride) {
-    product({borrowed, threads}, {left, left_stride, left_across != 0}, {right, right_stride, right_across != 0}, rows,
-            columns, inner, out, out_stride);
+LIUYI_API int liuyi_training_product(int threads, const uint16_t* left, int64_t left_stride, int left_across,
+                                     const uint16_t* right, int64_t right_stride, int right_across, int rows, int columns,
+                                     int inner, uint16_t* out, int64_t out_stride) {
+    return with_memory([&] {
+        product({borrowed, threads}, {left, left_stride, left_across != 0}, {right, right_stride, right_across != 0}, rows,
+                columns, inner, out, out_stride);
+    });
 }
 
-LIUYI_API void liuyi_training_attention(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
-                                        const uint16_t* v, const int64_t* starts, uint16_t* out, float* lse) {
-    flash_forward({borrowed, threads}, *shape, q, k, v, starts, out, lse);
+LIUYI_API int liuyi_training_attention(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
+                                       const uint16_t* v, const int64_t* starts, uint16_t* out, float* lse) {
+    return with_memory([&] { flash_forward({borrowed, threads}, *shape, q, k, v, starts, out, lse); });
 }
 
-LIUYI_API void liuyi_training_attention_backward(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
-                                                 const uint16_t* v, const int64_t* starts, const uint16_t* out,
-                                                 const float* lse, const uint16_t* grad, uint16_t* grad_q,
-                                                 uint16_t* grad_k, uint16_t* grad_v) {
-    flash_backward({borrowed, threads}, *shape, q, k, v, starts, out, lse, grad, grad_q, grad_k, grad_v);
+LIUYI_API int liuyi_training_attention_backward(int threads, const FlashShape* shape, const uint16_t* q, const uint16_t* k,
+                                                const uint16_t* v, const int64_t* starts, const uint16_t* out,
+                                                const float* lse, const uint16_t* grad, uint16_t* grad_q,
+                                                uint16_t* grad_k, uint16_t* grad_v) {
+    return with_memory([&] {
+        flash_backward({borrowed, threads}, *shape, q, k, v, starts, out, lse, grad, grad_q, grad_k, grad_v);
+    });
 }
 #endif
