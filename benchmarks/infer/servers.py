@@ -88,7 +88,8 @@ def ask(port: int, work: Callable[[Endpoint], Awaitable[T]]) -> T:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}/v1/",
             timeout=httpx.Timeout(10, read=None),
-            limits=httpx.Limits(max_connections=None),
+            # A server may close a connection that it has answered on just when the next request is sent.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         ) as http:
             endpoint = Endpoint(http, fields={"temperature": 0, "ignore_eos": True})
             await endpoint.choose_model()

@@ -48,9 +48,9 @@ def render_template(template: str, variables: dict[str, Any]) -> str:
 
 
 @contextmanager
-def rendering_within(seconds: float | None) -> Iterator[None]:
-    """All renderings inside together may take so long; each has its own limit anyway, which alone holds for None."""
-    token = deadline.set(deadline.get() if seconds is None else time.monotonic() + seconds)
+def rendering_within(seconds: float) -> Iterator[None]:
+    """All renderings inside together may take so long; each has its own limit besides."""
+    token = deadline.set(time.monotonic() + seconds)
     try:
         yield
     finally:
