@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from int8_rotation import group_of, rotated, rotation
 from liuyi.kernels.library import INSTRUCTION_SETS, KernelsAbsent, KernelsError, kernels
 from liuyi.kernels.linear import PackedLinear, aligned
 from liuyi.kernels.parts import Part
@@ -34,7 +35,7 @@ KINDS = [
 ]
 each_kind: Callable[[Any], Any] = pytest.mark.parametrize(("instruction_set", "weight_format", "rounds_x"), KINDS)
 
-SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 100), st.integers(1, 200), st.integers(0, 2**32 - 1))
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 100), st.integers(1, 300), st.integers(0, 2**32 - 1))
 """Tokens, rows, columns, and a seed."""
 
 
@@ -52,7 +53,7 @@ def _quantized_x(layer: PackedLinear, x: NDArray[np.float64], prepared: NDArray[
     Read from the prepared rows, because numbers halfway between two may be rounded either way.
     """
     tokens, columns = x.shape
-    group = 64 if layer.weight_format == "int8" else 32
+    group = group_of(columns) if layer.weight_format == "int8" else 32
     numbers = prepared[:, :columns].view(np.int8).reshape(tokens, -1, group).astype(np.float64)
     scales = prepared[:, columns : columns + 4 * (columns // group)].copy().view(np.float32)[:, :, None]
     groups = x.reshape(tokens, -1, group)
@@ -61,19 +62,10 @@ def _quantized_x(layer: PackedLinear, x: NDArray[np.float64], prepared: NDArray[
     return (numbers * scales).reshape(tokens, -1)
 
 
-HADAMARD = np.array([[(-1.0) ** bin(i & j).count("1") for j in range(8)] for i in range(8)])
-
-
-def _rotated(x: NDArray[Any]) -> NDArray[np.float64]:
-    """H·Xᵀ·H / 8 for every 64 columns as an 8×8 matrix X: its own inverse. Columns are filled up with zeros."""
-    groups = np.pad(x.astype(np.float64), ((0, 0), (0, -x.shape[1] % 64))).reshape(len(x), -1, 8, 8)
-    return (HADAMARD @ groups.swapaxes(2, 3) @ HADAMARD / 8).reshape(len(x), -1)
-
-
 def _expected(layer: PackedLinear, rounds_x: bool | None, x: Floats) -> NDArray[np.float64]:
     columns = x.shape[1]
     if layer.weight_format == "int8":
-        seen = _rotated(_quantized_x(layer, _rotated(x), layer.prepare(x)))[:, :columns]
+        seen = rotated(_quantized_x(layer, rotated(x), layer.prepare(x)))[:, :columns]
     elif layer.weight_format == "int4":
         filled = np.pad(x.astype(np.float64), ((0, 0), (0, -columns % 32)))
         seen = _quantized_x(layer, filled, layer.prepare(x))[:, :columns]
@@ -205,15 +197,16 @@ def test_packed_weights_are_near(shape: tuple[int, int, int, int]) -> None:
     found = {name: PackedLinear(name, [Part(weight)], columns).weights() for name, _ in FORMATS}
     assert np.array_equal(found["fp32"], weight)
     assert np.array_equal(found["bf16"], _to_bf16(weight))
-    rotated, found_rotated = _rotated(weight), _rotated(found["int8"])
+    group = group_of(columns)
+    turned, found_turned = rotated(weight), rotated(found["int8"])
     if columns % 64:
         # The last group is cut off after it is rotated back.
-        rotated, found_rotated = rotated[:, :-64], found_rotated[:, :-64]
-        whole = columns // 64 * 64
+        whole = (columns - 1) // group * group
+        turned, found_turned = turned[:, :whole], found_turned[:, :whole]
         error = np.linalg.norm(found["int8"][:, whole:] - weight[:, whole:], axis=1)
-        assert (error <= 0.505 * 8 * np.linalg.norm(weight[:, whole:], axis=1) / 127).all()
-    for start in range(0, rotated.shape[1], 64):
-        exact, near = rotated[:, start : start + 64], found_rotated[:, start : start + 64]
+        assert (error <= 0.505 * group**0.5 * np.linalg.norm(weight[:, whole:], axis=1) / 127).all()
+    for start in range(0, turned.shape[1], group):
+        exact, near = turned[:, start : start + group], found_turned[:, start : start + group]
         step = np.abs(exact).max(axis=1, keepdims=True) / 127
         assert (np.abs(near - exact) <= 0.505 * step).all()
     for start in range(0, columns, 32):
@@ -249,10 +242,10 @@ def test_ready_numbers_are_taken_as_they_are(shape: tuple[int, int, int, int]) -
     def spread(values: Floats, group: int) -> Floats:
         return np.repeat(values, group, axis=1)[:, :columns]
 
-    groups = -(-columns // 64)
-    eight, scales = generator.integers(-127, 128, (rows, 64 * groups), dtype=np.int8), floats(groups)
+    group, depth = group_of(columns), -(-columns // 64) * 64
+    eight, scales = generator.integers(-127, 128, (rows, depth), dtype=np.int8), floats(depth // group)
     layer = PackedLinear("int8", [Part(eight, scales=_bits(scales))], columns)
-    exact = _rotated(eight * np.repeat(scales, 64, axis=1))
+    exact = rotated(eight * np.repeat(scales, group, axis=1))
     assert np.abs(layer.weights() - exact[:, :columns]).max() <= 1e-6 * np.abs(exact).max()
 
     four = generator.integers(0, 16, (rows, columns), dtype=np.uint8)
@@ -277,12 +270,12 @@ def test_int4_narrows_the_range_where_that_is_nearer() -> None:
 
 @pytest.mark.parametrize("instruction_set", SETS)
 def test_the_largest_numbers_do_not_overflow(instruction_set: str) -> None:
-    columns = 4096
+    columns, group = 4096, 256
     x = np.zeros((5, columns), np.float32)
-    x[:, ::64] = 8 * 127  # Rotated, 127 in every column.
+    x.reshape(5, -1, group)[:] = np.rint(127 * np.ones(group) @ rotation(group))  # Rotated, 127 in every column.
     for sign in (1, -1):
         eight = np.full((32, columns), 127 * sign, np.int8)
-        ones = np.full((32, columns // 64), _bits(np.ones((1, 1), np.float32))[0, 0])
+        ones = np.full((32, columns // group), _bits(np.ones((1, 1), np.float32))[0, 0])
         layer = PackedLinear("int8", [Part(eight, scales=ones)], columns, instruction_set=instruction_set)
         y = layer.times(x)
         assert (y == sign * 127 * 127 * columns).all()

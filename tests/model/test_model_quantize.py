@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import MODELS, hf_model, our_model, relative
 
+from int8_rotation import group_of, rotated
 from liuyi.core.errors import ModelError
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
@@ -47,27 +48,25 @@ def test_logits_are_near_and_survive_the_folder(name: str, fmt: Format, error: f
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("columns", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("columns", [1, 63, 64, 65, 128, 190, 192, 200, 320, 700, 704])
 def test_every_int8_weight_is_within_half_a_step_of_its_group(columns: int) -> None:
     torch.manual_seed(columns)
     exact = torch.randn(9, columns)
     exact[3] = 0
     matrix = _filled(exact, "int8")
     assert torch.equal(matrix.widened()[3], torch.zeros(columns))
-    numbers = matrix.weight.view(9, -1, 64) * matrix.weight_scale.float()[:, :, None]
-    for group, near in zip(_rotated(exact).unbind(1), numbers.unbind(1), strict=True):
+    group = group_of(columns)
+    numbers = matrix.weight.view(9, -1, group) * matrix.weight_scale.float()[:, :, None]
+    for exactly, near in zip(_groups(exact).unbind(1), numbers.unbind(1), strict=True):
         # A scale rounded up to bfloat16 is up to 1/128 larger.
-        step = group.abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
-        assert ((near - group).abs() <= step * 0.5001 + 1e-6).all()
-    assert torch.allclose(_rotated(matrix.widened()) if columns % 64 == 0 else numbers, numbers, atol=1e-5)
+        step = exactly.abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
+        assert ((near - exactly).abs() <= step * 0.5001 + 1e-6).all()
+    assert torch.allclose(_groups(matrix.widened()) if columns % 64 == 0 else numbers, numbers, atol=1e-5)
     assert matrix.weight.abs().amax() in (126, 127)
 
 
-def _rotated(weight: torch.Tensor) -> torch.Tensor:
-    """H·Xᵀ·H / 8 for every 64 columns as an 8×8 matrix X, [rows, groups, 64]; columns are filled up with zeros."""
-    hadamard = torch.tensor([[(-1.0) ** (i & j).bit_count() for j in range(8)] for i in range(8)])
-    groups = torch.nn.functional.pad(weight, (0, -weight.shape[1] % 64)).view(len(weight), -1, 8, 8)
-    return (hadamard @ groups.transpose(2, 3) @ hadamard / 8).flatten(2)
+def _groups(weight: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(rotated(weight.numpy())).float().unflatten(1, (-1, group_of(weight.shape[1])))
 
 
 def test_an_outlier_costs_the_others_less_than_its_size() -> None:
@@ -81,12 +80,12 @@ def test_an_outlier_costs_the_others_less_than_its_size() -> None:
 
 
 def test_the_int8_error_is_that_of_rounding() -> None:
-    """Rounding errs by step/√12, and the step of 64 normal values is their largest, by its distribution, over 127;
+    """Rounding errs by step/√12, and the step of 128 normal values is their largest, by its distribution, over 127;
     rounding the scale up to bfloat16 adds between 0 and 1/128 to it, 1/256 on the mean of mantissas."""
     from scipy.stats import norm
 
     x = np.linspace(0, 8, 20001)
-    largest = np.sqrt(np.sum(x[1:] ** 2 * np.diff((2 * norm.cdf(x) - 1) ** 64)))
+    largest = np.sqrt(np.sum(x[1:] ** 2 * np.diff((2 * norm.cdf(x) - 1) ** 128)))
     torch.manual_seed(0)
     weight = torch.randn(2000, 640)
     matrix = _filled(weight, "int8")

@@ -25,7 +25,7 @@ class QuantizeParams(Params):
 
 @step(
     "infer.quantize",
-    version=3,
+    version=4,
     inputs={
         "model": Input("checkpoint", "the model in full precision"),
         "corpus": Input("corpus", "documents to measure the agreement with it on", optional=True),

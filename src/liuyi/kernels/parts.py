@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from liuyi.kernels.library import KernelsError, Source
 
 WEIGHT_FORMATS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
-INT8_GROUP = 64
+INT8_BLOCK = 64
+"""An int8 group is of one to four blocks of columns."""
 INT4_GROUP = 32
-"""Columns that share a scale."""
+"""Columns that share a scale in int4."""
 
 Array = NDArray[Any]
 
@@ -24,16 +25,22 @@ Array = NDArray[Any]
 class Part:
     """A matrix, or one of several stacked top to bottom.
 
-    `values` [rows, columns] is float32, bfloat16 as uint16 bits, int8 (−127..127) [rows, 64·groups] in rotated groups
-    of 64 columns with `scales` [rows, groups] as bfloat16 bits, or int4 as uint8 [rows, ⌈columns / 2⌉], the even
-    column in the lower half, with `scales` and `minima` [rows, groups of 32 columns] as bfloat16 bits: weight =
-    scale·number + minimum. `bias` [rows] is float32.
+    `values` [rows, columns] is float32, bfloat16 as uint16 bits, int8 (−127..127) [rows, whole groups of columns],
+    rotated in groups of `int8_group(columns)`, with `scales` [rows, groups] as bfloat16 bits, or int4 as uint8 [rows,
+    ⌈columns / 2⌉], the even column in the lower half, with `scales` and `minima` [rows, groups of 32 columns] as
+    bfloat16 bits: weight = scale·number + minimum. `bias` [rows] is float32.
     """
 
     values: Array
     bias: Array | None = None
     scales: Array | None = None
     minima: Array | None = None
+
+
+def int8_group(columns: int) -> int:
+    """Columns that share a scale in int8: the most blocks up to four that divide a row, filled up to whole blocks."""
+    blocks = -(-columns // INT8_BLOCK)
+    return INT8_BLOCK * next(count for count in (4, 3, 2, 1) if blocks % count == 0)
 
 
 class Sources:
@@ -75,7 +82,7 @@ def _format_of(values: Array, columns: int) -> tuple[int, int, int]:
     known = {
         "float32": ("fp32", 0, columns),
         "uint16": ("bf16", 0, columns),
-        "int8": ("int8", INT8_GROUP, -(-columns // INT8_GROUP) * INT8_GROUP),
+        "int8": ("int8", int8_group(columns), -(-columns // INT8_BLOCK) * INT8_BLOCK),
         "uint8": ("int4", INT4_GROUP, (columns + 1) // 2),
     }
     if values.dtype.name not in known:

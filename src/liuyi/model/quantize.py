@@ -3,12 +3,13 @@
     small = quantize(model, "int8")
     save_model(folder, small)          # a quarter of the bytes; load_model reads it back
 
-int8 is symmetric: −127…127 times a scale for 64 columns, which are rotated before they are rounded (`rotate`), and back
-when they are widened: an outlier among them costs the others less. int4 is asymmetric: 0…15 times a scale, plus a
-minimum, for 32 columns; its embedding and head are int8. Scales and minima are bfloat16, so that what a checkpoint
-holds is what the native kernels multiply with, bit for bit (`kernels/native/linear.h`, whose arithmetic this is). In
-torch the matrices are widened once when a model is loaded and multiplied as any others: PyTorch's own int8 product for
-CPUs takes bfloat16 activations only, is slower than a float32 product from a few rows on, and crashed on small shapes.
+int8 is symmetric: −127…127 times a scale for 64 to 256 columns (`int8_group`), which are rotated before they are
+rounded (`rotate`), and back when they are widened: an outlier among them costs the others less. int4 is asymmetric:
+0…15 times a scale, plus a minimum, for 32 columns; its embedding and head are int8. Scales and minima are bfloat16, so
+that what a checkpoint holds is what the native kernels multiply with, bit for bit (`kernels/native/linear.h`, whose
+arithmetic this is). In torch the matrices are widened once when a model is loaded and multiplied as any others:
+PyTorch's own int8 product for CPUs takes bfloat16 activations only, is slower than a float32 product from a few rows
+on, and crashed on small shapes.
 
 `docs/decisions/inference.md` has what each format costs in accuracy.
 """
@@ -24,21 +25,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from liuyi.core.errors import ModelError
+from liuyi.kernels.parts import INT4_GROUP, INT8_BLOCK, int8_group
 from liuyi.model.decoder import Decoder, Embedding, Linear
 
 QUANTIZATION = "quantization.json"
 
 Format = Literal["int8", "int4"]
 
-INT8_GROUP = 64
-INT4_GROUP = 32
-"""Columns that share a scale; the last group of a row may be shorter."""
-
 _INT8: dict[str, Any] = {
     "format": "int8",
     "scheme": "symmetric",
-    "rotation": "hadamard-8x8",
-    "group_columns": INT8_GROUP,
+    "rotation": "blocks mixed, hadamard-8x8 each",
+    "block_columns": INT8_BLOCK,
+    "most_group_columns": 4 * INT8_BLOCK,
     "scales": "bfloat16",
 }
 _INT4: dict[str, Any] = {
@@ -66,8 +65,8 @@ class QuantMatrix(nn.Module):
         super().__init__()
         self.rows, self.columns, self.format = rows, columns, fmt
         if fmt == "int8":
-            groups = -(-columns // INT8_GROUP)
-            numbers = torch.empty(rows, groups * INT8_GROUP, dtype=torch.int8)
+            depth = -(-columns // INT8_BLOCK) * INT8_BLOCK
+            numbers, groups = torch.empty(rows, depth, dtype=torch.int8), depth // int8_group(columns)
         else:
             numbers, groups = torch.empty(rows, (columns + 1) // 2, dtype=torch.uint8), -(-columns // INT4_GROUP)
             self.register_buffer("weight_minimum", torch.empty(rows, groups, dtype=torch.bfloat16))
@@ -85,7 +84,8 @@ class QuantMatrix(nn.Module):
     def widen(self, dtype: torch.dtype) -> None:
         """Make the matrix to multiply with."""
         if self.format == "int8":
-            groups = self.weight.float().view(self.rows, -1, INT8_GROUP) * self.weight_scale.float()[:, :, None]
+            scales = self.weight_scale.float()
+            groups = self.weight.float().view(*scales.shape, -1) * scales[:, :, None]
             wide = rotate(groups).flatten(1)[:, : self.columns]
         else:
             numbers = torch.stack((self.weight & 15, self.weight >> 4), dim=2).flatten(1)[:, : self.columns]
@@ -198,12 +198,13 @@ def _spread(values: Tensor, group: int, columns: int) -> Tensor:
 
 
 def rotate(groups: Tensor) -> Tensor:
-    """H·Xᵀ·H / 8 for every group [..., 64] of columns as an 8×8 matrix X, H being Hadamard's matrix of order 8.
+    """Groups [..., columns] of one to four blocks of 64, mixed, and then H·Xᵀ·H / 8 for every block as an 8×8 matrix X,
+    H being Hadamard's matrix of order 8.
 
     Orthogonal and its own inverse. The sums are taken in the order of `kernels/native/linear_rotate.h`, so that both
     round to the same numbers. Rotation before rounding is from QuaRot (arXiv 2404.00456).
     """
-    x = groups.reshape(-1, 8, 8)
+    x = _mix(groups).reshape(-1, 8, 8)
     for _ in range(2):
         for step in (4, 2, 1):
             first, second = x.view(-1, 4 // step, 2, step, 8).unbind(2)
@@ -213,10 +214,26 @@ def rotate(groups: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(groups.shape) * 0.125
 
 
+def _mix(groups: Tensor) -> Tensor:
+    """Of three or four blocks of a group what twice their mean leaves of each; of two, sum and difference over √2."""
+    blocks = groups.unflatten(-1, (-1, INT8_BLOCK)).unbind(-2)
+    if len(blocks) == 1:
+        return groups
+    if len(blocks) == 2:
+        mixed = [(blocks[0] + blocks[1]) * 0.5**0.5, (blocks[0] - blocks[1]) * 0.5**0.5]
+    else:
+        total = blocks[0] + blocks[1]
+        for block in blocks[2:]:
+            total = total + block
+        twice = total * (2 / len(blocks))
+        mixed = [block - twice for block in blocks]
+    return torch.cat(mixed, dim=-1)
+
+
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers and scales. A scale is the largest magnitude / 127, rounded up to bfloat16; 0 for zeros."""
     rows, columns = weight.shape
-    groups = rotate(functional.pad(weight, (0, -columns % INT8_GROUP)).view(rows, -1, INT8_GROUP))
+    groups = rotate(functional.pad(weight, (0, -columns % INT8_BLOCK)).view(rows, -1, int8_group(columns)))
     exact = groups.abs().amax(dim=2) / 127
     scale = ((exact.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
     numbers = (groups / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]).round().to(torch.int8)

@@ -215,7 +215,7 @@ struct Int8Kv {
     // stay, and the few columns in which all keys are large no longer make the steps of the others coarse.
     LIUYI_INLINE static const float* rotated(const float* x, int dim, float* space) {
         if (dim % kRotated != 0) return x;
-        for (int d = 0; d < dim; d += kRotated) rotate_group(x + d, kRotated, space + d);
+        for (int d = 0; d < dim; d += kRotated) rotate_block(x + d, space + d);
         return space;
     }
 

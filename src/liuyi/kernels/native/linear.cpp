@@ -23,10 +23,18 @@ int depth_step(InstructionSet set, Format format) {
     switch (format) {
         case Format::f32: return 1;
         case Format::bf16: return set == InstructionSet::amx ? kTileColumns : 2;
-        case Format::int8: return kInt8Group;
+        case Format::int8: return kInt8Block;
         case Format::int4: return kInt4Group;
     }
     return 1;
+}
+
+int group_of(Format format, int depth) {
+    if (format == Format::int4) return kInt4Group;
+    if (format != Format::int8) return 0;
+    int group = kMostInt8Group;
+    while (depth % group != 0) group -= kInt8Block;
+    return group;
 }
 
 size_t bytes_of_prepared(const Linear& w) {
@@ -52,8 +60,8 @@ Linear linear_new(InstructionSet set, Format format, int rows, int columns, bool
     w.format = format;
     w.rows = rows;
     w.columns = columns;
-    w.group = format == Format::int8 ? kInt8Group : format == Format::int4 ? kInt4Group : 0;
     w.depth = round_up(columns, depth_step(set, format));
+    w.group = group_of(format, w.depth);
     w.panels = gated ? round_up(rows / 2, kHalf) / kHalf : round_up(rows, kPanel) / kPanel;
     w.gated = gated;
     w.panel_bytes = bytes_of_panel(w);

@@ -14,7 +14,7 @@
 // Formats, and what a row of x becomes (`prepared_bytes` each, 64-byte aligned, from `prepare`):
 //   f32    float32 weights                                    x stays float32
 //   bf16   bfloat16 weights                                   x stays float32, or bfloat16 where AMX or vdpbf16ps is faster
-//   int8   −127..127, a bfloat16 scale per 64 columns         x in int8, a float32 scale for the same columns; both
+//   int8   −127..127, a bfloat16 scale per 64 to 256 columns  x in int8, a float32 scale for the same columns; both
 //          sides rotated in these groups before they are rounded (linear_rotate.h)
 //   int4   0..15, a bfloat16 scale and minimum per 32         x in int8, a float32 scale for the same columns
 #pragma once
@@ -35,8 +35,9 @@ enum class Epilogue : int { store = 0, add = 1, swiglu = 2 };
 // Rows of W that lie together in memory.
 constexpr int kPanel = 32;
 
-// Columns that share a scale.
-constexpr int kInt8Group = 64;
+// Columns that share a scale. An int8 group is as many blocks of columns as divide a row's, at most four.
+constexpr int kInt8Block = 64;
+constexpr int kMostInt8Group = 4 * kInt8Block;
 constexpr int kInt4Group = 32;
 
 // bfloat16 columns that AMX multiplies at once.
@@ -49,7 +50,7 @@ struct Range {
 
 // A packed matrix. Panels of 32 rows lie one after the other, each one stream of bytes in the order it is read in:
 //   f32   [depth][32]            bf16  [depth/2][32][2]
-//   int8  for each group: [16][32][4] weights + 128, then [32] bfloat16 scales
+//   int8  for each group: [group/4][32][4] weights + 128, then [32] bfloat16 scales
 //   int4  for each group: [4][32][4] bytes (low half: column 8i+j, high half: column 8i+4+j), then [32] bfloat16
 //         scales, then [32] bfloat16 minima: weight = scale·q + minimum
 // A gated matrix holds gate (rows 0..rows/2) and up (the rest) interleaved by 16, so that one panel has both.
@@ -69,8 +70,8 @@ struct Linear {
 
 // One of the matrices that are stacked, top to bottom, into a Linear, row-major [rows, columns].
 //   f32, bf16          values: float / bfloat16 bits; any format can be made of them
-//   int8               values: int8 [rows, 64·groups] of rotated groups, scales: bfloat16 bits [rows, groups], with
-//                      ceil(columns/64) groups; only for Format::int8
+//   int8               values: int8 [rows, depth] of rotated groups, scales: bfloat16 bits [rows, depth/group]; only
+//                      for Format::int8
 //   int4               values: two to a byte, [rows, ceil(columns/2)], column 2i in the low half; scales and minima as
 //                      above with groups of 32; only for Format::int4
 struct Source {

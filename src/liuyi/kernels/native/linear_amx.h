@@ -1,7 +1,7 @@
 // bfloat16 and int8 products on the matrix unit (AMX).
 //
 // A panel of W is what a tile's right operand wants as it is: 16 rows of 64 bytes, 128 bytes apart, are 32 columns of
-// bfloat16 or a group of 64 columns of int8, and two tiles side by side are a panel's 32 rows of W. A tile's product adds
+// bfloat16 or a block of 64 columns of int8, and two tiles side by side are a panel's 32 rows of W. A tile's product adds
 // up a tile's columns in an order of its own, which is the same for every row: results depend on nothing else.
 #pragma once
 
@@ -179,21 +179,25 @@ struct Bf16FewKernel {
     }
 };
 
-// Some groups of a panel, with the weights' 128 taken off and the scales widened.
-constexpr int kPieceGroups = 9;
+// Some groups of a panel, with the weights' 128 taken off and the scales widened. The weights of so many columns and the
+// tokens of a tile stay in the first-level cache together.
+constexpr int kPieceBlocks = 12;
 struct alignas(64) Int8Piece {
-    int groups;
-    alignas(64) uint8_t weights[kPieceGroups][kTileBytes];
-    float scales[kPieceGroups][kPanel];
+    int groups, blocks;  // `blocks` in each group.
+    alignas(64) uint8_t weights[kPieceBlocks][kTileBytes];
+    float scales[kPieceBlocks][kPanel];
 
     void read(const uint8_t* from, int count) {
         groups = count;
-        for (int g = 0; g < groups; ++g, from += kTileBytes + 2 * kPanel) {
-            for (size_t i = 0; i < kTileBytes; i += sizeof(Ints)) {
-                _mm512_store_si512(weights[g] + i, _mm512_xor_si512(load_ints(from + i), _mm512_set1_epi8(-128)));
+        uint8_t* out = weights[0];
+        for (int g = 0; g < groups; ++g, from += 2 * kPanel) {
+            for (int i = 0; i < blocks * static_cast<int>(kTileBytes / sizeof(Ints)); ++i) {
+                _mm512_store_si512(out, _mm512_xor_si512(load_ints(from), _mm512_set1_epi8(-128)));
+                out += sizeof(Ints);
+                from += sizeof(Ints);
             }
-            store(scales[g], load_bf16(from + kTileBytes));
-            store(scales[g] + kWidth, load_bf16(from + kTileBytes + 2 * kWidth));
+            store(scales[g], load_bf16(from));
+            store(scales[g] + kWidth, load_bf16(from + 2 * kWidth));
         }
         asm volatile("" ::: "memory");  // To gcc, loading a tile reads no memory.
     }
@@ -217,11 +221,13 @@ __attribute__((noinline)) void multiply_int8_tile(const Int8Piece& piece, const 
     const auto multiply = [&](int g) __attribute__((always_inline)) {
         _tile_zero(0);
         _tile_zero(1);
-        _tile_loadd(4, x + g * kInt8Group, stride);
-        _tile_loadd(6, piece.weights[g], 128);
-        _tile_dpbssd(0, 4, 6);
-        _tile_loadd(7, piece.weights[g] + 64, 128);
-        _tile_dpbssd(1, 4, 7);
+        for (int block = g * piece.blocks; block < (g + 1) * piece.blocks; ++block) {
+            _tile_loadd(4, x + block * kInt8Block, stride);
+            _tile_loadd(6, piece.weights[block], 128);
+            _tile_dpbssd(0, 4, 6);
+            _tile_loadd(7, piece.weights[block] + 64, 128);
+            _tile_dpbssd(1, 4, 7);
+        }
         _tile_stored(0, whole[g % 2], sizeof(Sums));
         _tile_stored(1, whole[g % 2][0] + kTileRows, sizeof(Sums));
     };
@@ -257,21 +263,22 @@ inline void multiply_int8_tiles(const Linear& w, const uint8_t* x, int tokens, R
     alignas(64) Sums sums[kMostBlock];
     Int8Piece piece;
     LinearTiles registers;
-    const int tiles = (tokens + kInt8Rows - 1) / kInt8Rows, groups = w.depth / kInt8Group;
-    const int pieces = (groups + kPieceGroups - 1) / kPieceGroups;
+    piece.blocks = w.group / kInt8Block;
+    const int tiles = (tokens + kInt8Rows - 1) / kInt8Rows, groups = w.depth / w.group;
+    const int most = kPieceBlocks / piece.blocks, pieces = (groups + most - 1) / most;
     for (int panel = panels.begin; panel < panels.end; ++panel) {
         const uint8_t* weights = w.weights.as<uint8_t>() + panel * w.panel_bytes;
         for (int i = 0; i < pieces; ++i) {
             const int first = groups * i / pieces, count = groups * (i + 1) / pieces - first;
-            const uint8_t* part = weights + first * (kTileBytes + 2 * kPanel);
+            const uint8_t* part = weights + first * linear_group_bytes(w);
             piece.read(part, count);
             for (int tile = 0, token = 0; tile < tiles; ++tile, token += kInt8Rows) {
                 const int left = tokens - token, rows = left < kInt8Rows ? left : kInt8Rows;
                 const uint8_t* from = x + token * w.prepared_bytes;
                 AheadOfTiles ahead(w, part, tile, tiles);
-                for (int g = 0; g < count; ++g) ahead.fetch();
+                for (int block = 0; block < count * piece.blocks; ++block) ahead.fetch();
                 registers.set_rows(rows, rows);
-                multiply_int8_tokens(rows, piece, from + first * kInt8Group, w.prepared_bytes, from + w.depth + 4 * first,
+                multiply_int8_tokens(rows, piece, from + first * w.group, w.prepared_bytes, from + w.depth + 4 * first,
                                      i == 0, sums + token);
                 if (i + 1 < pieces) continue;
                 for (int r = 0; r < rows; ++r) finish_row(w, panel, sums[token + r], y + (token + r) * stride, epilogue);

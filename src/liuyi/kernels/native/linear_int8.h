@@ -18,25 +18,25 @@ struct Int8Kernel {
     template <int R>
     static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* weights, int slab, const uint8_t* x, Ahead ahead,
                                       Floats (&total)[R][2]) {
-        const int groups = w.depth / kInt8Group;
+        const int groups = w.depth / w.group;
         for (int g = 0; g < groups; ++g) {
             const uint8_t* scales = x + w.depth + 4 * g;
             Ints c[R][2];
             LIUYI_UNROLL
             for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = all_ints(scales + r * w.prepared_bytes + 4 * groups);
 #pragma GCC unroll 4
-            for (int k = 0; k < kInt8Group / 4; ++k) {
+            for (int k = 0; k < w.group / 4; ++k) {
                 const uint8_t* from = weights + 4 * k * kPanel + slab * 2 * sizeof(Ints);
                 ahead.fetch();
                 const Ints w0 = load_ints(from), w1 = load_ints(from + sizeof(Ints));
                 LIUYI_UNROLL
                 for (int r = 0; r < R; ++r) {
-                    const Ints four = all_ints(x + r * w.prepared_bytes + g * kInt8Group + 4 * k);
+                    const Ints four = all_ints(x + r * w.prepared_bytes + g * w.group + 4 * k);
                     c[r][0] = dot_weights(c[r][0], w0, four);
                     c[r][1] = dot_weights(c[r][1], w1, four);
                 }
             }
-            weights += kInt8Group * kPanel;
+            weights += w.group * kPanel;
             const Floats s0 = load_bf16(weights + slab * 4 * kWidth), s1 = load_bf16(weights + slab * 4 * kWidth + 2 * kWidth);
             weights += 2 * kPanel;
             LIUYI_UNROLL

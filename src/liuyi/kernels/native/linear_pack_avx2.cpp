@@ -49,12 +49,12 @@ uint16_t bf16_above(float x) {
 
 // Symmetric, of a rotated group: the largest of the group is ±127, or a little less by the rounding of the scale, which
 // is returned.
-uint16_t quantize_int8(const float* x, int8_t* out) {
+uint16_t quantize_int8(const float* x, int group, int8_t* out) {
     Floats peak = zero();
-    for (int k = 0; k < kInt8Group; k += kWidth) peak = max(peak, abs(load(x + k)));
+    for (int k = 0; k < group; k += kWidth) peak = max(peak, abs(load(x + k)));
     const uint16_t scale = bf16_above(largest(peak) / 127.0f);
     const Floats step = all(scale != 0 ? from_bf16(scale) : 1.0f);
-    for (int k = 0; k < kInt8Group; k += kWidth) store_bytes(out + k, to_ints(div(load(x + k), step)));
+    for (int k = 0; k < group; k += kWidth) store_bytes(out + k, to_ints(div(load(x + k), step)));
     return scale;
 }
 
@@ -177,10 +177,10 @@ void pack_row(const Linear& w, const Place& place, int lane, uint8_t* panel, flo
     for (int g = 0; g < w.depth / w.group; ++g) {
         const int start = g * w.group;
         if (w.format == Format::int8) {
-            float rotated[kInt8Group];
-            int8_t q[kInt8Group];
-            rotate_group(row + start, kInt8Group, rotated);
-            const uint16_t scale = quantize_int8(rotated, q);
+            float rotated[kMostInt8Group];
+            int8_t q[kMostInt8Group];
+            rotate_group(row + start, w.group, w.group, rotated);
+            const uint16_t scale = quantize_int8(rotated, w.group, q);
             write_int8(w, g, lane, q, scale, panel);
         } else {
             const int left = w.columns - start;
@@ -234,12 +234,12 @@ void linear_unpack(const Linear& w, int row, float* out) {
         for (int k = 0; k < w.columns; ++k) out[k] = weight_at(w, from, lane, k);
         return;
     }
-    for (int start = 0; start < w.columns; start += kInt8Group) {
-        float group[kInt8Group];
-        for (int k = 0; k < kInt8Group; ++k) group[k] = weight_at(w, from, lane, start + k);
-        rotate_group(group, kInt8Group, group);
+    for (int start = 0; start < w.columns; start += w.group) {
+        float group[kMostInt8Group];
+        for (int k = 0; k < w.group; ++k) group[k] = weight_at(w, from, lane, start + k);
+        rotate_group(group, w.group, w.group, group);
         const int left = w.columns - start;
-        std::memcpy(out + start, group, sizeof(float) * (left < kInt8Group ? left : kInt8Group));
+        std::memcpy(out + start, group, sizeof(float) * (left < w.group ? left : w.group));
     }
 }
 

@@ -1,9 +1,10 @@
 // The rotation in which int8 groups are rounded: of weights when they are packed, of x when it is prepared.
 //
-// One large number among 64 makes the steps of all others coarse. Rotated, it is spread over all of them, and since the
-// rotation is orthogonal and its own inverse, products are what they were. With X the 8×8 matrix that a group fills row
-// by row and H Hadamard's matrix of order 8, it is R(X) = H·Xᵀ·H / 8 (rotations before rounding: QuaRot, arXiv
-// 2404.00456). Eight vectors of eight in both instruction sets: the same sums in the same order.
+// One large number in a group makes the steps of all others coarse. Rotated, it is spread over all of them, and since
+// the rotation is orthogonal and its own inverse, products are what they were (rotations before rounding: QuaRot, arXiv
+// 2404.00456). A group's blocks of 64 are mixed, and each is rotated by itself: with X the 8×8 matrix that a block fills
+// row by row and H Hadamard's matrix of order 8, R(X) = H·Xᵀ·H / 8. All instruction sets take the same sums in the same
+// order.
 #pragma once
 
 #include "simd.h"
@@ -11,7 +12,7 @@
 namespace liuyi {
 namespace LIUYI_ISA {
 
-constexpr int kRotated = 64;
+constexpr int kRotated = 64;  // Columns of a block.
 
 // v = H·v for a matrix of eight rows.
 template <class Vector>
@@ -44,20 +45,6 @@ LIUYI_INLINE void transpose_rows(__m256 (&v)[8]) {
     }
 }
 
-// R of 64 columns, of which the first `count` exist and the rest are zero, in registers.
-LIUYI_INLINE void rotate_group(const float* x, int count, __m256 (&v)[8]) {
-    float padded[kRotated] = {};
-    if (count < kRotated) {
-        std::memcpy(padded, x, sizeof(float) * static_cast<size_t>(count));
-        x = padded;
-    }
-    for (int i = 0; i < 8; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
-    hadamard_rows(v);
-    transpose_rows(v);
-    hadamard_rows(v);
-    for (__m256& row : v) row = _mm256_mul_ps(row, _mm256_set1_ps(0.125f));
-}
-
 #if defined(__AVX512F__)
 
 // Two matrices side by side, each in its half of the vectors.
@@ -81,24 +68,80 @@ LIUYI_INLINE void transpose_rows(__m512 (&v)[8]) {
     }
 }
 
-// R of two whole groups that follow each other: the same sums as of one at a time.
-LIUYI_INLINE void rotate_groups(const float* x, __m512 (&v)[8]) {
+#endif
+
+// v = R(v).
+template <class Vector>
+LIUYI_INLINE void rotate_rows(Vector (&v)[8]) {
+    hadamard_rows(v);
+    transpose_rows(v);
+    hadamard_rows(v);
+    for (Vector& row : v) row = row * 0.125f;
+}
+
+// A block, in place or not.
+LIUYI_INLINE void rotate_block(const float* x, float* out) {
+    __m256 v[8];
+    for (int i = 0; i < 8; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
+    rotate_rows(v);
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + 8 * i, v[i]);
+}
+
+// Two blocks that follow each other, in place: the same sums as of one at a time.
+LIUYI_INLINE void rotate_two_blocks(float* x) {
+#if defined(__AVX512F__)
+    __m512 v[8];
     for (int i = 0; i < 8; ++i) {
         const __m512 first = _mm512_castps256_ps512(_mm256_loadu_ps(x + 8 * i));
         v[i] = _mm512_insertf32x8(first, _mm256_loadu_ps(x + kRotated + 8 * i), 1);
     }
-    hadamard_rows(v);
-    transpose_rows(v);
-    hadamard_rows(v);
-    for (__m512& row : v) row = _mm512_mul_ps(row, _mm512_set1_ps(0.125f));
+    rotate_rows(v);
+    for (int i = 0; i < 8; ++i) {
+        _mm256_storeu_ps(x + 8 * i, _mm512_castps512_ps256(v[i]));
+        _mm256_storeu_ps(x + kRotated + 8 * i, _mm512_extractf32x8_ps(v[i], 1));
+    }
+#else
+    rotate_block(x, x);
+    rotate_block(x + kRotated, x + kRotated);
+#endif
 }
 
-#endif
+// Every block becomes a sum of all `blocks` of them, again by an orthogonal matrix that is its own inverse: of three and
+// four, what twice their mean leaves of each; of two, sum and difference.
+template <int blocks>
+LIUYI_INLINE void mix_blocks(const float* x, float* out) {
+    for (int i = 0; i < kRotated; i += kWidth) {
+        Floats v[blocks];
+        for (int b = 0; b < blocks; ++b) v[b] = load(x + b * kRotated + i);
+        if constexpr (blocks == 2) {
+            const Floats half = all(0.70710678f);
+            store(out + i, mul(add(v[0], v[1]), half));
+            store(out + kRotated + i, mul(sub(v[0], v[1]), half));
+        } else {
+            Floats total = add(v[0], v[1]);
+            for (int b = 2; b < blocks; ++b) total = add(total, v[b]);
+            const Floats twice = mul(total, all(2.0f / blocks));
+            for (int b = 0; b < blocks; ++b) store(out + b * kRotated + i, sub(v[b], twice));
+        }
+    }
+}
 
-LIUYI_INLINE void rotate_group(const float* x, int count, float* out) {
-    __m256 v[8];
-    rotate_group(x, count, v);
-    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + 8 * i, v[i]);
+// A group of 64 to 256 columns, the first `count` of which exist and the rest are zero, into out[group].
+LIUYI_INLINE void rotate_group(const float* x, int count, int group, float* out) {
+    if (count < group) {
+        std::memcpy(out, x, sizeof(float) * static_cast<size_t>(count));
+        std::memset(out + count, 0, sizeof(float) * static_cast<size_t>(group - count));
+        x = out;
+    }
+    switch (group / kRotated) {
+        case 1: return rotate_block(x, out);
+        case 2: mix_blocks<2>(x, out); break;
+        case 3: mix_blocks<3>(x, out); break;
+        default: mix_blocks<4>(x, out); break;
+    }
+    int done = 0;
+    for (; done + 2 * kRotated <= group; done += 2 * kRotated) rotate_two_blocks(out + done);
+    if (done < group) rotate_block(out + done, out + done);
 }
 
 }  // namespace LIUYI_ISA
