@@ -212,6 +212,7 @@ def test_json_says_what_the_nodes_say(world: World) -> None:
         ("f" * 12, LiuyiError, "nothing here is called"),
         ("last", LiuyiError, "it is a run"),
         ("sft.checkpoint", ArtifactError, "did you mean 'last/sft.checkpoint'"),
+        ("stf", LiuyiError, "nothing here is called 'stf'"),
         ("last/stf", LedgerError, "did you mean 'sft'"),
         ("last/sft.chekpoint", LedgerError, "did you mean 'checkpoint'"),
         ("last/gate", LedgerError, "last/gate.checkpoint, last/gate.verdict"),
@@ -225,6 +226,24 @@ def test_what_names_nothing_is_told_with_what_would_be_right(
 ) -> None:
     with pytest.raises(error) as caught:
         trace(world.home, ref)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("sft", "did you mean 'last/sft'?"),
+        ("sft.checkpiont", "did you mean 'last/sft.checkpiont'?"),
+        ("my-model", "last/STEP.OUTPUT"),
+        ("./my-model", "./my-model: there is no such file or folder"),
+        ("models/small.gguf", "models/small.gguf: there is no such file or folder"),
+        ("HuggingFaceTB/SmolLM2-135M", "hf download HuggingFaceTB/SmolLM2-135M"),
+        ("lats/sft", "there is no run 'lats'"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_by_what_was_meant(world: World, ref: str, message: str) -> None:
+    with pytest.raises(LiuyiError) as caught:
+        resolve_artifact(world.home, ref)
     assert message in str(caught.value)
 
 

@@ -15,6 +15,7 @@ from train_support import Killed, KilledAt, Listener, random_documents, tiny_mod
 from liuyi.core.errors import ModelError
 from liuyi.model.decoder import Decoder
 from liuyi.model.lora import LoraConfig
+from liuyi.model.quantize import quantize
 from liuyi.train.batches import Batch, ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.ema import Ema
@@ -194,6 +195,12 @@ def test_what_there_is_not_is_named() -> None:
     prepare(model, FREEZE, seed=0)
     named = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert named == {key for key, _ in model.named_parameters() if ".layers.1." in key or key == "model.norm.weight"}
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), FREEZE, LORA["lora"]], ids=["full", "freeze", "lora"])
+def test_quantised_weights_are_not_trained(tuning: Tuning) -> None:
+    with pytest.raises(ModelError, match="weights are int4, which can be served and not trained"):
+        prepare(quantize(tiny_model(), "int4"), tuning, seed=0)
 
 
 def test_noise_is_of_the_policy_alone(tmp_path: Path) -> None:

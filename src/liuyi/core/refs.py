@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +40,25 @@ def resolve_artifact(home: Home, ref: str) -> str:
 
     Raises LiuyiError, saying what would be right, if it names none.
     """
+    if ref.startswith(("/", "./", "../")) or ref.endswith((".gguf", ".safetensors")):
+        raise ArtifactError("there is no such file or folder", where=ref)
     if "/" in ref:
         return _output(home, ref)
-    try:
+    if re.fullmatch(r"[0-9a-f]{1,64}", ref):
         return home.store.resolve(ref)
-    except ArtifactError as error:
-        if "." in ref:
-            raise ArtifactError(f"'{ref}' names no artifact", hint=f"did you mean 'last/{ref}'?") from error
-        raise
+    raise ArtifactError(f"'{ref}' names no artifact and no path", hint=_place_in_last_run(home, ref))
+
+
+def _place_in_last_run(home: Home, ref: str) -> str:
+    """What somebody may have meant who wrote `sft` or `sft.checkpoint`."""
+    name, dot, output = ref.partition(".")
+    try:
+        steps = [step.name for step in home.ledger.steps(home.ledger.run("last").id)]
+    except LedgerError:
+        steps = []
+    if near := difflib.get_close_matches(name, steps, n=1):
+        return f"did you mean 'last/{near[0]}{dot}{output}'?"
+    return "give the beginning of a digest, or an output of a run: last/STEP.OUTPUT"
 
 
 def resolve(home: Home, ref: str) -> str | Row | Answer:
@@ -117,7 +130,13 @@ def find_rows(home: Home, id: str) -> Row | None:
 def _output(home: Home, ref: str) -> str:
     """The digest for `run/step.output` or `run/step`."""
     run_ref, _, place = ref.partition("/")
-    run = home.ledger.run(run_ref)
+    try:
+        run = home.ledger.run(run_ref)
+    except LedgerError as error:
+        if run_ref[:1].isdigit() or run_ref == "last":
+            raise
+        hint = f"a run has an id, or is 'last'; a model of Hugging Face's hub is fetched first: hf download {ref}"
+        raise LedgerError(f"there is no run '{run_ref}', and no path '{ref}'", hint=hint) from error
     name, _, output = place.partition(".")
     steps = {step.name: step for step in home.ledger.steps(run.id)}
     if name not in steps:

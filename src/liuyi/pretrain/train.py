@@ -38,6 +38,7 @@ from liuyi.train.parallel.head import cross_entropy_over
 from liuyi.train.parallel.shard import loading_dtype
 from liuyi.train.samples import text_prompts
 from liuyi.train.schedule import make_schedule
+from liuyi.train.tuning import demand_whole_weights
 from liuyi.train.world import World
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def starting_model(
     folder = ctx.input("model").path
     # A milestone's weights are put in place of these, in float32.
     model = load_model(folder, torch.float32 if ctx.has("milestones") else loading_dtype(folder, world))
+    demand_whole_weights(model)
     if model.config.vocab_size < stream.vocab_size:
         raise ModelError(
             f"the model knows {model.config.vocab_size} token ids, the tokens use {stream.vocab_size}",

@@ -11,6 +11,7 @@ import torch
 from liuyi.core.errors import ModelError
 from liuyi.model.decoder import Decoder
 from liuyi.model.lora import LoraConfig, add_lora, hold_frozen
+from liuyi.model.quantize import quantization_of
 
 Method = Literal["full", "freeze", "lora"]
 
@@ -32,14 +33,23 @@ def prepare(model: Decoder, tuning: Tuning, seed: int, compute_dtype: torch.dtyp
     """Freeze what is not trained, and add the adapter where one is.
 
     Matrices under an adapter are then kept in `compute_dtype`, in which they are multiplied; as they are when None.
-    Raises ModelError for layers and modules that there are not.
+    Raises ModelError for layers and modules that there are not, and for quantised weights.
     """
+    demand_whole_weights(model)
     if tuning.lora is not None:
         add_lora(model, tuning.lora, seed)
         if compute_dtype is not None:
             hold_frozen(model, compute_dtype)
     elif tuning.method == "freeze":
         train_only(model, tuning.layers, tuning.modules)
+
+
+def demand_whole_weights(model: Decoder) -> None:
+    """Raises ModelError for a model whose weights are quantised: what was rounded to few bits cannot be learnt further."""
+    fmt = quantization_of(model)
+    if fmt is not None:
+        hint = "train the model that it was made of, and quantise what comes of it"
+        raise ModelError(f"the model's weights are {fmt}, which can be served and not trained", hint=hint)
 
 
 def train_only(model: Decoder, layers: int, modules: Sequence[str]) -> None:

@@ -52,4 +52,4 @@ def find_recipe(name: str) -> RecipeSource:
     if file.is_file():
         return RecipeSource(str(file), file.resolve(), file.resolve().parent)
     missing = f"the folder has no {FILE_NAME}" if path.is_dir() else "there is no such recipe"
-    raise RecipeError(missing, where=name, hint=f"{did_you_mean(name, known)} Or give the path of a file.")
+    raise RecipeError(missing, where=name, hint=f"{did_you_mean(name, known)}; or give the path of a file")
