@@ -11,7 +11,7 @@ import pytest
 from liuyi.core.effect import Effect
 from liuyi.core.errors import DataError
 from liuyi.evaluate.evaluation import Evaluation, pair
-from liuyi.evaluate.judge import Contest, decide, decide_all
+from liuyi.evaluate.judge import Contest, decide, decide_all, reasons_over
 from liuyi.evaluate.stats import compare, holm
 
 WRONG, MIXED, RIGHT = [0] * 80, [0, 1] * 40, [1] * 80
@@ -114,6 +114,13 @@ def test_several_baselines_must_all_be_beaten() -> None:
     assert decide_all([easy, near])[0] == "held"
     assert decide_all([easy, hard])[0] == "held"
     assert decide_all([hard])[0] == "reverted"
+    assert reasons_over([easy]) == ()
+    (blind,) = reasons_over([near])
+    assert blind.startswith("The smallest difference that this test finds in four of five cases is ")
+    named = [
+        each.model_copy(update={"before_name": name}) for each, name in ((easy, "easy"), (near, "near"), (hard, "hard"))
+    ]
+    assert reasons_over(named) == ("Proven worse than hard.", f"Beside near: t{blind[1:]}")
     adjusted = [c.p_adjusted for c in decide_all([easy, near, hard])[1]]
     assert adjusted == holm([easy.p_value, near.p_value, hard.p_value])
 

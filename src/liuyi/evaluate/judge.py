@@ -179,6 +179,19 @@ def decide_all(comparisons: Sequence[Comparison]) -> tuple[Decision, tuple[Compa
     return ("reverted" if worse else "promoted"), adjusted
 
 
+def reasons_over(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """Why not all of them prove an improvement: those proven worse, and what the test could not have seen in others."""
+    several = len(comparisons) > 1
+    reasons = []
+    worse = [c.before_name for c in comparisons if is_proven(c) and is_worse(c)]
+    if worse:
+        reasons.append(f"Proven worse than {' and '.join(worse)}.")
+    for comparison in comparisons:
+        if not is_proven(comparison) and (seen := blind_spot(comparison)):
+            reasons.append(f"Beside {comparison.before_name}: {seen[0].lower()}{seen[1:]}" if several else seen)
+    return tuple(reasons)
+
+
 def _reasons(main: Comparison, decision: str, proven: bool, failed: list[str], worse: list[str]) -> list[str]:
     reasons = []
     if worse and decision == "reverted":

@@ -108,7 +108,7 @@ class CompareParams(ContestParams):
 
 @step(
     "evaluate.compare",
-    version=1,
+    version=2,
     inputs={
         "before": Input("evaluation", "the figures before the stage"),
         "after": Input(
@@ -122,7 +122,7 @@ def compare_step(ctx: Context, params: CompareParams) -> None:
     """Compare before with after on the same items: difference, interval, test, and what the test could see."""
     from dataclasses import replace
 
-    from liuyi.evaluate.judge import Contest, Ruling, as_metric, blind_spot, decide_all
+    from liuyi.evaluate.judge import Contest, Ruling, as_metric, decide_all, reasons_over
     from liuyi.evaluate.stats import adjust
     from liuyi.evaluate.verdict import write_verdict
 
@@ -160,8 +160,7 @@ def compare_step(ctx: Context, params: CompareParams) -> None:
     parts = [] if params.baselines else contest.subsets(metric, params.subsets) + contest.split(metric, list(hits))
     than = " than every baseline" if len(compared) > 1 else ""
     rule = f"{compared[0].metric} proven better{than} (p < {1 - params.level:g})"
-    reasons = () if decision == "promoted" else tuple(filter(None, map(blind_spot, whole)))
-    ruling = Ruling(decision, rule, (*shown, *adjust(parts)), reasons)
+    ruling = Ruling(decision, rule, (*shown, *adjust(parts)), reasons_over(whole))
     with ctx.output("verdict") as out:
         write_verdict(out, ruling, contest, metric, stage=params.stage, title=params.title, hits=hits)
 

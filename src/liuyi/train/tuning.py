@@ -45,7 +45,7 @@ def prepare(model: Decoder, tuning: Tuning, seed: int, compute_dtype: torch.dtyp
 
 
 def demand_whole_weights(model: Decoder) -> None:
-    """Raises ModelError for a model whose weights are quantised: what was rounded to few bits cannot be learnt further."""
+    """Raises ModelError for a model whose weights are quantised: what was rounded to few bits cannot learn further."""
     fmt = quantization_of(model)
     if fmt is not None:
         hint = "train the model that it was made of, and quantise what comes of it"
