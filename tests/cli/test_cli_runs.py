@@ -200,6 +200,8 @@ def test_steps_are_listed_and_shown(toys: Path, monkeypatch: pytest.MonkeyPatch)
     described = json.loads(call("steps", "toy.sum", "--json").stdout)
     assert described["inputs"]["numbers"]["many"] is True
     assert "toy.sum" in {step["step"] for step in json.loads(call("steps", "--json").stdout)}
+    training = call("steps", "finetune.sft").stdout
+    assert training.index("\nepochs ") < training.index("\nmethod ") < training.index("\nprocesses ")
     assert call("steps", "toy.sun").stderr == "error: there is no step 'toy.sun'\n  did you mean 'toy.sum'?\n"
 
 

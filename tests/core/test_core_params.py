@@ -20,3 +20,11 @@ def test_params_are_read_back_as_they_were_written(name: str) -> None:
     except ValueError as error:
         pytest.skip(f"has no default: {error}")
     assert params.model_validate(json.loads(given.model_dump_json())) == given
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, step in all_steps().items() if step.params.__module__.startswith("liuyi.")]
+)
+def test_every_parameter_says_what_it_is(name: str) -> None:
+    fields = all_steps()[name].params.model_fields
+    assert [field for field, info in fields.items() if not info.description] == []

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import MILESTONES, ParallelParams, SamplesParams
+from liuyi.train.params import MILESTONES, ComputeDtype, MaxSteps, ParallelParams, SamplesParams, Schedule
 
 PRELOAD = ("torch",)
 
@@ -97,17 +97,19 @@ class PreferenceParams(TuningParams, SamplesParams):
     desirable_weight: float = Field(1.0, ge=0, description="kto: weight of wanted answers")
     undesirable_weight: float = Field(1.0, ge=0, description="kto: weight of unwanted answers")
     epochs: float = Field(1.0, gt=0, description="passes over the pairs, unless `max_steps` is given")
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: MaxSteps = None
     batch_pairs: int = Field(32, ge=1, description="pairs, or answers with kto, in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
     seq_len: int = Field(
         256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
-    optimiser: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    optimiser: Literal["adamw", "adamw8bit", "muon"] = Field(
+        "adamw", description="muon: of the matrices inside the layers, with adamw for the rest"
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
+    schedule: Schedule = "linear"
     warmup: float = Field(0.1, ge=0, lt=1, description="part of all steps")
-    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    compute_dtype: ComputeDtype = "auto"
     watch: bool = Field(True, description="stop and go back when the model collapses")
     watch_every: int = Field(20, ge=1, description="steps between two looks")
     probe_prompts: int = Field(48, ge=1, description="prompts of the fixed probe set")
@@ -172,18 +174,20 @@ def preference(ctx: Context, params: PreferenceParams) -> None:
 class RewardParams(TuningParams):
     heldout: float = Field(0.1, gt=0, lt=1, description="share of the prompts whose pairs are kept to measure accuracy")
     epochs: float = Field(1.0, gt=0, description="passes over the pairs, unless `max_steps` is given")
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: MaxSteps = None
     batch_pairs: int = Field(32, ge=1, description="pairs in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
     seq_len: int = Field(
         256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
-    optimiser: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    optimiser: Literal["adamw", "adamw8bit", "muon"] = Field(
+        "adamw", description="muon: of the matrices inside the layers, with adamw for the rest"
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
     head_lr: float | None = Field(None, gt=0, description="peak learning rate of the value head; as `lr`")
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
+    schedule: Schedule = "linear"
     warmup: float = Field(0.1, ge=0, lt=1, description="part of all steps")
-    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    compute_dtype: ComputeDtype = "auto"
 
     @model_validator(mode="after")
     def _pairs_can_be_shared(self) -> Self:

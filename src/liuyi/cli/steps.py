@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from inspect import get_annotations
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from liuyi.cli.common import console, print_json, table
 
 if TYPE_CHECKING:
-    from liuyi.core.step import Step
+    from liuyi.core.step import Params, Step
 
 LIMITS = {
     "minimum": "≥ {}",
@@ -84,6 +85,7 @@ def _show(step: Step) -> None:
     out.print("")
     out.print(outputs)
     schema = step.params.model_json_schema()
+    schema["properties"] = {name: schema["properties"][name] for name in _own_first(step.params)}
     rows = list(_parameters(schema, schema.get("$defs", {})))
     if rows:
         params = table("parameter", "type", "default", "")
@@ -91,6 +93,12 @@ def _show(step: Step) -> None:
             params.add_row(*(Text(cell) for cell in row))
         out.print("")
         out.print(params)
+
+
+def _own_first(params: type[Params]) -> list[str]:
+    """The fields, those of the step itself before those that it shares with others."""
+    named = (name for each in params.__mro__ for name in get_annotations(each))
+    return [name for name in dict.fromkeys(named) if name in params.model_fields]
 
 
 def _parameters(

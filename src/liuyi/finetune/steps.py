@@ -8,14 +8,14 @@ from pydantic import Field, model_validator
 
 from liuyi.core.step import BesideKey, Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import SamplesParams
+from liuyi.train.params import ComputeDtype, MaxSteps, SamplesParams, Schedule
 
 PRELOAD = ("torch",)
 
 
 class SftParams(TuningParams, SamplesParams):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: MaxSteps = None
     seq_len: int = Field(
         256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
@@ -31,13 +31,13 @@ class SftParams(TuningParams, SamplesParams):
     weight_decay: float = Field(0.0, ge=0, description="of the matrices inside the layers; a step takes lr times it")
     embed_weight_decay: float = Field(0.0, ge=0, description="of embeddings and head")
     norm_weight_decay: float = Field(0.0, ge=0, description="of norms and biases")
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = "linear"
+    schedule: Schedule = "linear"
     warmup: float = Field(0.03, ge=0, lt=1, description="part of all steps")
     neftune_alpha: float = Field(0.0, ge=0, description="noise on the embeddings (NEFTune); 5 to 15 are usual")
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of an average of the weights, which is what is published; 0.999 is usual"
     )
-    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    compute_dtype: ComputeDtype = "auto"
     fp8: bool = Field(False, description="multiply the layers' matrices in eight-bit floats; for GPUs that can")
     compile: Annotated[bool, BesideKey] = Field(
         False, description="compile the layers: faster on GPUs, some ten seconds before the first step"

@@ -9,15 +9,16 @@ from pydantic import Field, field_validator, model_validator
 from liuyi.core.errors import DataError
 from liuyi.core.step import BesideKey
 from liuyi.pretrain.size import parse_size
-from liuyi.train.params import LoopParams
+from liuyi.train.params import ComputeDtype, LoopParams
+from liuyi.train.schedule import ScheduleName
 
 
 class DecoderParams(LoopParams):
     """Size, rows, start and optimiser of a decoder; how long it trains is said by those that build on this."""
 
     size: str | None = Field(None, description="parameters of a new model, such as 5m; sets all that is left out below")
-    hidden_size: int | None = Field(None, ge=2)
-    num_hidden_layers: int | None = Field(None, ge=1)
+    hidden_size: int | None = Field(None, ge=2, description="width of a new model")
+    num_hidden_layers: int | None = Field(None, ge=1, description="layers of a new model")
     experts: int | None = Field(None, ge=2, description="experts in each layer of a new model, in place of one MLP")
     experts_per_token: int = Field(2, ge=1, description="how many of the experts a token goes through")
     seq_len: int = Field(256, ge=8, description="tokens in a packed row")
@@ -25,16 +26,22 @@ class DecoderParams(LoopParams):
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
     init: Literal["bigram", "random"] = Field("bigram", description="what a new model knows before its first step")
     tie_embeddings: bool = Field(False, description="one matrix for embedding and head; needs `init: random`")
-    optimiser: Literal["muon", "adamw", "adamw8bit"] = "muon"
+    optimiser: Literal["muon", "adamw", "adamw8bit"] = Field(
+        "muon", description="muon: of the matrices inside the layers, with adamw for the rest"
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices")
     embed_lr: float | None = Field(None, gt=0, description="peak learning rate of embeddings and head")
     weight_decay: float = Field(0.0, ge=0, description="of the matrices inside the layers; a step takes lr times it")
     embed_weight_decay: float = Field(0.0, ge=0, description="of embeddings and head")
     norm_weight_decay: float = Field(0.0, ge=0, description="of norms and biases")
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    schedule: ScheduleName = Field(
+        "wsd",
+        description="learning rate after the warm-up: held and then falling over `decay` (wsd), falling as a cosine or "
+        "a line, or held",
+    )
     warmup: float = Field(0.02, ge=0, lt=1, description="part of all steps")
     decay: float = Field(0.5, ge=0, le=1, description="part of all steps in which `wsd` falls to zero")
-    compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    compute_dtype: ComputeDtype = "auto"
     fp8: bool = Field(False, description="multiply the layers' matrices in eight-bit floats; for GPUs that can")
     compile: Annotated[bool, BesideKey] = Field(
         False, description="compile the layers: faster on GPUs, some ten seconds before the first step"

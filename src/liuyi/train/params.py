@@ -10,11 +10,24 @@ from liuyi.core.errors import DataError
 from liuyi.core.secrets import hide_secrets_in
 from liuyi.core.step import BesideKey, Output, Params
 from liuyi.train.inject import parse_faults
+from liuyi.train.schedule import ScheduleName
 
 if TYPE_CHECKING:
     from liuyi.train.world import Layout
 
 Recompute = Literal["none", "mlp", "layer"]
+ComputeDtype = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    Field(description="what matrices are multiplied in; auto: bf16 where the machine is clearly faster in it"),
+]
+Schedule = Annotated[
+    ScheduleName,
+    Field(
+        description="learning rate after the warm-up: held and then falling over the last fifth (wsd), falling as a "
+        "cosine or a line, or held"
+    ),
+]
+MaxSteps = Annotated[int | None, Field(ge=1, description="steps, in place of `epochs`")]
 
 
 class LoopParams(Params):

@@ -37,7 +37,7 @@ class AskParams(Params):
         1.0, gt=0, le=60, description="the wait before a second try; it doubles, unless the endpoint says Retry-After"
     )
     timeout_s: float = Field(120.0, gt=0, description="the longest time for one answer")
-    temperature: float = Field(0.7, ge=0, le=2)
+    temperature: float = Field(0.7, ge=0, le=2, description="of answers; 0 takes the most probable token each time")
     top_p: float = Field(1.0, gt=0, le=1, description="only the most probable tokens up to this mass")
     max_tokens: int = Field(1024, ge=1, description="longest answer; a longer one is cut off and dropped")
     max_requests: int | None = Field(None, ge=1, description="stop after so many requests, repeated ones included")

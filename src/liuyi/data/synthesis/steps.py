@@ -21,7 +21,7 @@ class SelfInstructParams(TemplateParams, NewParams):
     rows: int = Field(1000, ge=1, description="new tasks to find; those whose answers fail are not replaced")
     examples: int = Field(8, ge=1, le=64, description="tasks shown in a request; a quarter of them made before")
     per_request: int = Field(8, ge=1, le=64, description="tasks asked for in a request")
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=2, description="of answers; 0 takes the most probable token each time")
 
 
 @step("data.self_instruct", version=2, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
@@ -44,7 +44,7 @@ class EvolInstructParams(TemplateParams, NewParams):
     rounds: int = Field(2, ge=1, le=10, description="how often each task is made harder")
     breadth: float = Field(0.15, ge=0, le=1, description="share of evolutions that give a rarer task, not a harder one")
     max_rouge: float = Field(0.95, gt=0, le=1, description="as for data.self_instruct, but children resemble parents")
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=2, description="of answers; 0 takes the most probable token each time")
 
 
 @step("data.evol_instruct", version=2, inputs={**ASKED, "seeds": _SEEDS}, outputs=_CHATS, starts_again=True)
@@ -149,7 +149,7 @@ def back_translate(ctx: Context, params: BackTranslateParams) -> None:
 class PersonasParams(TemplateParams, NewParams):
     passage_chars: int = Field(1500, ge=100, description="how much of each document is read")
     tasks: int = Field(1, ge=1, le=20, description="tasks of each persona")
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=2, description="of answers; 0 takes the most probable token each time")
 
 
 @step("data.personas", version=2, inputs={**ASKED, "corpus": _DOCUMENTS}, outputs=_CHATS, starts_again=True)
