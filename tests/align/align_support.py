@@ -17,6 +17,7 @@ from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer, train_bpe
+from liuyi.train.batches import ShuffledBatches
 
 PLACES = ("kitchen", "hall", "garden", "office")
 
@@ -61,6 +62,15 @@ def publish(home: Home, tokenizer: Tokenizer, table: Sequence[dict[str, Any]], m
     staging = home.store.stage("checkpoint")
     save_model(staging.path, model, tokenizer)
     return {"model": home.store.publish(staging), "preferences": chosen}
+
+
+def with_reference(
+    rows: Any, model: Decoder, compute_dtype: torch.dtype = torch.float32, at_once: int | None = None
+) -> Any:
+    """The rows, with their reference taken in batches of so many."""
+    batches: ShuffledBatches[Any] = ShuffledBatches(rows, batch_rows=at_once or len(rows), seed=0)
+    rows.take_reference(batches, model, compute_dtype)
+    return rows
 
 
 def golden_head(hidden_size: int) -> torch.Tensor:

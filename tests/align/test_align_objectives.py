@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from align_support import golden_head, preferences, small_model, small_tokenizer
+from align_support import golden_head, preferences, small_model, small_tokenizer, with_reference
 from torch import Tensor
 
 from liuyi.align import objectives
 from liuyi.align.answers import answer_logprobs
 from liuyi.align.labels import Label, LabelRows, encode_labels, with_reference_point
-from liuyi.align.pairs import Pair, PairRows, encode_pairs, with_reference
+from liuyi.align.pairs import Pair, PairRows, encode_pairs
 from liuyi.align.preference import Kto, PairObjective
 from liuyi.align.reward_model import BradleyTerry, RewardRows
 from liuyi.core.errors import DataError
@@ -94,7 +94,7 @@ def test_labels_cost_what_they_cost_in_trl() -> None:
         Label(str(at), example(each["answer"]), each["desirable"], example(each["mismatched"]))
         for at, each in enumerate(GOLDEN["labels"])
     ]
-    rows = LabelRows(labels, SEQ_LEN, pad_id=3).with_reference(reference.eval())
+    rows = with_reference(LabelRows(labels, SEQ_LEN, pad_id=3), reference.eval())
     batches = with_reference_point(ShuffledBatches(rows, batch_rows=len(rows), seed=0), policy)
     (batch,) = batches(0)
     check(policy, Kto(0.4, (1.3, 0.8))(policy, batch), "kto")
@@ -192,7 +192,7 @@ def test_eight_parts_of_one_learn_as_one_of_eight(name: str, tokenizer: Tokenize
     for micro in (8, 1):
         rows: Any
         if name == "kto":
-            rows = LabelRows(encode_labels(table, tokenizer, SEQ_LEN).labels, SEQ_LEN, 3).with_reference(reference)
+            rows = with_reference(LabelRows(encode_labels(table, tokenizer, SEQ_LEN).labels, SEQ_LEN, 3), reference)
         else:
             rows = with_reference(PairRows(encode_pairs(table, tokenizer, SEQ_LEN).pairs, SEQ_LEN, 3), reference)
         batches: Any = ShuffledBatches(
@@ -218,7 +218,7 @@ def test_the_reference_point_is_the_mean_gain_of_mismatched_answers(tokenizer: T
     """One by one, and never below zero."""
     policy, reference = small_model(tokenizer.vocab_size, 2).eval(), small_model(tokenizer.vocab_size, 1).eval()
     labels = encode_labels(preferences(6), tokenizer, SEQ_LEN).labels
-    rows = LabelRows(labels, SEQ_LEN, 3).with_reference(reference)
+    rows = with_reference(LabelRows(labels, SEQ_LEN, 3), reference)
 
     def logprob(model: Decoder, each: Example) -> float:
         ids = torch.from_numpy(each.tokens)
@@ -227,7 +227,7 @@ def test_the_reference_point_is_the_mean_gain_of_mismatched_answers(tokenizer: T
         return sum(float(scores[at - 1, ids[at]]) for at in range(1, len(ids)) if each.learnt[at])
 
     for subject, other in ((policy, reference), (reference, policy)):
-        rows = LabelRows(labels, SEQ_LEN, 3).with_reference(other)
+        rows = with_reference(LabelRows(labels, SEQ_LEN, 3), other)
         batches = with_reference_point(ShuffledBatches(rows, batch_rows=6, seed=1, micro_rows=4), subject)
         inner = ShuffledBatches(rows, batch_rows=6, seed=1)
         chosen = [labels[row] for row in inner.row_numbers(0)]
@@ -264,7 +264,7 @@ def test_labels_come_from_either_side(tokenizer: Tokenizer) -> None:
 def test_the_figures_of_kto_are_means_over_its_answers(tokenizer: Tokenizer) -> None:
     """The margin is what the loss is a sigmoid of, for wanted and unwanted answers alike."""
     policy, reference = small_model(tokenizer.vocab_size, seed=2), small_model(tokenizer.vocab_size).eval()
-    rows = LabelRows(encode_labels(preferences(4), tokenizer, SEQ_LEN).labels, SEQ_LEN, 3).with_reference(reference)
+    rows = with_reference(LabelRows(encode_labels(preferences(4), tokenizer, SEQ_LEN).labels, SEQ_LEN, 3), reference)
     (batch,) = with_reference_point(ShuffledBatches(rows, batch_rows=8, seed=0), policy)(0)
     loss = Kto(0.5)(policy, batch)
     gain = answer_logprobs(policy, batch.answers) - batch.answers.reference

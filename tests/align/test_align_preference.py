@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from align_support import alone, preferences, publish, small_model, small_tokenizer
+from align_support import alone, preferences, publish, small_model, small_tokenizer, with_reference
 
 import in_process
-from liuyi.align.answers import answer_logprobs
-from liuyi.align.pairs import Pair, PairRows, encode_pairs, with_reference
+from liuyi.align.answers import Answers, answer_logprobs
+from liuyi.align.labels import LabelRows, encode_labels, with_reference_point
+from liuyi.align.pairs import Pair, PairRows, encode_pairs
 from liuyi.align.preference import PairObjective
 from liuyi.align.watch import CollapseWatch, Figures, Probe, Thresholds, repetition
 from liuyi.core.artifact import Artifact
@@ -24,9 +25,15 @@ from liuyi.core.errors import DataError
 from liuyi.core.home import Home
 from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import load_model
+from liuyi.model.lora import LoraConfig
 from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.batches import ShuffledBatches
 from liuyi.train.curves import read_samples
+from liuyi.train.loop import LOG_FILE
 from liuyi.train.packing import Example, pack
+from liuyi.train.parallel.apply import parallelize
+from liuyi.train.tuning import Tuning, prepare
+from liuyi.train.world import World
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,7 @@ def test_objective_sums_over_pairs(tokenizer: Tokenizer) -> None:
     table = preferences(5)
     start, policy = small_model(tokenizer.vocab_size).eval(), small_model(tokenizer.vocab_size, seed=2).eval()
     pairs = encode_pairs(table, tokenizer, 96).pairs
-    rows = with_reference(PairRows(pairs, 96, pad_id=1), start, pairs_at_once=2)
+    rows = with_reference(PairRows(pairs, 96, pad_id=1), start, at_once=2)
     loss = PairObjective("dpo", beta=0.2, nll_weight=0.5)(policy, rows.read(np.arange(5)))
     expected, nll_sum = 0.0, 0.0
     for row, pair in zip(table, pairs, strict=True):
@@ -76,17 +83,53 @@ def test_rows_of_answers_are_no_longer_than_they_need_be(tokenizer: Tokenizer) -
     assert few.tokens.numel() - tokens < 32 * fewest + 60
 
 
-def test_the_reference_is_the_policy_at_its_start_and_leaves_it_as_it_was(tokenizer: Tokenizer) -> None:
-    model = small_model(tokenizer.vocab_size)
-    model.model.norm.requires_grad_(False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_begins_with_the_numbers_of_its_reference(tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+    """To the bit, in every micro-batch of the first epoch; the model is trained as before afterwards."""
+    table = preferences(7)
+    for number, row in enumerate(table):
+        row["chosen"] += " on" * number
+    model = small_model(tokenizer.vocab_size).train()
+    prepare(model, Tuning("lora", LoraConfig(rank=2)), 1, dtype)
+    parallelize(model, World(), compute_dtype=dtype)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    rows = PairRows(encode_pairs(preferences(5), tokenizer, 96).pairs, 96, pad_id=1)
-    found = with_reference(rows, model, torch.bfloat16, pairs_at_once=5).reference
-    assert not found.requires_grad
-    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
-    policy = answer_logprobs(model, rows.read(np.arange(5)), torch.bfloat16)
-    assert policy.requires_grad
-    torch.testing.assert_close(found.flatten(), policy.detach(), rtol=2e-3, atol=0)
+    pairs = PairRows(encode_pairs(table, tokenizer, 160).pairs, 160, pad_id=1)
+    labels = LabelRows(encode_labels(table, tokenizer, 160).labels, 160, pad_id=1)
+    for rows in (pairs, labels):
+        batches: Any = ShuffledBatches(rows, batch_rows=3, seed=1, micro_rows=2)
+        rows.take_reference(batches, model, dtype)  # type: ignore[attr-defined]
+        assert model.training
+        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
+        met = 0
+        for index in range(len(rows) // 3):
+            for batch in batches(index):
+                answers = batch if isinstance(batch, Answers) else batch.answers
+                policy = answer_logprobs(model, answers, dtype)
+                assert policy.requires_grad
+                assert torch.equal(policy, answers.reference)
+                assert (answers.reference < 0).all()
+                met += 1
+        assert met == 2 * (len(rows) // 3)
+    points = with_reference_point(batches, model, dtype)
+    assert [float(part.kl) for index in range(4) for part in points(index)] == [0.0] * 8
+
+
+def test_the_first_step_of_an_adapter_costs_log_two(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    inputs = publish(home, tokenizer, preferences(9), small_model(tokenizer.vocab_size))
+    adapter = run_dpo(
+        home,
+        tmp_path / "work",
+        inputs,
+        method="lora",
+        rank=2,
+        max_steps=2,
+        batch_pairs=6,
+        micro_pairs=4,
+        nll_weight=0.0,
+    )
+    first, second = [json.loads(line)["loss"] for line in adapter.file(LOG_FILE).read_text().splitlines()]
+    assert first == pytest.approx(math.log(2), abs=1e-7)
+    assert second != first
 
 
 def test_at_the_start_every_pair_costs_log_two(tokenizer: Tokenizer) -> None:
@@ -132,7 +175,9 @@ def run_dpo(home: Home, workdir: Path, inputs: dict[str, Artifact], **params: ob
     workdir.mkdir()
     watched = {"probe_prompts": 6, "watch_every": 5} if params.get("watch", True) else {}
     settings = {"seq_len": 96, "batch_pairs": 8, **watched, **params}
-    return in_process.run_step(home, workdir, "align.preference", inputs, **settings)["checkpoint"]
+    return in_process.run_step(home, workdir, "align.preference", inputs, **settings)[
+        "adapter" if params.get("method") == "lora" else "checkpoint"
+    ]
 
 
 def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -145,7 +190,7 @@ def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: T
         gains = [alone(after, tokenizer, row, s) - alone(before, tokenizer, row, s) for s in ("chosen", "rejected")]
         assert gains[0] > max(0.0, gains[1] + 1.0)
     log = [json.loads(line) for line in checkpoint.file("training.jsonl").read_text().splitlines()]
-    # The start is its own reference, up to the rounding of a forward pass that needs no gradient.
+    # The start is its own reference; a head that is trained too is multiplied another way for its gradient.
     assert log[0]["margin"] == pytest.approx(0.0, abs=1e-4)
     assert log[-1]["accuracy"] == 1.0
     assert json.loads(checkpoint.file("liuyi.json").read_text())["watch"] is None

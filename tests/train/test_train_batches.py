@@ -53,6 +53,24 @@ def test_permutation_mixes() -> None:
 
 
 @settings(deadline=None)
+@given(rows=st.integers(1, 60), share=st.integers(1, 5), workers=st.integers(1, 4), micro=st.integers(1, 5))
+def test_the_first_epoch_meets_every_row_once(rows: int, share: int, workers: int, micro: int) -> None:
+    """In the micro-batches of training, as many of them for each worker."""
+    met, counts = [], set()
+    for worker in range(workers):
+        batches = ShuffledBatches(
+            Numbers(rows), batch_rows=share * workers, seed=2, micro_rows=micro, worker=worker, workers=workers
+        )
+        found = list(batches.first_epoch())
+        counts.add(len(found))
+        trained = [batch for index in range(-(-rows // (share * workers))) for batch in batches(index)]
+        assert [numbers.tolist() for numbers, _ in found] == trained
+        met += [row for numbers, fresh in found for row in numbers[:fresh]]
+    assert sorted(met) == list(range(rows))
+    assert len(counts) == 1
+
+
+@settings(deadline=None)
 @given(
     rows=st.integers(1, 60),
     share=st.integers(1, 5),

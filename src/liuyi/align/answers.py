@@ -9,14 +9,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from liuyi.core.errors import ModelError
 from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
 from liuyi.model.loss import token_logprobs
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import IGNORE, Batch, Ints
+from liuyi.train.batches import IGNORE, Batch, Ints, ShuffledBatches
 from liuyi.train.packing import Example, lay_out, pack
 from liuyi.train.world import World
 
@@ -101,39 +103,49 @@ def answer_logprobs(model: Decoder, answers: Answers, compute_dtype: torch.dtype
 
 
 @contextmanager
-def _held_still(model: Decoder) -> Iterator[None]:
-    """No weight is trained meanwhile: no gradients are kept, though all is computed as in training."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def held_still(model: nn.Module) -> Iterator[None]:
+    """No weight is trained meanwhile: no gradients are kept, though all is computed as in training, by the kernels that
+    are there only where gradients are."""
+    # A parameter that is cut up goes on asking for gradients: FSDP looks but once whether it is trained.
+    trained = [each for each in model.parameters() if each.requires_grad and not isinstance(each, DTensor)]
+    mode = model.training
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
+        model.eval()
         with torch.enable_grad():
             yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+        model.train(mode)
+        for part in model.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def reference_logprobs(
     read: Callable[[Ints], Answers],
-    count: int,
+    batches: ShuffledBatches[Any],
     model: Decoder,
     compute_dtype: torch.dtype = torch.float32,
-    at_once: int = 16,
     world: World | None = None,
 ) -> Tensor:
-    """Log-probabilities of what `read` gives for the rows `0 … count - 1`, on the CPU.
+    """Log-probabilities of the answers that `read` gives for a row of `batches`, float32 `[rows, answers]` on the CPU.
 
-    They are computed as those of the policy are, so that its first step begins at a margin of rounding. Several
-    processes, each of which has the whole model still, share the rows.
+    `model` is the policy before its first step, laid out as it is trained. Answers are packed as the first epoch packs
+    them, since rounding depends on the company: the first step of an adapter finds the same numbers to the bit. They
+    are a function of the seed, so a run that goes on computes them again rather than keep them. Processes that share
+    the batches share the work.
     """
     world = world or World()
-    parts = []
-    with _held_still(model):
-        for number, at in enumerate(range(0, count, at_once)):
-            answers = read(np.arange(at, min(at + at_once, count)))
-            if number % world.data_size == world.data_rank:
-                parts.append(answer_logprobs(model, answers.to(model.device), compute_dtype).cpu())
-            else:
-                parts.append(torch.zeros(len(answers)))
-    return torch.tensor(world.sum(torch.cat(parts).tolist()))
+    met, scored = [], []
+    with held_still(model):
+        for numbers, fresh in batches.first_epoch():
+            # What is met again is scored too: processes that hold one model together go through it equally often.
+            logprobs = answer_logprobs(model, read(numbers).to(model.device), compute_dtype).detach().cpu()
+            met.append(torch.from_numpy(numbers[:fresh]))
+            scored.append(logprobs.view(len(numbers), -1)[:fresh])
+    values = torch.cat(scored)
+    found = torch.zeros(len(batches.rows), values.shape[1]).index_copy(0, torch.cat(met), values)
+    return torch.tensor(world.sum(found.flatten().tolist())).view_as(found)

@@ -15,12 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liuyi.align.answers import Answers, answer_logprobs, encode_answer, pack_answers, reference_logprobs
+from liuyi.align.answers import (
+    Answers,
+    answer_logprobs,
+    encode_answer,
+    held_still,
+    pack_answers,
+    reference_logprobs,
+)
 from liuyi.align.pairs import nothing_left
 from liuyi.core.errors import DataError, ModelError
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import Batch, Ints
+from liuyi.train.batches import Batch, Ints, ShuffledBatches
 from liuyi.train.packing import Example
 from liuyi.train.world import World
 
@@ -113,13 +120,16 @@ def _mismatched(at: int, texts: Sequence[tuple[Any, str]], tokenizer: Tokenizer,
 
 
 class LabelRows:
-    """Labels by number; `reference` `[labels, 2]` has the log-probabilities of each answer and its mismatched one."""
+    """Labels by number.
 
-    def __init__(self, labels: Sequence[Label], seq_len: int, pad_id: int, reference: Tensor | None = None) -> None:
+    `reference` `[labels, 2]` has the log-probabilities of each answer and its mismatched one, zeros until taken.
+    """
+
+    def __init__(self, labels: Sequence[Label], seq_len: int, pad_id: int) -> None:
         self.labels = labels
         self.seq_len = seq_len
         self.pad_id = pad_id
-        self.reference = torch.zeros(len(labels), 2) if reference is None else reference
+        self.reference = torch.zeros(len(labels), 2)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,15 +139,18 @@ class LabelRows:
         desirable = torch.tensor([self.labels[row].desirable for row in rows])
         return LabelBatch(self._answers(rows), self._mismatched(rows), desirable, torch.zeros(()))
 
-    def with_reference(
-        self, model: Decoder, compute_dtype: torch.dtype = torch.float32, world: World | None = None
-    ) -> LabelRows:
-        """The same labels with log-probabilities under `model` as their reference."""
+    def take_reference(
+        self,
+        batches: ShuffledBatches[LabelBatch],
+        model: Decoder,
+        compute_dtype: torch.dtype = torch.float32,
+        world: World | None = None,
+    ) -> None:
+        """Let log-probabilities under `model` be the reference; `batches` are those of these rows."""
         columns = [
-            reference_logprobs(read, len(self), model, compute_dtype, world=world)
-            for read in (self._answers, self._mismatched)
+            reference_logprobs(read, batches, model, compute_dtype, world) for read in (self._answers, self._mismatched)
         ]
-        return LabelRows(self.labels, self.seq_len, self.pad_id, torch.stack(columns, dim=1))
+        self.reference = torch.cat(columns, dim=1)
 
     def _answers(self, rows: Ints) -> Answers:
         return self._pack([self.labels[row].answer for row in rows], rows, 0)
@@ -158,16 +171,14 @@ def with_reference_point(
     """The same batches, each with the global batch's reference point under the model as it is when asked for them."""
     world = world or World()
 
-    @torch.no_grad()
     def batch(index: int) -> Sequence[LabelBatch]:
         parts = batches(index)
         gain = torch.zeros(())
-        mode = model.training
-        model.eval()
-        for part in parts:
-            mismatched = part.mismatched.to(model.device)
-            gain += (answer_logprobs(model, mismatched, compute_dtype) - mismatched.reference).sum().cpu()
-        model.train(mode)
+        with held_still(model):
+            for part in parts:
+                mismatched = part.mismatched.to(model.device)
+                logprobs = answer_logprobs(model, mismatched, compute_dtype).detach()
+                gain += (logprobs - mismatched.reference).sum().cpu()
         total, count = world.sum([float(gain), sum(len(part.mismatched) for part in parts)])
         kl = torch.tensor(total / count).clamp(min=0)
         return [replace(part, kl=kl) for part in parts]

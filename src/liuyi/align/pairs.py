@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from liuyi.align.answers import Answers, encode_answer, pack_answers, reference_logprobs
 from liuyi.core.errors import DataError, ModelError
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import Ints
+from liuyi.train.batches import Ints, ShuffledBatches
 from liuyi.train.packing import Example
 from liuyi.train.world import World
 
@@ -94,14 +93,14 @@ def nothing_left(left_out: Mapping[str, str]) -> DataError:
 class PairRows:
     """Pairs by number, read as packed answers: of a batch's pair `p`, `2 p` is the chosen, `2 p + 1` the rejected one.
 
-    `reference` `[pairs, 2]` holds the reference log-probabilities.
+    `reference` `[pairs, 2]` holds the reference log-probabilities, zeros until taken.
     """
 
-    def __init__(self, pairs: Sequence[Pair], seq_len: int, pad_id: int, reference: Tensor | None = None) -> None:
+    def __init__(self, pairs: Sequence[Pair], seq_len: int, pad_id: int) -> None:
         self.pairs = pairs
         self.seq_len = seq_len
         self.pad_id = pad_id
-        self.reference = torch.zeros(len(pairs), 2) if reference is None else reference
+        self.reference = torch.zeros(len(pairs), 2)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -111,14 +110,12 @@ class PairRows:
         answers = [answer for row in rows for answer in (self.pairs[row].chosen, self.pairs[row].rejected)]
         return pack_answers(answers, self.reference[torch.from_numpy(rows)].flatten(), self.seq_len, self.pad_id)
 
-
-def with_reference(
-    rows: PairRows,
-    model: Decoder,
-    compute_dtype: torch.dtype = torch.float32,
-    pairs_at_once: int = 8,
-    world: World | None = None,
-) -> PairRows:
-    """The same pairs with log-probabilities under `model` as their reference."""
-    found = reference_logprobs(rows.read, len(rows), model, compute_dtype, pairs_at_once, world)
-    return PairRows(rows.pairs, rows.seq_len, rows.pad_id, found.view(-1, 2))
+    def take_reference(
+        self,
+        batches: ShuffledBatches[Answers],
+        model: Decoder,
+        compute_dtype: torch.dtype = torch.float32,
+        world: World | None = None,
+    ) -> None:
+        """Let log-probabilities under `model` be the reference; `batches` are those of these rows."""
+        self.reference = reference_logprobs(self.read, batches, model, compute_dtype, world)

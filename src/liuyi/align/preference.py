@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from liuyi.align import objectives
 from liuyi.align.answers import Answers, answer_logprobs
 from liuyi.align.labels import LabelBatch, LabelRows, encode_labels, with_reference_point
 from liuyi.align.objectives import Objective
-from liuyi.align.pairs import PairRows, encode_pairs, read_preferences, with_reference
+from liuyi.align.pairs import PairRows, encode_pairs, read_preferences
 from liuyi.align.watch import CollapseWatch, Probe, Thresholds
 from liuyi.core.step import Context
 from liuyi.finetune.tuning import save_tuned, trained_note, tuned_output
@@ -26,7 +26,7 @@ from liuyi.model.checkpoint import load_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.lora import without_lora
 from liuyi.model.tokenizer import Tokenizer
-from liuyi.train.batches import Rows, ShuffledBatches
+from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.interfaces import LoopConfig, Loss
 from liuyi.train.lm import choose_compute_dtype
@@ -45,7 +45,6 @@ from liuyi.train.world import World
 if TYPE_CHECKING:
     from liuyi.align.steps import PreferenceParams
 
-B = TypeVar("B")
 REFERENCE_FREE = ("simpo", "orpo")
 """Objectives that need no reference log-probabilities."""
 
@@ -126,9 +125,8 @@ class Kto:
 class _Material:
     """What is learnt from, whichever objective it is for."""
 
-    batches: Any
+    rows: Any
     objective: Any
-    count: int
     wanted: list[tuple[str, Example]]
     """Answers to look at in the collapse watch, by the ids of their rows."""
     left_out: dict[str, str]
@@ -143,22 +141,31 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     dtype = choose_compute_dtype(params.compute_dtype, ctx.workdir, world)
     prepare(model, params.tuning(), ctx.seed, dtype)
     model.to(world.device)
-    # The frozen weights are the model at its start, but for PiSSA, and spare the products of an adapter that is zero.
-    start = without_lora(model) if params.method == "lora" and not params.pissa else model.eval()
-    material = (_labels if params.objective == "kto" else _pairs)(
-        ctx, params, table, model, start, tokenizer, dtype, world
-    )
+    material = (_labels if params.objective == "kto" else _pairs)(params, table, model, tokenizer, dtype)
+    count = len(material.rows)
     for id, reason in list(material.left_out.items())[:20]:
         ctx.log(f"left out {id}: {reason}")
     unit = "answers" if params.objective == "kto" else "pairs"
-    ctx.log(f"{material.count} {unit}, {len(material.left_out)} left out; {trained_note(model)}")
-    steps = params.max_steps or max(1, math.ceil(params.epochs * material.count / _batch(params, material.count)))
+    ctx.log(f"{count} {unit}, {len(material.left_out)} left out; {trained_note(model)}")
+    steps = params.max_steps or max(1, math.ceil(params.epochs * count / min(params.batch_pairs, count)))
     reference = None
     if params.watch and world.leads:
-        # What is cut up cannot share its weights.
-        shared = start is not model and world.layout.shard == 1
-        reference = start if shared else load_model(folder).to(world.device)
+        # What is cut up cannot share its weights, and PiSSA's are not those that it began with.
+        shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
+        reference = without_lora(model) if shared else load_model(folder).to(world.device)
     parallelize(model, world, compute_dtype=dtype, recompute=params.recompute)
+    batches: Any = ShuffledBatches(
+        material.rows,
+        batch_rows=min(params.batch_pairs, count),
+        seed=ctx.seed,
+        micro_rows=params.micro_pairs,
+        worker=world.data_rank,
+        workers=world.data_size,
+    )
+    if params.objective not in REFERENCE_FREE:
+        material.rows.take_reference(batches, model, dtype, world)
+    if params.objective == "kto":
+        batches = with_reference_point(batches, model, dtype, world)
     watch = None
     if params.watch:
         probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len, dtype)
@@ -176,7 +183,7 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
         )
     trainer: Trainer[Decoder, Any] = Trainer(
         model,
-        material.batches,
+        batches,
         material.objective,
         Optimiser(
             model,
@@ -211,7 +218,7 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
             "method": params.method,
             "beta": params.strength,
             "steps": result.steps,
-            unit: material.count,
+            unit: count,
             "loss": result.loss,
             "left_out": material.left_out,
             "stopped": result.stopped,
@@ -223,44 +230,19 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
         save_tuned(out, ctx, params, whole, tokenizer, about)
         ended = f"The collapse watch ended it: {result.stopped}." if result.stopped else "No bound was broken."
         name = params.objective.upper().replace("CDPO", "cDPO").replace("SIMPO", "SimPO")
-        summary = f"{name} on {material.count:,} {unit} in {result.steps} steps. {ended if watch else ''}".strip()
+        summary = f"{name} on {count:,} {unit} in {result.steps} steps. {ended if watch else ''}".strip()
         more = [watch.table()] if watch else []
         training_effect(out.path, "alignment", "The training", summary, ("loss", "accuracy"), more).save(out.path)
-        out.metrics.update({"loss": result.loss, "steps": result.steps, unit: material.count})
+        out.metrics.update({"loss": result.loss, "steps": result.steps, unit: count})
         out.metrics["stopped"] = float(bool(result.stopped))
         out.metrics.update(result.figures)
 
 
-def _batch(params: PreferenceParams, count: int) -> int:
-    return min(params.batch_pairs, count)
-
-
-def _batches(rows: Rows[B], params: PreferenceParams, seed: int, world: World) -> ShuffledBatches[B]:
-    """This process's share of the batches."""
-    return ShuffledBatches(
-        rows,
-        batch_rows=_batch(params, len(rows)),
-        seed=seed,
-        micro_rows=params.micro_pairs,
-        worker=world.data_rank,
-        workers=world.data_size,
-    )
-
-
 def _pairs(
-    ctx: Context,
-    params: PreferenceParams,
-    table: list[dict[str, Any]],
-    model: Decoder,
-    start: Decoder,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype,
-    world: World,
+    params: PreferenceParams, table: list[dict[str, Any]], model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype
 ) -> _Material:
     encoded = encode_pairs(table, tokenizer, min(params.seq_len, model.config.context_tokens))
     rows = PairRows(encoded.pairs, params.seq_len, pad_id=tokenizer.pad_id or 0)
-    if params.objective not in REFERENCE_FREE:
-        rows = with_reference(rows, start, dtype, world=world)
     objective = PairObjective(
         params.objective,
         beta=params.strength,
@@ -269,26 +251,15 @@ def _pairs(
         nll_weight=params.likelihood,
         compute_dtype=dtype,
     )
-    batches = _batches(rows, params, ctx.seed, world)
     wanted = [(pair.id, pair.chosen) for pair in encoded.pairs]
-    return _Material(batches, objective, len(rows), wanted, encoded.left_out)
+    return _Material(rows, objective, wanted, encoded.left_out)
 
 
 def _labels(
-    ctx: Context,
-    params: PreferenceParams,
-    table: list[dict[str, Any]],
-    model: Decoder,
-    start: Decoder,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype,
-    world: World,
+    params: PreferenceParams, table: list[dict[str, Any]], model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype
 ) -> _Material:
     encoded = encode_labels(table, tokenizer, min(params.seq_len, model.config.context_tokens))
     rows = LabelRows(encoded.labels, params.seq_len, pad_id=tokenizer.pad_id or 0)
-    rows = rows.with_reference(start, dtype, world)
-    batches = _batches(rows, params, ctx.seed, world)
     objective = Kto(params.strength, (params.desirable_weight, params.undesirable_weight), dtype)
     wanted = [(label.id, label.answer) for label in encoded.labels if label.desirable]
-    pointed = with_reference_point(batches, model, dtype, world)
-    return _Material(pointed, objective, len(rows), wanted, encoded.left_out)
+    return _Material(rows, objective, wanted, encoded.left_out)

@@ -7,7 +7,7 @@ workers only cuts the same global batch differently.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -137,9 +137,22 @@ class ShuffledBatches(Generic[B_co]):
             numbers[here] = start + permute(places[here] - start, int(self.phase_ends[phase]) - start, key)
         return numbers
 
-    def __call__(self, index: int) -> Sequence[B_co]:
+    def micro_numbers(self, index: int) -> list[Ints]:
+        """The same, cut into micro-batches."""
         numbers = self.row_numbers(index)
-        return [self.rows.read(numbers[at : at + self.micro_rows]) for at in range(0, len(numbers), self.micro_rows)]
+        return [numbers[at : at + self.micro_rows] for at in range(0, len(numbers), self.micro_rows)]
+
+    def first_epoch(self) -> Iterator[tuple[Ints, int]]:
+        """Every micro-batch's rows, and how many of these, from the first on, are of this epoch: the last batch goes on
+        into the next."""
+        for index in range(-(-len(self.rows) // self.batch_rows)):
+            place = index * self.batch_rows + self.worker * self.share
+            for numbers in self.micro_numbers(index):
+                yield numbers, min(len(numbers), max(0, len(self.rows) - place))
+                place += len(numbers)
+
+    def __call__(self, index: int) -> Sequence[B_co]:
+        return [self.rows.read(numbers) for numbers in self.micro_numbers(index)]
 
 
 def starts_to_segments(starts: NDArray[np.bool_]) -> tuple[Ints, Ints]:
