@@ -79,7 +79,7 @@ class MergeParams(Params):
 
 @step(
     "finetune.merge",
-    version=1,
+    version=2,
     inputs={
         "model": Input("checkpoint", "the model that the adapter was trained on, or its quantised copy"),
         "adapter": Input("adapter"),
