@@ -18,6 +18,7 @@ from train_support import Listener
 from liuyi.kernels.training import training_kernels
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
+from liuyi.model.loss import linear_cross_entropy
 from liuyi.model.working import in_dtype, keep_working_copies, rows, working_copy
 from liuyi.train.batches import Batch
 from liuyi.train.corruption import checksum
@@ -230,6 +231,29 @@ def test_rows_of_a_weight_with_a_copy_have_the_gradient_that_torch_gives_them(wi
     ours, theirs = gradient(kept=True), gradient(kept=False)
     assert ours.layout == torch.strided
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@needs_kernels
+def test_rows_of_a_tied_head_are_added_into_its_gradient_as_made() -> None:
+    """In place, and rounded once."""
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(48, (1, 40), generator=generator)
+    targets = torch.randint(64, (40,), generator=generator)
+
+    def gradient(as_made: bool) -> Tensor:
+        table = nn.Embedding(64, 32)
+        nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
+        keep_working_copies(table, torch.bfloat16)
+        if as_made:
+            table.weight.grad_dtype = None
+        linear_cross_entropy(rows(table.weight, tokens)[0].bfloat16(), table.weight, targets).backward()
+        assert table.weight.grad is not None
+        return table.weight.grad
+
+    as_made, widened = gradient(as_made=True), gradient(as_made=False)
+    assert as_made.dtype == torch.bfloat16
+    assert widened.dtype == torch.float32
+    assert torch.equal(as_made, widened.bfloat16())
 
 
 def test_the_norm_is_that_of_all_gradients_in_whatever_dtype() -> None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from liuyi.kernels.training import TrainingKernels
 from liuyi.model.fused import native_for
 from liuyi.model.products import product
-from liuyi.model.working import in_dtype
+from liuyi.model.working import in_dtype, working_copy
 
 IGNORED = -100
 """The target of a token that is not learnt from."""
@@ -108,7 +108,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if weight_learns and grad_weight is None:
             grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
+        ctx.weight_dtype, ctx.kept = weight.dtype, working_copy(weight)
         return total
 
     @staticmethod
@@ -119,6 +119,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad.device.type != "cpu" or grad.item() != 1.0:
             grad_hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
             grad_weight = None if grad_weight is None else grad_weight.to(ctx.weight_dtype) * grad.to(ctx.weight_dtype)
+        if ctx.kept is not None and grad_weight is not None:
+            ctx.kept.lend_gradient(grad_weight)
         return grad_hidden, grad_weight, None, None, None, None, None
 
 

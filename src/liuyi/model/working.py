@@ -26,6 +26,8 @@ class WorkingCopy:
 
     def __init__(self, values: Tensor, scale: float = 1.0) -> None:
         self.values, self.scale = values, scale
+        self._is_looked_up = False
+        self._gradient: Tensor | None = None
         self._state = (-1, 0)
 
     def of(self, weight: Tensor) -> Tensor:
@@ -38,6 +40,20 @@ class WorkingCopy:
     def was_written(self, weight: Tensor) -> None:
         """Say that the copy is that of the weight as it is now."""
         self._state = _state(weight)
+
+    def will_be_looked_up(self, weight: Tensor) -> None:
+        """Say that rows of the weight are taken. Where its gradient stays as made, that is one tensor of which nobody
+        else makes a sum: theirs are then added to it in place."""
+        self._is_looked_up = weight.grad_dtype is None
+
+    def lend_gradient(self, gradient: Tensor) -> None:
+        """Of the weight, before autograd has it: rows that are looked up may add theirs."""
+        self._gradient = gradient if self._is_looked_up else None
+
+    def borrowed_gradient(self) -> Tensor | None:
+        """What was lent, once."""
+        gradient, self._gradient = self._gradient, None
+        return gradient
 
 
 def _state(weight: Tensor) -> tuple[int, int]:
@@ -87,28 +103,32 @@ def rows(weight: Tensor, tokens: Tensor) -> Tensor:
     """`weight[tokens]`. Where a copy is kept, its gradient is one of these rows alone: where the weight is the head's
     too, they are added into the head's gradient, rather than a second matrix of that size."""
     learns = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
-    if not learns or working_copy(weight) is None or weight.device.type != "cpu":
+    if not learns or (kept := working_copy(weight)) is None or weight.device.type != "cpu":
         return functional.embedding(tokens, weight)
-    taken: Tensor = _Rows.apply(weight, tokens)  # type: ignore[no-untyped-call]
+    taken: Tensor = _Rows.apply(weight, tokens, kept)  # type: ignore[no-untyped-call]
     return taken
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, kept: WorkingCopy) -> Tensor:
         ctx.save_for_backward(tokens)
-        ctx.shape = weight.shape
+        ctx.shape, ctx.kept = weight.shape, kept
+        kept.will_be_looked_up(weight)
         return functional.embedding(tokens, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         (tokens,) = ctx.saved_tensors
         numbers, places = torch.unique(tokens, return_inverse=True)
         summed = grad.new_zeros(len(numbers), ctx.shape[1])
         summed.index_add_(0, places.flatten(), grad.flatten(0, -2))
+        if (of_head := ctx.kept.borrowed_gradient()) is not None:
+            of_head[numbers] = summed.add_(of_head[numbers]).to(of_head.dtype)
+            return None, None, None
         grad_rows = torch.sparse_coo_tensor(numbers[None], summed, ctx.shape, is_coalesced=True, check_invariants=False)
-        return grad_rows, None
+        return grad_rows, None, None
 
 
 def _write_out(weight: Tensor) -> None:
