@@ -52,10 +52,11 @@ LIUYI_INLINE void ask_for(const uint8_t* from, int bytes) {
 
 struct Int8TileKv : Int8Kv {
     static constexpr int kMostRows = 16;
+    static constexpr int kFewRows = 3;
     static constexpr int kWeightDepth = 64;
 
     struct Session {
-        explicit Session(int rows) : few(rows <= Int8Kv::kMostRows), tiles(rows) {}
+        explicit Session(int rows) : few(rows <= kFewRows), tiles(rows) {}
         bool few;  // rows for which vectors are as fast, as when decoding; they give the same bits
         AttentionTiles tiles;
     };

@@ -5,8 +5,8 @@
 namespace liuyi {
 namespace {
 
-// A tile that is more than this share of a thread's work is cut into spans.
-constexpr int kUnitsPerThread = 4;
+// A unit is to be no more than this share of a thread's work, or is cut: a tile into stretches, or into spans.
+constexpr int kUnitsPerThread = 3;
 
 }  // namespace
 
@@ -24,18 +24,19 @@ void AttentionPlan::build(const BatchView& batch, const Shape& shape, int width,
             const int count = std::min(most, batch.counts[sequence] - done);
             const int position = batch.lengths[sequence] + done;
             const int first_key = width > 0 ? std::max(0, position - width + 1) : 0;
-            Tile tile{sequence, begin + done, count, first_key / kSpanTokens, (position + count - 1) / kSpanTokens + 1, -1};
+            Tile tile{sequence, begin + done, count, first_key / kSpanTokens, (position + count - 1) / kSpanTokens + 1, 0, 0};
             std::fill_n(tile_of_token.begin() + tile.token, count, static_cast<int>(tiles.size()));
             all_keys += keys_of(tile);
             tiles.push_back(tile);
         }
     }
+    const auto is_small = [&](int64_t keys) { return keys * threads * kUnitsPerThread <= all_keys * shape.kv_heads; };
     for (Tile& tile : tiles) {
-        if (threads > 1 && keys_of(tile) * shape.kv_heads * threads * kUnitsPerThread > all_keys * shape.kv_heads &&
-            tile.end_span - tile.first_span > 1) {
-            tile.partials = static_cast<int>(partial_rows);
-            partial_rows += static_cast<size_t>(tile.count) * shape.heads * (tile.end_span - tile.first_span);
-        }
+        const int spans = tile.end_span - tile.first_span;
+        if (threads == 1 || spans == 1 || is_small(keys_of(tile))) continue;
+        tile.unit_spans = spans > kStretchSpans && is_small(int64_t{kStretchSpans} * tile.count) ? kStretchSpans : 1;
+        tile.partials = static_cast<int>(partial_rows);
+        partial_rows += static_cast<size_t>(tile.count) * shape.heads * tile.parts();
     }
     // Heads one after the other, so that their keys stay in a thread's cache; within each the longest first, so that
     // threads end together.
@@ -45,11 +46,14 @@ void AttentionPlan::build(const BatchView& batch, const Shape& shape, int width,
     for (int head = 0; head < shape.kv_heads; ++head) {
         for (const int index : order) {
             const Tile& tile = tiles[index];
-            if (tile.partials < 0) {
+            if (tile.unit_spans == 0) {
                 units.push_back({index, head, tile.first_span, tile.end_span});
                 continue;
             }
-            for (int span = tile.first_span; span < tile.end_span; ++span) units.push_back({index, head, span, span + 1});
+            for (int span = tile.first_span, end; span < tile.end_span; span = end) {
+                end = std::min((span / tile.unit_spans + 1) * tile.unit_spans, tile.end_span);
+                units.push_back({index, head, span, end});
+            }
         }
     }
 }

@@ -67,6 +67,21 @@ struct Results {
     float most[kMostKernelRows], total[kMostKernelRows];
 };
 
+// What has been joined of some rows.
+struct Joined {
+    float* mixed;  // [rows][dim]
+    float* most;   // [rows], and a vector more
+    float* total;  // the same; 0 while nothing has been joined
+
+    Joined from(int row, int dim) const { return {mixed + static_cast<size_t>(row) * dim, most + row, total + row}; }
+    void clear(int rows) const {
+        for (int row = 0; row < rows; ++row) {
+            most[row] = kUnseen;
+            total[row] = 0;
+        }
+    }
+};
+
 LIUYI_INLINE void mix_in(float* into, const float* next, float old_weight, float new_weight, int dim) {
     for (int d = 0; d < dim; d += kWidth) {
         store(into + d, fma(load(next + d), all(new_weight), mul(load(into + d), all(old_weight))));
@@ -82,26 +97,27 @@ LIUYI_INLINE void join(Partial& into, const Partial& next, int dim) {
     into.most = most;
 }
 
-// The same for some rows, [dim] apart; nothing has been joined into those whose total is 0.
-LIUYI_INLINE void join_rows(float* joined, float* most, float* total, const float* mixed, const Results& next, int rows, int dim) {
+// The same for some rows, `mixed` [rows][dim]; nothing has been joined into those whose total is 0.
+LIUYI_INLINE void join_rows(const Joined& into, const float* mixed, const float* next_most, const float* next_total, int rows,
+                            int dim) {
     alignas(64) float old_weights[kMostKernelRows], new_weights[kMostKernelRows], higher[kMostKernelRows];
     for (int row = 0; row < rows; row += kWidth) {
-        const Floats before = load(most + row), after = load(next.most + row), top = max(before, after);
+        const Floats before = load(into.most + row), after = load(next_most + row), top = max(before, after);
         store(old_weights + row, exp2(sub(before, top)));
         store(new_weights + row, exp2(sub(after, top)));
         store(higher + row, top);
     }
     for (int row = 0; row < rows; ++row) {
-        if (next.total[row] == 0) continue;
-        if (total[row] == 0) {
-            std::memcpy(joined + row * dim, mixed + row * dim, dim * sizeof(float));
-            most[row] = next.most[row];
-            total[row] = next.total[row];
+        if (next_total[row] == 0) continue;
+        if (into.total[row] == 0) {
+            std::memcpy(into.mixed + row * dim, mixed + row * dim, dim * sizeof(float));
+            into.most[row] = next_most[row];
+            into.total[row] = next_total[row];
             continue;
         }
-        mix_in(joined + row * dim, mixed + row * dim, old_weights[row], new_weights[row], dim);
-        most[row] = higher[row];
-        total[row] = total[row] * old_weights[row] + next.total[row] * new_weights[row];
+        mix_in(into.mixed + row * dim, mixed + row * dim, old_weights[row], new_weights[row], dim);
+        into.most[row] = higher[row];
+        into.total[row] = into.total[row] * old_weights[row] + next_total[row] * new_weights[row];
     }
 }
 

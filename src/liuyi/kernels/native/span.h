@@ -27,9 +27,7 @@ struct Work {
     float* scales;    // [most rows], of the packed weights
     float* sums;      // [4][16][16]
     uint8_t* values;  // [256][dim] bytes
-    float* joined;    // [rows of a tile][dim]
-    float* most;      // [rows of a tile], and a vector more
-    float* total;     // the same
+    Joined stretch, all;  // of the rows of a tile
 
     uint8_t* digits(int row, int digit) const { return packed + (digit * kMostKernelRows + row) * kSpanTokens; }
 };
@@ -42,9 +40,13 @@ LIUYI_INLINE Work lay_out(uint8_t* memory, int dim, int tile_rows) {
     work.scales = reinterpret_cast<float*>(work.packed + 2 * kMostKernelRows * kSpanTokens);
     work.sums = work.scales + kMostKernelRows;
     work.values = reinterpret_cast<uint8_t*>(work.sums + kTileSums);
-    work.joined = reinterpret_cast<float*>(work.values + kSpanTokens * dim);
-    work.most = work.joined + static_cast<size_t>(tile_rows) * dim;
-    work.total = work.most + tile_rows + kMostKernelRows;
+    float* next = reinterpret_cast<float*>(work.values + kSpanTokens * dim);
+    for (Joined* joined : {&work.stretch, &work.all}) {
+        joined->mixed = next;
+        joined->most = joined->mixed + static_cast<size_t>(tile_rows) * dim;
+        joined->total = joined->most + tile_rows + kMostKernelRows;
+        next = joined->total + tile_rows + kMostKernelRows;
+    }
     return work;
 }
 

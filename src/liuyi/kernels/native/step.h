@@ -13,10 +13,12 @@ namespace liuyi {
 
 // Tokens in a block of the cache.
 constexpr int kBlockTokens = 32;
-// Keys whose softmax is taken at once; spans begin at multiples of it, and their results are joined in order, so that
-// attention adds up in the same order for a prompt, a piece of a prompt, and a single new token.
+// Keys whose softmax is taken at once; spans begin at multiples of it. Results of the spans of a stretch are joined in
+// order, and then those of the stretches, so that attention adds up in the same order for a prompt, a piece of a prompt,
+// and a single new token, whoever computes which part.
 constexpr int kSpanTokens = 256;
 constexpr int kSpanBlocks = kSpanTokens / kBlockTokens;
+constexpr int kStretchSpans = 4;
 
 enum class KvFormat : int { f32 = 0, bf16 = 1, int8 = 2 };
 
@@ -63,14 +65,18 @@ struct Piece {
     int token, count, sequence, position;
 };
 
-// Some tokens of a sequence, and how many spans of keys they see.
+// Some tokens of a sequence, and which spans of keys they see.
 struct Tile {
     int sequence, token, count;
     int first_span, end_span;
-    int partials;  // where the results of the spans begin, in rows; −1 if one thread does all spans
+    int unit_spans;  // of one unit: a stretch, one span, or 0 if one thread does all of them
+    int partials;    // where the results of the units begin, in rows
+
+    int part_of(int span) const { return span / unit_spans - first_span / unit_spans; }
+    int parts() const { return part_of(end_span - 1) + 1; }
 };
 
-// A piece of attention work: a tile and one of its heads, for all spans or for one.
+// A piece of attention work: a tile and one of its heads, for all spans, a stretch, or one.
 struct Unit {
     int tile, kv_head, first_span, end_span;
 };
@@ -130,7 +136,8 @@ inline int tile_tokens(const Shape& shape) {
 inline size_t partial_floats(int dim) { return static_cast<size_t>(dim) + 16; }
 
 // Bytes that a thread needs: for the rows of a kernel their scores, mixed values, packed weights and scales, the sums of
-// four tiles, and the values of a span; for the rows of a tile of tokens their joined values, highest scores and totals.
+// four tiles, and the values of a span; for the rows of a tile of tokens the joined values, highest scores and totals, of a
+// stretch and of all.
 // Or one row of the residual stream.
 constexpr int kMostKernelRows = 32;
 constexpr int kTileSums = 4 * 16 * 16;
@@ -138,7 +145,7 @@ inline size_t work_bytes(const Shape& shape, int dim) {
     const size_t rows = tile_tokens(shape) * (shape.heads / shape.kv_heads);
     const size_t kernel = kMostKernelRows * ((kSpanTokens + dim + 1) * sizeof(float) + 2 * kSpanTokens);
     const size_t span = kTileSums * sizeof(float) + kSpanTokens * dim;
-    const size_t attention = kernel + span + (rows * (dim + 2) + 2 * kMostKernelRows) * sizeof(float);
+    const size_t attention = kernel + span + 2 * (rows * (dim + 2) + 2 * kMostKernelRows) * sizeof(float);
     const size_t row = (shape.hidden + 64) * sizeof(float);
     return ((attention > row ? attention : row) + 4095) / 4096 * 4096;
 }
