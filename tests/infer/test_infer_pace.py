@@ -62,11 +62,20 @@ def test_a_prompt_is_read_almost_as_fast_as_may_be_without_long_steps(law: Law) 
         assert sum(steps) < 1.12 * shortest(law, 4096, 1.75)
 
 
-def test_steps_that_the_system_interrupts_do_not_stop_reading() -> None:
+@pytest.mark.parametrize("law", [linear, in_tiles])
+def test_steps_that_the_system_interrupts_do_not_slow_reading(law: Law) -> None:
     pace = Pace(prefill_tokens=512, stretch=1.75)
-    steps = read(pace, linear, 4096, jitter=0.1, outliers=0.02)
-    assert sorted(steps)[len(steps) // 2] < 2 * STEP_S
-    assert sum(steps) < 1.6 * shortest(linear, 4096, 1.75)
+    steps = read(pace, law, 4096, jitter=0.05, outliers=0.1)
+    # One step in ten takes three times as long, all together 1.2 times: not to be taken for what reading costs.
+    assert sorted(steps)[len(steps) // 2] == pytest.approx(1.75 * STEP_S, rel=0.05)
+    assert sum(steps) < 1.45 * shortest(law, 4096, 1.75)
+
+
+def test_what_interrupts_steps_without_prompts_is_not_given_to_prompts() -> None:
+    pace, chance = Pace(prefill_tokens=512, stretch=1.75), random.Random(0)
+    for _ in range(100):
+        pace.observe(4, 0, [], STEP_S * (5 if chance.random() < 0.3 else 1))
+    assert pace.step_s(4) == pytest.approx(STEP_S)
 
 
 def test_tokens_that_turn_dear_are_noticed_within_a_few_steps() -> None:

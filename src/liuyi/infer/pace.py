@@ -1,6 +1,6 @@
 """How many prompt tokens a step may read beside sequences that generate, so that their tokens keep coming evenly.
 
-pace = Pace(prefill_tokens=512, stretch=2.0)
+pace = Pace(prefill_tokens=512, stretch=1.75)
 budget = pace.budget(generating=4, reading=1)
 count = budget.tokens(position=1024)
 budget.take(count, position=1024)
@@ -9,7 +9,9 @@ pace.observe(generating=4, drafted=0, read=[(count, 1024)], seconds=0.011)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from statistics import median
 
 from liuyi.infer.reading_cost import Piece, ReadingCost
 
@@ -19,6 +21,8 @@ _GROWTH = 2
 """Times the tokens of the last paced step that the next may have: what was never tried may cost more than expected."""
 _LOOK_AGAIN = 64
 """Steps after which one without prompts and drafts is taken, to see what that takes now."""
+_RECENT = 15
+"""Steps without prompts and drafts of which the median is taken: what came between a few of them does not count."""
 _SLOWLY, _AT_ONCE = 0.2, 0.5
 _LEAP = 8.0
 
@@ -61,7 +65,7 @@ class Pace:
         """Seconds that a drafted token adds to a step; None while that is unknown."""
         self._reading = ReadingCost()
         self._most = _FIRST
-        self._step_s: dict[int, float] = {}
+        self._bare_s: dict[int, deque[float]] = {}
         self._looked: dict[int, int] = {}
         self._steps = 0
 
@@ -88,25 +92,25 @@ class Pace:
         if not drafted and not read:
             size = generating.bit_length()
             self._looked[size] = self._steps
-            self._step_s[size] = _toward(self._step_s.get(size), seconds, rise=_SLOWLY)
+            self._bare_s.setdefault(size, deque(maxlen=_RECENT)).append(seconds)
         elif step_s is not None:
             more_s = max(seconds - step_s, 0.01 * seconds)
             if read:
                 self._reading.learn(read, max(0.0, more_s - drafted * (self.token_s or 0.0)))
                 self._most = max(_FIRST, _GROWTH * sum(count for count, _ in read))
             else:
-                self.token_s = _toward(self.token_s, more_s / drafted, rise=_AT_ONCE)
+                self.token_s = _toward(self.token_s, more_s / drafted)
 
     def step_s(self, generating: int) -> float | None:
         """Seconds of a step without other tokens, of the most similar number of sequences seen; None before any."""
-        if not self._step_s:
+        if not self._bare_s:
             return None
         size = generating.bit_length()
-        return self._step_s[min(self._step_s, key=lambda seen: abs(seen - size))]
+        return median(self._bare_s[min(self._bare_s, key=lambda seen: abs(seen - size))])
 
 
-def _toward(mean: float | None, value: float, *, rise: float) -> float:
-    """A running mean that follows by the part `rise` upward, slowly downward, and no single outlier far."""
+def _toward(mean: float | None, value: float) -> float:
+    """A running mean that follows at once upward, slowly downward, and no single outlier far."""
     if mean is None:
         return value
-    return mean + (rise if value > mean else _SLOWLY) * (min(value, _LEAP * mean) - mean)
+    return mean + (_AT_ONCE if value > mean else _SLOWLY) * (min(value, _LEAP * mean) - mean)

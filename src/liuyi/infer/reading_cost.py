@@ -13,6 +13,7 @@ read in every step, and of others the more the likelier they are to it.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 
 Piece = tuple[int, int]
@@ -20,8 +21,10 @@ Piece = tuple[int, int]
 
 _RISE, _FALL = 0.5, 0.2
 """Parts by which a cost that was too low and one that was too high are corrected: a step too long is what hurts."""
-_LEAP = 2.0
-"""Times the expected cost beyond which a measured one counts as so much: the system may have been busy elsewhere."""
+_LEAP = 3.0
+"""Times the expected cost beyond which a measured one counts as so much."""
+_AGREED = 3
+"""Steps in a row that must have taken more than expected before any of it is believed."""
 
 
 class ReadingCost:
@@ -29,6 +32,8 @@ class ReadingCost:
 
     def __init__(self) -> None:
         self._weights = [0.0] * 4
+        self._excess: deque[float] = deque([1.0] * _AGREED, maxlen=_AGREED)
+        """Times the expected cost that the last pieces took."""
 
     def seconds(self, pieces: Sequence[Piece]) -> float:
         """What these pieces will take together; 0 while nothing is known."""
@@ -39,10 +44,16 @@ class ReadingCost:
         return bisect_right(range(1, most + 1), seconds, key=lambda count: self.seconds([(count, position)]))
 
     def learn(self, pieces: Sequence[Piece], seconds: float) -> None:
-        """These pieces together added so many seconds to a step."""
+        """These pieces together added so many seconds to a step.
+
+        More than expected is believed as far as the steps before say it too: what else the machine does in between
+        makes single steps long, and would be taken for what reading costs.
+        """
         parts, expected = _parts(pieces), self.seconds(pieces)
         if expected:
-            error = min(seconds, _LEAP * expected) - expected
+            excess = seconds / expected
+            self._excess.append(excess)
+            error = (min(excess, max(1.0, min(self._excess)), _LEAP) - 1.0) * expected
             rate = _RISE if error > 0 else _FALL
         else:
             # Nothing is known of such pieces: several times nothing is no bound for what they may cost.
