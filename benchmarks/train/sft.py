@@ -66,8 +66,9 @@ def main() -> None:
             return max(1, round((batch_rows if peer["packing"] else each) / peer["micro"]))
 
         settings = {"lr": 2e-4, "batch_rows": batch_rows, "micro_rows": asked.micro_rows, "steps": steps}
+        peers = dict(list(PEERS.items())[: 1 if asked.quick else None])
         results: dict[str, list[tuple[float, float]]] = {}
-        for name, adapter, told in take_turns(asked, "sft", folder, PEERS, settings, accumulate):
+        for name, adapter, told in take_turns(asked, "sft", folder, {"liuyi": {}}, peers, settings, accumulate):
             seconds = told["step_s"]
             # The first step compiles or reserves memory; its share of the targets is left out with it.
             speed = _targets(turn) * (1 - 1 / len(seconds)) / sum(seconds[1:])

@@ -28,7 +28,7 @@ def parser(description: str | None, data: str) -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, required=True, help=data)
     made.add_argument("--repeats", type=int, default=1)
     made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--quick", action="store_true", help="once, beside the first of TRL's settings only")
+    made.add_argument("--quick", action="store_true", help="once, and few settings")
     return made
 
 
@@ -44,24 +44,24 @@ def take_turns(
     asked: argparse.Namespace,
     task: str,
     folder: Path,
+    ours: Mapping[str, Mapping[str, Any]],
     peers: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
     accumulate: Callable[[Mapping[str, Any]], int],
 ) -> Iterator[tuple[str, Path, dict[str, list[float]]]]:
-    """Ours and each of TRL's settings, as often as asked: its name, the folder of its adapter, and what it told.
+    """Each of our settings and of TRL's, as often as asked: its name, the folder of its adapter, and what it told.
 
     `folder` has the model, `ours.json` as our batches draw from it, and `theirs.json` in the order of learning. Of a
     peer's settings `accumulate` says how many times they make a step.
     """
-    lora = {"rank": LORA.rank, "alpha": LORA.alpha, "start": write_start(folder)}
+    lora = {"rank": LORA.rank, "alpha": LORA.alpha, "start": write_start(folder, SEED)}
     common = {"threads": asked.threads, "seq_len": asked.seq_len, "seed": SEED, **lora, **settings}
-    chosen = dict(list(peers.items())[: 1 if asked.quick else None])
     for repeat in range(asked.repeats):
-        for number, (name, own) in enumerate({"liuyi": {}, **chosen}.items()):
+        for number, (name, own) in enumerate({**ours, **peers}.items()):
             out = folder / f"{number}-{repeat}"
             out.mkdir()
-            if name == "liuyi":
-                worker, python, data, wanted = f"liuyi_{task}.py", sys.executable, "ours.json", common
+            if name in ours:
+                worker, python, data, wanted = f"liuyi_{task}.py", sys.executable, "ours.json", {**common, **own}
             else:
                 worker, python, data = f"trl_{task}.py", asked.peer, "theirs.json"
                 wanted = {**common, **own, "accumulate": accumulate(own)}
@@ -69,12 +69,13 @@ def take_turns(
             yield name, out / "adapter", told
 
 
-def write_start(folder: Path) -> str:
-    """The adapter that ours begins with, for the peers to begin with it too."""
+def write_start(folder: Path, seed: int) -> str:
+    """The adapter that ours begins with under this seed, for the peers to begin with it too."""
     model = load_model(folder / "model")
-    add_lora(model, LORA, SEED)
-    lora_adapter(model, LORA).save(folder / "start")
-    return str(folder / "start")
+    add_lora(model, LORA, seed)
+    out = folder / f"start-{seed}"
+    lora_adapter(model, LORA).save(out)
+    return str(out)
 
 
 def run(command: list[Any]) -> dict[str, list[float]]:

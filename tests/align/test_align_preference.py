@@ -29,6 +29,7 @@ from liuyi.model.lora import LoraConfig
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.curves import read_samples
+from liuyi.train.inject import Injector
 from liuyi.train.loop import LOG_FILE
 from liuyi.train.packing import Example, pack
 from liuyi.train.parallel.apply import parallelize
@@ -172,12 +173,39 @@ def chosen_of(pairs: Sequence[Pair]) -> list[tuple[str, Example]]:
 
 
 def run_dpo(home: Home, workdir: Path, inputs: dict[str, Artifact], **params: object) -> Artifact:
-    workdir.mkdir()
+    workdir.mkdir(exist_ok=True)
     watched = {"probe_prompts": 6, "watch_every": 5} if params.get("watch", True) else {}
     settings = {"seq_len": 96, "batch_pairs": 8, **watched, **params}
     return in_process.run_step(home, workdir, "align.preference", inputs, **settings)[
         "adapter" if params.get("method") == "lora" else "checkpoint"
     ]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_run_that_goes_on_ends_with_the_same_bits(
+    home: Home, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """Its reference is taken anew, before the weights of the checkpoint are there."""
+    inputs = publish(home, tokenizer, preferences(9), small_model(tokenizer.vocab_size))
+    params: dict[str, Any] = {"objective": objective, "method": "lora", "rank": 2, "lr": 0.01, "watch": False}
+    params |= {"batch_pairs": 4, "micro_pairs": 3, "max_steps": 6, "seq_len": 96, "checkpoint_every_s": 0.0}
+    whole = run_dpo(home, tmp_path / "whole", inputs, **params)
+    before_step = Injector.before_step
+
+    def break_off(self: Injector, step: int) -> None:
+        before_step(self, step)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Injector, "before_step", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        run_dpo(home, tmp_path / "broken", inputs, **params)
+    monkeypatch.undo()
+    rest = run_dpo(home, tmp_path / "broken", inputs, **params)
+    assert "resumed at step 3" in (tmp_path / "broken" / "events.jsonl").read_text()
+    (weights,) = [path.name for path in whole.path.glob("*.safetensors")]
+    assert rest.file(weights).read_bytes() == whole.file(weights).read_bytes()
+    assert rest.file(LOG_FILE).read_bytes() == whole.file(LOG_FILE).read_bytes()
 
 
 def test_the_step_separates_the_answers(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:

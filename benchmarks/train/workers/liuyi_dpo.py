@@ -18,10 +18,10 @@ import torch
 from clock import Clock
 
 from liuyi.align.answers import Answers
-from liuyi.align.pairs import Pair, PairRows, with_reference
+from liuyi.align.pairs import Pair, PairRows
 from liuyi.align.preference import PairObjective
 from liuyi.model.checkpoint import load_model
-from liuyi.model.lora import LoraConfig, lora_adapter, without_lora
+from liuyi.model.lora import LoraConfig, lora_adapter
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.interfaces import LoopConfig
 from liuyi.train.loop import LOG_FILE, Trainer
@@ -50,15 +50,16 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     lora = LoraConfig(rank=settings["rank"], alpha=settings["alpha"])
     model = load_model(folder)
-    dtype = torch.bfloat16
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings["dtype"]]
     prepare(model, Tuning("lora", lora), settings["seed"], dtype)
-    started = time.perf_counter()
-    rows = with_reference(pairs(json.loads(data.read_text()), settings), without_lora(model), dtype)
-    reference_s = time.perf_counter() - started
     parallelize(model, World(), compute_dtype=dtype)
+    rows = pairs(json.loads(data.read_text()), settings)
     batches: ShuffledBatches[Answers] = ShuffledBatches(
         rows, batch_rows=settings["batch_pairs"], seed=settings["seed"], micro_rows=settings["micro_pairs"]
     )
+    started = time.perf_counter()
+    rows.take_reference(batches, model, dtype)
+    reference_s = time.perf_counter() - started
     clock = Clock()
     trainer = Trainer(
         model,

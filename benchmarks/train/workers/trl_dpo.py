@@ -42,12 +42,13 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     given = json.loads(data.read_text())
     clock = StepClock()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings["dtype"]]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     trainer = Tokenised(
         model,
         args=DPOConfig(
             **SETTINGS,
-            **tuning(out, settings),
+            **tuning(out, settings) | {"bf16": dtype == torch.bfloat16},
             precompute_ref_log_probs=settings["precompute"],
             beta=0.1,
             adam_beta2=0.99,
