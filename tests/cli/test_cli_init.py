@@ -29,6 +29,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     folder = tmp_path / "Ann's data: #1"
     (folder / "texts").mkdir(parents=True)
     (folder / "model").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (folder / "model" / name).write_text("{}")
     (folder / "chats.jsonl").write_text("{}")
     return {"texts": folder / "texts", "chats": folder / "chats.jsonl", "model": folder / "model"}
 
@@ -78,6 +80,20 @@ def test_nothing_of_the_user_is_written_over(there: str, own: dict[str, Path]) -
     assert "this is here already" in refused.stderr
     assert sorted(Path("mine").rglob("*")) == before
     assert path.read_text() == "mine"
+
+
+def test_a_model_that_is_not_there_or_not_whole_is_told_at_once(own: dict[str, Path]) -> None:
+    for name, told in (
+        ("HuggingFaceTB/SmolLM2-135M", "hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M"),
+        ("./models/none", "models/none: --model: there is no such folder"),
+    ):
+        refused = call("init", "mine", "--model", name)
+        assert refused.exit_code == 1
+        assert told in refused.stderr
+    (own["model"] / "tokenizer.json").unlink()
+    refused = call("init", "mine", "--model", str(own["model"]))
+    assert "the folder has no tokenizer.json" in refused.stderr
+    assert not Path("mine").exists()
 
 
 def test_samples_are_the_same_every_time_and_follow_their_rule(own: dict[str, Path]) -> None:

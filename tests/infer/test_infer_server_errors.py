@@ -148,6 +148,8 @@ class TestErrors:
         for response in (httpx.get(f"{live.url}/v1/nothing"), httpx.get(f"{live.url}/v1/chat/completions")):
             assert response.status_code in (404, 405)
             assert response.json()["error"]["message"]
+        without = httpx.post(f"{live.url}/chat/completions", json={}).json()["error"]["message"]
+        assert without.startswith("there is no POST /chat/completions; did you mean /v1/chat/completions?")
 
     def test_a_web_page_cannot_call_a_local_server(self, live: LiveServer) -> None:
         body = json.dumps({"model": "tiny", "messages": MESSAGES})

@@ -24,8 +24,8 @@ SCHEMA = "recipe.schema.json"
 @click.option("--chats", type=click.Path(path_type=Path, exists=True), help="A file of your conversations (JSONL).")
 @click.option(
     "--model",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A base model: a folder in Hugging Face's layout.",
+    type=click.Path(path_type=Path),
+    help="A base model: a folder in Hugging Face's layout, with its tokenizer.json.",
 )
 @click.pass_context
 def command(ctx: click.Context, folder: Path, texts: Path | None, chats: Path | None, model: Path | None) -> None:
@@ -36,6 +36,8 @@ def command(ctx: click.Context, folder: Path, texts: Path | None, chats: Path | 
     """
     from liuyi.core.recipe import parse_recipe, recipe_schema
 
+    if model is not None:
+        _demand_model(model)
     needs_texts = texts is None and model is None
     needs_chats = chats is None and texts is None
     plan = Plan(
@@ -65,6 +67,18 @@ def command(ctx: click.Context, folder: Path, texts: Path | None, chats: Path | 
     console().print(f"{folder / 'recipe.yaml'}: what to change is said in it", soft_wrap=True)
     go = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     console().print(f"\nnow: {go}liuyi run .", soft_wrap=True)
+
+
+def _demand_model(folder: Path) -> None:
+    """Raises LiuyiError for a folder that is no model, or has no tokenizer, before a recipe is written for it."""
+    if not folder.is_dir():
+        hint = ""
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(folder)):
+            hint = f"a model of Hugging Face's hub is fetched first: hf download {folder} --local-dir {folder.name}"
+        raise LiuyiError("--model: there is no such folder", where=str(folder), hint=hint)
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise LiuyiError(f"--model: the folder has no {name}", where=str(folder))
 
 
 def _as_named(path: Path, folder: Path) -> str:

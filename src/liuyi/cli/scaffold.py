@@ -215,6 +215,7 @@ CONTINUE = """\
 GENTLE_PACE = """\
     optimiser: adamw
     lr: 5e-5
+    seq_len: 1024               # tokens; longer conversations are left out
 """
 
 FINE_TUNING = """\

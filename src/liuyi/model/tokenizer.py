@@ -41,7 +41,10 @@ class Tokenizer:
         """
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise ModelError("the folder has no tokenizer.json", where=str(folder))
+            hint = (
+                "transformers makes one of other files: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
+            raise ModelError("the folder has no tokenizer.json", where=str(folder), hint=hint)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:

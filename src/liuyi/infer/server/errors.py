@@ -109,7 +109,10 @@ def install(app: FastAPI) -> None:
         if error.status_code == 400 and error.__cause__ is not None:
             return error_response(400, _unread(error.__cause__))
         if error.status_code == 404:
-            return error_response(404, f"there is no {request.method} {request.url.path[:200]}")
+            path = request.url.path[:200]
+            known = any(getattr(route, "path", "") == f"/v1{path}" for route in request.app.routes)
+            meant = f"; did you mean /v1{path}? a client's base URL ends in /v1" if known else ""
+            return error_response(404, f"there is no {request.method} {path}{meant}")
         return error_response(error.status_code, str(error.detail), headers=error.headers)
 
     app.add_exception_handler(LiuyiError, known)
