@@ -265,6 +265,27 @@ def replace_rows(batch: Batch, tables: Ids) -> Batch:
     return replace(batch, tables=ids(tables))
 
 
+@pytest.mark.parametrize(("kv", "window", "length"), [("bf16", None, 2100), ("int8", 2100, 2800)])
+def test_who_attends_to_which_part_of_a_long_text_changes_no_bit(kv: str, window: int | None, length: int) -> None:
+    family = {"family": "mistral", "sliding_window": window} if window else {}
+    shape = ATTENTION["heads of 64, groups of 3"] | family
+    model = tiny_model(num_hidden_layers=1, max_position_embeddings=8192, **shape)
+    tokens, tables = texts_of(model, 1, length), shuffled_tables(1, length)
+    found = []
+    # One thread takes all that a head sees, two take it in stretches of spans, and four span by span.
+    for threads in (1, 2, 4):
+        runner = NativeRunner(model, tables.size, weights="fp32", kv=kv, threads=threads)
+        read = []
+        for begin, end in pairwise([0, length - 9, length - 1, length]):
+            part = ids(tokens[0, begin:end])
+            batch = Batch(part, ids([len(part)]), ids([begin]), tables, ids([len(part) - 1]), ids([-1]))
+            read.append(runner.logits(batch))
+        found.append(torch.cat(read))
+    whole = runner.logits(replace_rows(whole_batch(tokens), tables))
+    for each in found:
+        assert torch.equal(each, whole[[length - 10, length - 2, length - 1]])
+
+
 def test_both_runners_agree_on_long_sequences_read_in_pieces() -> None:
     model = tiny_model(max_position_embeddings=8192)
     length, piece = 2500, 700

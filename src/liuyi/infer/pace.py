@@ -1,6 +1,6 @@
 """How many prompt tokens a step may read beside sequences that generate, so that their tokens keep coming evenly.
 
-pace = Pace(prefill_tokens=512, stretch=1.75)
+pace = Pace(prefill_tokens=512, stretch=1.8)
 budget = pace.budget(generating=4, reading=1)
 count = budget.tokens(position=1024)
 budget.take(count, position=1024)
