@@ -20,8 +20,9 @@ using namespace LIUYI_ISA;
 namespace {
 
 constexpr int kBlockSize = kBlock * kBlock;
-constexpr int kLongestChunk = 9;   // two rows of so many blocks, and sums, fit the L1 cache
+constexpr int kLongestChunk = 18;  // a row of so many blocks, and sums, fit the L1 cache
 constexpr int kCacheBlocks = 640;  // so many fit the L2 cache: 1.25 MiB
+constexpr int64_t kCacheNumbers = 1 << 20;  // so many do not, with what else is there
 
 int parts_of(int count, int each) { return (count + each - 1) / each; }
 
@@ -48,45 +49,56 @@ void pack_block(const Operand& operand, int line, int lines, int inner, int inne
     else pack_pairs<side == Side::kLeft>(from, stride, to);
 }
 
-// sums += left · right, over so many blocks of both.
+// sums += left · right, over so many blocks of both. The right one streams past: it must not drive the left one, which is
+// used again, out of the L1 cache.
 LIUYI_INLINE void multiply(const uint16_t* left, const uint16_t* right, int blocks) {
     for (int k = 0; k < blocks; ++k, left += kBlockSize, right += kBlockSize) {
         _tile_loadd(4, left, 64);
-        _tile_loadd(6, right, 64);
+        _tile_stream_loadd(6, right, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(5, left + kTile, 64);
         _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(7, right + kTile, 64);
+        _tile_stream_loadd(7, right + kTile, 64);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(3, 5, 7);
     }
 }
 
-// Where a product goes, [rows, columns] or turned about its diagonal.
+// Where a product goes, [rows, columns] or turned about its diagonal; streamed past the caches, which need not read first
+// what is written, where lines of a block are lines of the cache.
 struct Result {
     uint16_t* values;
     int64_t stride;
-    bool turned;
+    bool turned, streamed;
 };
 
 LIUYI_INLINE __m512i round_line(const float* sums) {
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(sums + 16), load(sums)));
 }
 
+// So many lines of so many numbers each, of up to 32.
+template <class Line>
+LIUYI_INLINE void store_lines(uint16_t* to, const Result& out, int lines, int numbers, const Line& line) {
+    if (out.streamed && numbers == kBlock) {
+        for (int i = 0; i < lines; ++i) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i * out.stride), line(i));
+        return;
+    }
+    const __mmask32 seen = numbers < kBlock ? (1u << numbers) - 1 : ~0u;
+    for (int i = 0; i < lines; ++i) _mm512_mask_storeu_epi16(to + i * out.stride, seen, line(i));
+}
+
 // A block of sums as bfloat16, as many of the 32 × 32 as there are from `row` and `column` on.
 void round_block(const float* sums, int row, int column, int rows, int columns, const Result& out) {
     const int high = std::min(kBlock, rows - row), wide = std::min(kBlock, columns - column);
     if (!out.turned) {
-        const __mmask32 seen = wide < kBlock ? (1u << wide) - 1 : ~0u;
-        uint16_t* to = out.values + row * out.stride + column;
-        for (int i = 0; i < high; ++i) _mm512_mask_storeu_epi16(to + i * out.stride, seen, round_line(sums + i * kBlock));
+        store_lines(out.values + row * out.stride + column, out, high, wide, [&](int i) { return round_line(sums + i * kBlock); });
         return;
     }
     alignas(64) uint16_t rounded[kBlockSize], turned[kBlockSize];
     for (int i = 0; i < kBlock; ++i) _mm512_store_si512(rounded + i * kBlock, round_line(sums + i * kBlock));
     pack_pairs<true>(rounded, kBlock, turned);
-    uint16_t* to = out.values + column * out.stride + row;
-    for (int i = 0; i < wide; ++i) std::memcpy(to + i * out.stride, turned + i * kBlock, high * 2);
+    store_lines(out.values + column * out.stride + row, out, wide, high,
+                [&](int i) { return _mm512_load_si512(turned + i * kBlock); });
 }
 
 // How a product is cut, in blocks: rows and columns of a part, and what of the inner dimension is packed of the right
@@ -207,6 +219,7 @@ void multiply_in_parts(const Team& team, const Operand& left, const Operand& rig
                 }
             }
         }
+        _mm_sfence();  // What was streamed is seen by whoever waits for this part.
     });
 }
 
@@ -216,9 +229,11 @@ void product(const Team& team, const Operand& left, const Operand& right, int ro
              int64_t out_stride) {
     // (left · right)ᵀ = rightᵀ · leftᵀ: of two operands that are summed over their rows the smaller is packed as the left one.
     const bool turned = left.across && !right.across && rows > columns;
+    const bool in_lines = reinterpret_cast<uintptr_t>(out) % 64 == 0 && out_stride % kBlock == 0;
+    const bool streamed = in_lines && int64_t{rows} * columns > kCacheNumbers;
     const auto as_other = [](const Operand& one) { return Operand{one.values, one.stride, !one.across}; };
-    if (turned) multiply_in_parts(team, as_other(right), as_other(left), columns, rows, inner, {out, out_stride, true});
-    else multiply_in_parts(team, left, right, rows, columns, inner, {out, out_stride, false});
+    if (turned) multiply_in_parts(team, as_other(right), as_other(left), columns, rows, inner, {out, out_stride, true, streamed});
+    else multiply_in_parts(team, left, right, rows, columns, inner, {out, out_stride, false, streamed});
 }
 
 }  // namespace liuyi

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 
 #include "simd.h"
@@ -167,12 +168,20 @@ void cross_entropy(const Team& team, uint16_t* logits, const int64_t* targets, c
     });
 }
 
-LIUYI_INLINE uint64_t words_of(const float* values) {
-    uint64_t words[kWidth / 2], total = 0;
-    std::memcpy(words, values, sizeof(words));
-    for (const uint64_t word : words) total += word;
-    return total;
-}
+// The sum of 64-bit words, kept in lanes until the end: modulo 2⁶⁴ their order does not matter.
+struct Words {
+    uint64_t lanes[kWidth / 2] = {};
+    LIUYI_INLINE void add(const float* values) {
+        uint64_t words[kWidth / 2];
+        std::memcpy(words, values, sizeof(words));
+        for (int i = 0; i < kWidth / 2; ++i) lanes[i] += words[i];
+    }
+    uint64_t sum() const {
+        uint64_t total = 0;
+        for (const uint64_t lane : lanes) total += lane;
+        return total;
+    }
+};
 
 LIUYI_INLINE Floats gradient_at(const float* grad, const uint16_t* rounded, int64_t i) {
     return grad != nullptr ? load(grad + i) : load_bf16(rounded + i);
@@ -200,9 +209,9 @@ Sums adamw(const Team& team, const AdamW& a, const float* grad, const uint16_t* 
     const std::unique_ptr<Sums[]> sums(new Sums[parts]);
     const Floats rate = all(a.lr / a.correction1), root = all(1.0f / std::sqrt(a.correction2));
     for_each_part(team, parts, [&](int part) {
-        uint64_t before = 0, after = 0;
+        Words before, after;
         for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
-            before += words_of(weight + i) + words_of(first + i) + words_of(second + i);
+            for (const float* values : {weight, first, second}) before.add(values + i);
             const Floats g = mul(gradient_at(grad, rounded, i), all(a.grad_scale));
             const Floats m = fma(sub(g, load(first + i)), all(1.0f - a.beta1), load(first + i));
             const Floats v = fma(mul(g, g), all(1.0f - a.beta2), mul(load(second + i), all(a.beta2)));
@@ -212,9 +221,9 @@ Sums adamw(const Team& team, const AdamW& a, const float* grad, const uint16_t* 
             store(second + i, v);
             store(weight + i, w);
             if (copy != nullptr) store_bf16_exactly(copy + i, w);
-            after += words_of(weight + i) + words_of(first + i) + words_of(second + i);
+            for (const float* values : {weight, first, second}) after.add(values + i);
         }
-        sums[part] = {before, after};
+        sums[part] = {before.sum(), after.sum()};
     });
     Sums total{0, 0};
     for (int part = 0; part < parts; ++part) {
