@@ -43,6 +43,17 @@ def test_agrees_with_float64(
     assert (out[:, columns:] == 7.0).all(), "written beyond the end of its rows"
 
 
+@pytest.mark.parametrize("turned", [(False, True), (True, False)])
+def test_large_results_agree_with_float64_too(native: TrainingKernels, turned: tuple[bool, bool]) -> None:
+    """More than the caches hold, in lines of them, and edges that are none."""
+    left, right = _random(1100, 40, 1, turned[0]), _random(40, 1020, 2, turned[1])
+    out = torch.full((1100, 1056), 7.0, dtype=torch.bfloat16)
+    native.product(left, right, out[:, :1020])
+    exact = left.double() @ right.double()
+    assert ((out[:, :1020].double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+    assert (out[:, 1020:] == 7.0).all(), "written beyond the end of its rows"
+
+
 def test_is_the_same_with_any_number_of_threads(native: TrainingKernels) -> None:
     left, right = _random(300, 3000, 1), _random(3000, 260, 2, turned=True)
     found = []
