@@ -216,7 +216,7 @@ def rotate(groups: Tensor) -> Tensor:
 
 def _mix(groups: Tensor) -> Tensor:
     """Of three or four blocks of a group what twice their mean leaves of each; of two, sum and difference over √2."""
-    blocks = groups.unflatten(-1, (-1, INT8_BLOCK)).unbind(-2)
+    blocks = groups.reshape(*groups.shape[:-1], -1, INT8_BLOCK).unbind(-2)
     if len(blocks) == 1:
         return groups
     if len(blocks) == 2:
