@@ -75,9 +75,10 @@ def cheap_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where a step's time is that of reading the weights."""
 
     def observe(self: Pace, *_: object) -> None:
-        self._step_s, self.token_s = {1: 1.0}, 0.001
+        self.token_s = 0.001
 
     monkeypatch.setattr(Pace, "observe", observe)
+    monkeypatch.setattr(Pace, "step_s", lambda self, generating: 1.0)
     monkeypatch.setattr(Pace, "looks", lambda self, generating: False)
 
 
