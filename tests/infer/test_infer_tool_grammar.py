@@ -192,7 +192,8 @@ def test_speculation_changes_no_call(
     model = tiny_model(vocab_size=tokenizer.vocab_size)
     # As where drafts cost nothing, so that there are as many as may be.
     monkeypatch.setattr(Pace, "looks", lambda self, generating: False)
-    monkeypatch.setattr(Pace, "observe", lambda self, *_: vars(self).update(_step_s={1: 1.0}, token_s=0.001))
+    monkeypatch.setattr(Pace, "observe", lambda self, *_: vars(self).update(token_s=0.001))
+    monkeypatch.setattr(Pace, "step_s", lambda self, generating: 1.0)
     grammar = tool_grammar(HERMES, FUNCTIONS, ControlTokens.of(tokenizer), required=required, parallel=True)
     ids = tokenizer.encode((TWO["hermes"] + "\n") * 2)
     requests = [
