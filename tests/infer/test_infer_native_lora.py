@@ -87,6 +87,40 @@ def test_who_else_is_in_the_batch_changes_no_bit(weights: str) -> None:
     assert torch.equal(runner.logits(last)[0], mixed[1][-1])
 
 
+@pytest.mark.parametrize("adapters", [[-1, -1, -1], [-1, 1, 0]], ids=["no adapters", "adapters"])
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_tokens_that_threads_take_in_blocks_get_the_bits_of_tokens_that_go_together(
+    weights: str, adapters: list[int]
+) -> None:
+    """So many tokens that each thread has whole blocks, of texts that end and begin in them; and a few at a time."""
+    model, counts, blocks = tiny_model(), [301, 90, 410], 13
+    tokens = [torch.randint(300, (n,), generator=torch.Generator().manual_seed(n)).numpy() for n in counts]
+    tables = ids(range(3 * blocks)).reshape(3, blocks)
+
+    def runner_of(threads: int) -> NativeRunner:
+        runner = NativeRunner(model, tables.size, weights=weights, kv="int8", threads=threads)
+        runner.load_adapter(0, random_adapter(model, 4, 1))
+        runner.load_adapter(1, random_adapter(model, 7, 2))
+        return runner
+
+    few, apart = runner_of(1), []
+    for text, count in enumerate(counts):
+        for begin in range(0, count, 60):
+            part = ids(tokens[text][begin : begin + 60])
+            batch = Batch(
+                part, ids([len(part)]), ids([begin]), tables[text : text + 1], ids(range(len(part))), ids([-1])
+            )
+            apart.append(few.logits(replace(batch, adapters=ids([adapters[text]]))))
+    exact = torch.cat(apart)
+    together = Batch(
+        ids([*tokens[0], *tokens[1], *tokens[2]]), ids(counts), ids([0, 0, 0]), tables, ids(range(801)), ids(adapters)
+    )
+    for threads in (1, 2, 3):
+        runner = runner_of(threads)
+        assert torch.equal(runner.logits(together), exact)
+        assert torch.equal(runner.logits(replace(together, rows=ids([300, 390, 800]))), exact[[300, 390, 800]])
+
+
 def test_an_adapter_is_replaced_and_dropped() -> None:
     model = tiny_model()
     runner = NativeRunner(model, 20, weights="fp32", kv="fp32")

@@ -1,7 +1,9 @@
-// The forward pass of a batch, as one job that all threads run together: the layers as phases with barriers between.
+// The forward pass of a batch, as one job that all threads run together.
 //
-// Products are cut by panels of their weights, everything of a single token by tokens, attention by units of work that
-// threads draw as they become free. Nothing here depends on how the work was cut.
+// A few tokens go through the layers together, in phases with barriers between: products are cut by panels of their
+// weights, everything of a single token by tokens. Of many, a thread takes a block at a time from one layer's attention to
+// the next one's, alone, so that what it writes is still in its cache when it reads it. Attention is cut by units of work;
+// they and blocks are drawn by threads as they become free. Nothing here depends on how the work was cut.
 #pragma once
 
 #include "attention.h"
@@ -22,24 +24,27 @@ Range share(int count, int thread, int threads) {
             static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)};
 }
 
-// The tokens that a layer goes on with after its attention: all of them, or in the last layer those that results are
-// wanted of. Row i of `x`, and of all that is computed from it, is that of token of[i]; null means token i.
+// Tokens that go on together: all of them, a block, or after the last attention those that results are wanted of. Row i
+// of `x`, and of all that is computed from it, is that of token of[i]; without `of`, of token first + i.
 struct Rows {
-    int count;
+    int first, count;
     float* x;
     const int32_t* of;
 
-    int token(int row) const { return of == nullptr ? row : of[row]; }
+    int token(int row) const { return of == nullptr ? first + row : of[row]; }
 };
 
+// What one thread does. Scratch memory of the step is for the rows that go on together.
 struct Pass {
     const Step& step;
-    const int thread, threads;
+    const int thread, threads;  // of those that share rows
 
-    void wait() const { step.threads->barrier(); }
+    void wait() const {
+        if (threads > 1) step.threads->barrier();
+    }
     Range mine(int count) const { return share(count, thread, threads); }
     float* at(const Rows& rows, int row) const { return rows.x + static_cast<size_t>(row) * step.shape.hidden; }
-    Rows all_rows() const { return {step.tokens, step.x, nullptr}; }
+    Rows all_rows() const { return {0, step.tokens, step.x, nullptr}; }
 
     // The residual stream of the tokens that results are wanted of.
     Rows wanted_rows() const {
@@ -48,7 +53,7 @@ struct Pass {
         for (int row = mine.begin; row < mine.end; ++row) {
             std::memcpy(step.last_x + row * hidden, step.x + step.wanted[row] * hidden, hidden * sizeof(float));
         }
-        return {step.rows, step.last_x, step.wanted};
+        return {0, step.rows, step.last_x, step.wanted};
     }
 
     void embed() const {
@@ -142,16 +147,16 @@ struct Pass {
         }
     }
 
-    // Norms and rotations of queries and keys; keys and values into the cache. A block is filled by one thread.
+    // Norms and rotations of queries and keys; keys and values into the cache. A block of it is filled by one thread.
     template <class Kv>
-    void keep(const Layer& layer, int index, float* head_row) const {
+    void keep(const Rows& rows, Range pieces, const Layer& layer, int index, float* head_row) const {
         const Shape& shape = step.shape;
         const int width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, group = shape.heads / shape.kv_heads;
         const int half = shape.head_dim / 2, dim = step.kv.dim;
         const float scale = kLog2E / __builtin_sqrtf(static_cast<float>(shape.head_dim));
         std::memset(head_row, 0, dim * sizeof(float));
-        const Range pieces = mine(step.pieces);
-        for (int p = pieces.begin; p < pieces.end; ++p) {
+        const Range mine = this->mine(pieces.end - pieces.begin);
+        for (int p = pieces.begin + mine.begin; p < pieces.begin + mine.end; ++p) {
             const Piece& piece = step.piece_list[p];
             const int32_t block =
                 step.tables[static_cast<size_t>(piece.sequence) * step.most_blocks + piece.position / kBlockTokens];
@@ -161,9 +166,9 @@ struct Pass {
             if (slot == 0) std::memset(heads, 0, step.kv.layer_bytes);
             for (int i = 0; i < piece.count; ++i) {
                 const int token = piece.token + i;
-                float* projected = step.qkv + static_cast<size_t>(token) * width;
+                float* projected = step.qkv + static_cast<size_t>(token - rows.first) * width;
                 const float* row = projected;
-                const float* normed = normed_row(token, nullptr);
+                const float* normed = normed_row(token - rows.first, nullptr);
                 const int queries = shape.heads * shape.head_dim, keys = shape.kv_heads * shape.head_dim;
                 adapt(token, index, q_proj, normed, shape.hidden, projected, queries);
                 adapt(token, index, k_proj, normed, shape.hidden, projected + queries, keys);
@@ -195,15 +200,24 @@ struct Pass {
         }
     }
 
-    void join_mine(const Plan& plan) const {
-        const Range tokens = mine(step.tokens);
-        for (int token = tokens.begin; token < tokens.end; ++token) join_token(step, plan, token);
-    }
-
-    // From what attention gave to the residual stream after the layer, adapters of its last product left out.
-    void feed_forward(const Rows& rows, int index, float* scratch) const {
+    // From the residual stream to queries, keys and values.
+    template <class Kv>
+    void open_layer(const Rows& rows, Range pieces, int index, float* scratch) const {
         const Shape& shape = step.shape;
         const Layer& layer = step.layers[index];
+        const size_t width = static_cast<size_t>(shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+        prepare_normed(rows, layer.qkv, layer.attention_norm.as<float>(), scratch);
+        wait();
+        product(layer.qkv, rows.count, step.qkv, width, Epilogue::store);
+        wait();
+        keep<Kv>(rows, pieces, layer, index, scratch);
+    }
+
+    // From what attention gave to the residual stream after the layer.
+    void close_layer(const Rows& rows, int index, float* scratch) const {
+        const Shape& shape = step.shape;
+        const Layer& layer = step.layers[index];
+        join_tokens(rows, step.plans[step.layer_plan[index]]);
         prepare_attended(rows, layer.output);
         wait();
         product(layer.output, rows.count, rows.x, shape.hidden, Epilogue::add);
@@ -223,39 +237,64 @@ struct Pass {
         wait();
         product(layer.down, rows.count, rows.x, shape.hidden, Epilogue::add);
         wait();
+        adapt_down(rows, index);
+    }
+
+    void join_tokens(const Rows& rows, const Plan& plan) const {
+        const Range mine = this->mine(rows.count);
+        for (int row = mine.begin; row < mine.end; ++row) join_token(step, plan, rows.token(row));
+    }
+
+    // One thread's blocks: closes the layer before this one and opens it.
+    template <class Kv>
+    void pass_blocks(int index, float* scratch) const {
+        const Shape& shape = step.shape;
+        const Step own = with_own_scratch();
+        const Pass alone{own, 0, 1};
+        for (int i = step.block_tickets[index].draw(); i < step.blocks; i = step.block_tickets[index].draw()) {
+            const Block& block = step.block_list[i];
+            const Rows rows{block.token, block.count, step.x + static_cast<size_t>(block.token) * shape.hidden, nullptr};
+            if (index > 0) alone.close_layer(rows, index - 1, scratch);
+            alone.open_layer<Kv>(rows, {block.first_piece, block.end_piece}, index, scratch);
+        }
+    }
+
+    // The step with this thread's part of the scratch memory for rows.
+    Step with_own_scratch() const {
+        const Shape& shape = step.shape;
+        const size_t first = static_cast<size_t>(thread) * step.block_rows;
+        Step own = step;
+        own.qkv += first * (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+        own.middle += first * shape.intermediate;
+        own.prepared += first * step.prepared_bytes;
+        if (step.adapted) {
+            own.normed += first * shape.hidden;
+            own.gate_up += first * 2 * shape.intermediate;
+        }
+        return own;
     }
 
     template <class Kv>
     void run() const {
-        const Shape& shape = step.shape;
-        const size_t width = static_cast<size_t>(shape.heads + 2 * shape.kv_heads) * shape.head_dim;
         uint8_t* work = step.work + thread * step.work_bytes;
         float* scratch = reinterpret_cast<float*>(work);
-        Rows rows = all_rows();
         embed();
-        for (int index = 0; index < shape.layers; ++index) {
-            const Layer& layer = step.layers[index];
-            const Plan& plan = step.plans[step.layer_plan[index]];
-            const bool last = index == shape.layers - 1;
-            if (index > 0) adapt_down(rows, index - 1);
-            prepare_normed(rows, layer.qkv, layer.attention_norm.as<float>(), scratch);
-            wait();
-            product(layer.qkv, step.tokens, step.qkv, width, Epilogue::store);
-            wait();
-            keep<Kv>(layer, index, scratch);
-            // What follows in the last layer is for nothing but the results.
-            if (last && step.rows == 0) return;
-            wait();
-            attend_all<Kv>(plan, index, work);
-            wait();
-            join_mine(plan);
-            if (last && step.last_x != nullptr) {
-                rows = wanted_rows();
-                wait();
+        for (int index = 0; index < step.shape.layers; ++index) {
+            if (step.blocks > 0) {
+                if (index == 0) wait();
+                pass_blocks<Kv>(index, scratch);
+            } else {
+                if (index > 0) close_layer(all_rows(), index - 1, scratch);
+                open_layer<Kv>(all_rows(), {0, step.pieces}, index, scratch);
             }
-            feed_forward(rows, index, scratch);
+            // What follows in the last layer is for nothing but the results.
+            if (index == step.shape.layers - 1 && step.rows == 0) return;
+            wait();
+            attend_all<Kv>(step.plans[step.layer_plan[index]], index, work);
+            wait();
         }
-        adapt_down(rows, shape.layers - 1);
+        const Rows rows = step.last_x == nullptr ? all_rows() : wanted_rows();
+        close_layer(rows, step.shape.layers - 1, scratch);
         finish_rows(rows, scratch);
     }
 

@@ -210,7 +210,7 @@ constexpr int kInt8Rows = 14;
 // matrix unit is at the next one.
 template <int R>
 __attribute__((noinline)) void multiply_int8_tile(const Int8Piece& piece, const uint8_t* x, size_t stride,
-                                                  const uint8_t* scales, bool first, Sums* sums) {
+                                                  const uint8_t* scales, bool first, AheadOfTiles ahead, Sums* sums) {
     alignas(64) int32_t whole[2][R][kPanel];
     Floats total[R][2];
 #pragma GCC unroll 16
@@ -222,6 +222,7 @@ __attribute__((noinline)) void multiply_int8_tile(const Int8Piece& piece, const 
         _tile_zero(0);
         _tile_zero(1);
         for (int block = g * piece.blocks; block < (g + 1) * piece.blocks; ++block) {
+            ahead.fetch();
             _tile_loadd(4, x + block * kInt8Block, stride);
             _tile_loadd(6, piece.weights[block], 128);
             _tile_dpbssd(0, 4, 6);
@@ -251,11 +252,11 @@ __attribute__((noinline)) void multiply_int8_tile(const Int8Piece& piece, const 
 
 template <int R = kInt8Rows>
 LIUYI_INLINE void multiply_int8_tokens(int count, const Int8Piece& piece, const uint8_t* x, size_t stride,
-                                       const uint8_t* scales, bool first, Sums* sums) {
+                                       const uint8_t* scales, bool first, AheadOfTiles ahead, Sums* sums) {
     if constexpr (R > 1) {
-        if (count < R) return multiply_int8_tokens<R - 1>(count, piece, x, stride, scales, first, sums);
+        if (count < R) return multiply_int8_tokens<R - 1>(count, piece, x, stride, scales, first, ahead, sums);
     }
-    multiply_int8_tile<R>(piece, x, stride, scales, first, sums);
+    multiply_int8_tile<R>(piece, x, stride, scales, first, ahead, sums);
 }
 
 inline void multiply_int8_tiles(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
@@ -275,11 +276,9 @@ inline void multiply_int8_tiles(const Linear& w, const uint8_t* x, int tokens, R
             for (int tile = 0, token = 0; tile < tiles; ++tile, token += kInt8Rows) {
                 const int left = tokens - token, rows = left < kInt8Rows ? left : kInt8Rows;
                 const uint8_t* from = x + token * w.prepared_bytes;
-                AheadOfTiles ahead(w, part, tile, tiles);
-                for (int block = 0; block < count * piece.blocks; ++block) ahead.fetch();
                 registers.set_rows(rows, rows);
                 multiply_int8_tokens(rows, piece, from + first * w.group, w.prepared_bytes, from + w.depth + 4 * first,
-                                     i == 0, sums + token);
+                                     i == 0, AheadOfTiles(w, part, tile, tiles), sums + token);
                 if (i + 1 < pieces) continue;
                 for (int r = 0; r < rows; ++r) finish_row(w, panel, sums[token + r], y + (token + r) * stride, epilogue);
             }

@@ -11,6 +11,10 @@ namespace {
 constexpr int kMostHeadDim = 256;
 constexpr int kMostAdapters = 1024;
 
+// Tokens of a block. Fewer for each thread than the least are no slower together; more than the most leave its cache.
+constexpr int kLeastBlockRows = 192;
+constexpr int kMostBlockRows = 256;
+
 [[noreturn]] void refuse(const std::string& why) { throw Invalid(why); }
 
 void require(bool holds, const char* why) {
@@ -52,7 +56,7 @@ Model::Model(const Shape& shape, const int32_t* windows, KvFormat kv, int blocks
       process_(getpid()),
       threads_(std::clamp(threads, 1, 256)),
       layers_(shape.layers),
-      tickets_(shape.layers) {
+      tickets_(2 * shape.layers) {
     require(blocks > 0, "the cache needs at least one block");
     require(set != InstructionSet::none, "this processor lacks AVX2");
     for (int i = 0; i < shape.layers; ++i) {
@@ -243,27 +247,34 @@ void Model::check(const BatchView& batch) const {
     }
 }
 
+int Model::block_count(int tokens) const {
+    const int threads = threads_.count(), each = (tokens + threads - 1) / threads;
+    if (each < kLeastBlockRows) return 0;
+    const Layer& layer = layers_.front();
+    size_t weights = 0;
+    for (const Linear* linear : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) {
+        weights += linear->panel_bytes * linear->panels;
+    }
+    const size_t row = sizeof(float) * (layer.qkv.rows + 2 * shape_.hidden + shape_.intermediate);
+    if (weights > row * tokens) return 0;
+    return threads * ((each + kMostBlockRows - 1) / kMostBlockRows);
+}
+
 void Model::reserve(const Step& step, size_t partial_rows) {
     const auto floats = [](size_t rows, size_t columns) { return (rows * columns + 64) * sizeof(float); };
-    const size_t tokens = step.tokens;
-    x_.grow(floats(tokens, shape_.hidden));
+    const size_t all = step.tokens, tokens = std::max(all, static_cast<size_t>(step.block_rows) * threads_.count());
+    x_.grow(floats(all, shape_.hidden));
     if (step.rows < step.tokens) last_x_.grow(floats(step.rows, shape_.hidden));
     qkv_.grow(floats(tokens, (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim));
-    attended_.grow(floats(tokens, shape_.heads * shape_.head_dim));
+    attended_.grow(floats(all, shape_.heads * shape_.head_dim));
     middle_.grow(floats(tokens, shape_.intermediate));
     if (step.adapted) {
         normed_.grow(floats(tokens, shape_.hidden));
         gate_up_.grow(floats(tokens, 2 * static_cast<size_t>(shape_.intermediate)));
     }
     partials_.grow(floats(partial_rows, partial_floats(kv_.dim)));
-    size_t prepared = head_.prepared_bytes * step.rows;
-    for (const Layer& each : layers_) {
-        for (const Linear* linear : {&each.qkv, &each.output, &each.gate_up, &each.down}) {
-            prepared = std::max(prepared, linear->prepared_bytes * tokens);
-        }
-    }
-    prepared_.grow(prepared + 64);
-    queries_.grow((tokens * shape_.heads + kMostKernelRows) * kv_.query_bytes);
+    prepared_.grow(std::max(head_.prepared_bytes * step.rows, step.prepared_bytes * tokens) + 64);
+    queries_.grow((all * shape_.heads + kMostKernelRows) * kv_.query_bytes);
     work_.grow(work_bytes(shape_, kv_.dim) * threads_.count());
 }
 
@@ -271,6 +282,7 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     check_complete();
     check(batch);
     placement_.build(batch);
+    placement_.cut(batch.tokens, block_count(batch.tokens));
     size_t partial_rows = 0;
     std::vector<Plan> views;
     for (size_t i = 0; i < plans_.size(); ++i) {
@@ -303,11 +315,20 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     step.positions = placement_.positions.data();
     step.pieces = static_cast<int>(placement_.pieces.size());
     step.piece_list = placement_.pieces.data();
+    step.blocks = static_cast<int>(placement_.blocks.size());
+    step.block_rows = placement_.block_rows;
+    step.block_list = placement_.blocks.data();
     step.plans = views.data();
     step.layer_plan = layer_plan_.data();
     step.tickets = tickets_.data();
+    step.block_tickets = tickets_.data() + shape_.layers;
     step.adapted = find_adapters(batch);
     step.adapters = token_adapters_.data();
+    for (const Layer& each : layers_) {
+        for (const Linear* linear : {&each.qkv, &each.output, &each.gate_up, &each.down}) {
+            step.prepared_bytes = std::max(step.prepared_bytes, linear->prepared_bytes);
+        }
+    }
     reserve(step, partial_rows);
     step.normed = normed_.as<float>();
     step.gate_up = gate_up_.as<float>();

@@ -51,6 +51,9 @@ class Model {
     Linear& matrix(Matrix which, int layer);
     void check_complete() const;
     void check(const BatchView& batch) const;
+    // Into how many blocks tokens are cut. 0, for all of them together, where they are few, or where the weights, which
+    // each thread then reads alone, are more than what stays in its cache for that.
+    int block_count(int tokens) const;
     void reserve(const Step& step, size_t partial_rows);
     bool find_adapters(const BatchView& batch);
     Layer& layer(int index);

@@ -74,4 +74,19 @@ void Placement::build(const BatchView& batch) {
     }
 }
 
+void Placement::cut(int tokens, int count) {
+    blocks.clear();
+    block_rows = 0;
+    const int all = static_cast<int>(pieces.size());
+    for (int i = 0, token = 0, piece = 0; i < count && piece < all; ++i) {
+        Block block{token, 0, piece, piece};
+        const int end = static_cast<int>(int64_t{tokens} * (i + 1) / count);
+        while (piece < all && token < end) token += pieces[piece++].count;
+        block.count = token - block.token;
+        block.end_piece = piece;
+        if (block.count > 0) blocks.push_back(block);
+        block_rows = std::max(block_rows, block.count);
+    }
+}
+
 }  // namespace liuyi

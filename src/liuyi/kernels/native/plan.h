@@ -37,8 +37,12 @@ struct AttentionPlan {
 struct Placement {
     std::vector<int> positions;
     std::vector<Piece> pieces;
+    std::vector<Block> blocks;
+    int block_rows = 0;  // the most tokens of a block
 
     void build(const BatchView& batch);
+    // Cut the tokens into so many blocks, of about the same number.
+    void cut(int tokens, int count);
 };
 
 }  // namespace liuyi

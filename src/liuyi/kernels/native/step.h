@@ -65,6 +65,11 @@ struct Piece {
     int token, count, sequence, position;
 };
 
+// Tokens that go from one layer's attention to the next one's together, and the pieces that they are.
+struct Block {
+    int token, count, first_piece, end_piece;
+};
+
 // Some tokens of a sequence, and which spans of keys they see.
 struct Tile {
     int sequence, token, count;
@@ -107,9 +112,11 @@ struct Step {
     const float *cosines, *sines;  // [positions, head_dim / 2], or [tokens, head_dim / 2]
     bool angles_by_token;
     const Piece* piece_list;
+    int blocks, block_rows;  // how many blocks and the most tokens of one; 0 where all tokens go together
+    const Block* block_list;
     const Plan* plans;     // one for each window there is
     const int* layer_plan;  // [layers]
-    Tickets* tickets;      // [layers], reset
+    Tickets *tickets, *block_tickets;  // [layers], reset
 
     // Of each token [tokens], or null: its adapter's additions, [layers].
     const LowRanks* const* adapters;
@@ -120,7 +127,8 @@ struct Step {
     float *x, *qkv, *attended, *middle, *partials;
     float* last_x;  // [rows, hidden]: x in the last layer, where fewer rows than tokens are wanted; else null
     uint8_t *prepared, *queries, *work;
-    size_t work_bytes;  // of each thread
+    size_t work_bytes;      // of each thread
+    size_t prepared_bytes;  // the most that a row of a layer's products needs
 
     bool want_hidden;
     float* result;  // [rows, vocab], or [rows, hidden] if the hidden states are wanted
