@@ -179,7 +179,7 @@ void pack_row(const Linear& w, const Place& place, int lane, uint8_t* panel, flo
         if (w.format == Format::int8) {
             float rotated[kMostInt8Group];
             int8_t q[kMostInt8Group];
-            rotate_group(row + start, w.group, w.group, rotated);
+            rotate_whole_group(row + start, w.group, rotated);
             const uint16_t scale = quantize_int8(rotated, w.group, q);
             write_int8(w, g, lane, q, scale, panel);
         } else {
@@ -237,7 +237,7 @@ void linear_unpack(const Linear& w, int row, float* out) {
     for (int start = 0; start < w.columns; start += w.group) {
         float group[kMostInt8Group];
         for (int k = 0; k < w.group; ++k) group[k] = weight_at(w, from, lane, start + k);
-        rotate_group(group, w.group, w.group, group);
+        rotate_whole_group(group, w.group, group);
         const int left = w.columns - start;
         std::memcpy(out + start, group, sizeof(float) * (left < w.group ? left : w.group));
     }

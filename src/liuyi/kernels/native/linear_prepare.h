@@ -18,13 +18,6 @@
 namespace liuyi {
 namespace LIUYI_ISA {
 
-// columns first..first+kWidth of x, with zeros beyond `columns`.
-LIUYI_INLINE Floats load_columns(const float* x, int first, int columns) {
-    const int left = columns - first;
-    if (left >= kWidth) return load(x + first);
-    return left > 0 ? load_first(x + first, left) : zero();
-}
-
 LIUYI_INLINE void prepare_f32(const Linear& w, const float* x, float* out) {
     std::memcpy(out, x, sizeof(float) * w.columns);
     std::fill(out + w.columns, out + w.depth, 0.0f);
@@ -35,33 +28,55 @@ LIUYI_INLINE void prepare_bf16(const Linear& w, const float* x, uint16_t* out) {
     for (int k = w.columns; k < w.depth; ++k) out[k] = 0;
 }
 
-// One group to int8: returns its scale, the largest magnitude / 127, and the sum of the numbers.
-LIUYI_INLINE float quantize_group(const float* x, int columns, int group, int8_t* out, int32_t& total) {
-    Floats peak = zero();
-    for (int k = 0; k < group; k += kWidth) peak = max(peak, abs(load_columns(x, k, columns)));
-    const float highest = largest(peak);
+// One group to int8: returns its scale, the largest magnitude / 127, and the sum of the numbers. Neither depends on the
+// order of the columns, so four of each are on their way at once.
+template <int group>
+LIUYI_INLINE float quantize_group(const float* x, int8_t* out, int32_t& total) {
+    constexpr int vectors = group / kWidth, chains = vectors < 4 ? vectors : 4;
+    Floats peaks[chains];
+    Ints sums[chains];
+    LIUYI_UNROLL
+    for (int i = 0; i < chains; ++i) peaks[i] = zero(), sums[i] = all(0);
+#pragma GCC unroll 32
+    for (int i = 0; i < vectors; ++i) peaks[i % chains] = max(peaks[i % chains], abs(load(x + i * kWidth)));
+    LIUYI_UNROLL
+    for (int i = 1; i < chains; ++i) peaks[0] = max(peaks[0], peaks[i]);
+    const float highest = largest(peaks[0]);
     const Floats inverse = all(highest > 1e-30f ? 127.0f / highest : 0.0f);
-    Ints sums = all(0);
-    for (int k = 0; k < group; k += kWidth) {
-        const Ints numbers = to_ints(mul(load_columns(x, k, columns), inverse));
-        store_bytes(out + k, numbers);
-        sums = add(sums, numbers);
+#pragma GCC unroll 32
+    for (int i = 0; i < vectors; ++i) {
+        const Ints numbers = to_ints(mul(load(x + i * kWidth), inverse));
+        store_bytes(out + i * kWidth, numbers);
+        sums[i % chains] = add(sums[i % chains], numbers);
     }
-    total = sum(sums);
+    LIUYI_UNROLL
+    for (int i = 1; i < chains; ++i) sums[0] = add(sums[0], sums[i]);
+    total = sum(sums[0]);
     return highest / 127.0f;
 }
 
-LIUYI_INLINE void prepare_int8(const Linear& w, const float* x, uint8_t* out) {
-    const int groups = w.depth / w.group;
+template <int blocks>
+LIUYI_INLINE void prepare_int8_groups(const Linear& w, const float* x, uint8_t* out) {
+    constexpr int group = blocks * kInt8Block;
+    const int groups = w.depth / group;
     float* scales = reinterpret_cast<float*>(out + w.depth);
     int32_t* starts = reinterpret_cast<int32_t*>(scales + groups);
-    alignas(64) float rotated[kMostInt8Group];
+    alignas(64) float rotated[group];
     for (int g = 0; g < groups; ++g) {
-        const int start = g * w.group, left = w.columns - start;
-        rotate_group(x + start, left < w.group ? left : w.group, w.group, rotated);
+        const int start = g * group, left = w.columns - start;
+        rotate_group<blocks>(x + start, left < group ? left : group, rotated);
         int32_t total;
-        scales[g] = quantize_group(rotated, w.group, w.group, reinterpret_cast<int8_t*>(out) + start, total);
+        scales[g] = quantize_group<group>(rotated, reinterpret_cast<int8_t*>(out) + start, total);
         starts[g] = kWeightOffset * total;
+    }
+}
+
+LIUYI_INLINE void prepare_int8(const Linear& w, const float* x, uint8_t* out) {
+    switch (w.group / kInt8Block) {
+        case 1: return prepare_int8_groups<1>(w, x, out);
+        case 2: return prepare_int8_groups<2>(w, x, out);
+        case 3: return prepare_int8_groups<3>(w, x, out);
+        default: return prepare_int8_groups<4>(w, x, out);
     }
 }
 
@@ -69,10 +84,15 @@ LIUYI_INLINE void prepare_int4(const Linear& w, const float* x, uint8_t* out) {
     const int groups = w.depth / kInt4Group;
     float* scales = reinterpret_cast<float*>(out + w.depth);
     for (int g = 0; g < groups; ++g) {
+        const int start = g * kInt4Group, left = w.columns - start;
+        const float* from = x + start;
+        float filled[kInt4Group] = {};
+        if (left < kInt4Group) {
+            std::memcpy(filled, from, sizeof(float) * static_cast<size_t>(left));
+            from = filled;
+        }
         int32_t total;
-        int8_t* numbers = reinterpret_cast<int8_t*>(out) + g * kInt4Group;
-        const int left = w.columns - g * kInt4Group;
-        scales[g] = quantize_group(x + g * kInt4Group, left < kInt4Group ? left : kInt4Group, kInt4Group, numbers, total);
+        scales[g] = quantize_group<kInt4Group>(from, reinterpret_cast<int8_t*>(out) + start, total);
         scales[groups + g] = scales[g] * static_cast<float>(total);
     }
 }

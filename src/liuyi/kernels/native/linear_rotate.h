@@ -139,22 +139,31 @@ LIUYI_INLINE void mix_blocks(const float* x, float* out) {
     }
 }
 
-// A group of 64 to 256 columns, the first `count` of which exist and the rest are zero, into out[group].
-LIUYI_INLINE void rotate_group(const float* x, int count, int group, float* out) {
+// A group of so many blocks, the first `count` columns of which exist and the rest are zero.
+template <int blocks>
+LIUYI_INLINE void rotate_group(const float* x, int count, float* out) {
+    constexpr int group = blocks * kRotated;
     if (count < group) {
         std::memcpy(out, x, sizeof(float) * static_cast<size_t>(count));
         std::memset(out + count, 0, sizeof(float) * static_cast<size_t>(group - count));
         x = out;
     }
-    switch (group / kRotated) {
-        case 1: return rotate_block(x, out);
-        case 2: mix_blocks<2>(x, out); break;
-        case 3: mix_blocks<3>(x, out); break;
-        default: mix_blocks<4>(x, out); break;
+    if constexpr (blocks > 1) {
+        mix_blocks<blocks>(x, out);
+        x = out;
     }
-    int done = 0;
-    for (; done + 2 * kRotated <= group; done += 2 * kRotated) rotate_two_blocks(out + done);
-    if (done < group) rotate_block(out + done, out + done);
+    for (int b = 0; b + 1 < blocks; b += 2) rotate_two_blocks(out + b * kRotated);
+    if (blocks % 2 == 1) rotate_block(x + (blocks - 1) * kRotated, out + (blocks - 1) * kRotated);
+}
+
+// The same for a whole group whose size is known only here, in place or not.
+inline void rotate_whole_group(const float* x, int group, float* out) {
+    switch (group / kRotated) {
+        case 1: return rotate_group<1>(x, group, out);
+        case 2: return rotate_group<2>(x, group, out);
+        case 3: return rotate_group<3>(x, group, out);
+        default: return rotate_group<4>(x, group, out);
+    }
 }
 
 }  // namespace LIUYI_ISA
