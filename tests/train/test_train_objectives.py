@@ -29,7 +29,9 @@ def pairs() -> PairRows:
         return Example(rng.integers(1, VOCAB, size), np.arange(size) >= 2)
 
     made = [Pair(str(number), answer(), answer(), margin=0.5) for number in range(8)]
-    return PairRows(made, seq_len=32, pad_id=0, reference=torch.from_numpy(-20 * rng.random((8, 2), dtype=np.float32)))
+    rows = PairRows(made, seq_len=32, pad_id=0)
+    rows.reference = torch.from_numpy(-20 * rng.random((8, 2), dtype=np.float32))
+    return rows
 
 
 def gradient(what: str, layout: Layout) -> tuple[dict[str, np.ndarray], float, float]:
