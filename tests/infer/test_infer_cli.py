@@ -225,6 +225,15 @@ class TestServe:
             assert result.exit_code == 1
             assert said in result.stderr
             assert "Traceback" not in result.stderr + caplog.text
+            assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+    def test_a_keys_file_that_is_not_there_is_named(self, home: Home, folder: Path, tmp_path: Path) -> None:
+        missing = tmp_path / "no keys.yaml"
+        result = run(home, "serve", str(folder), "--port", "0", "--keys-file", str(missing))
+        assert result.exit_code == 1
+        said = "".join(result.stderr.split())
+        assert "nofilewithAPIkeys" in said
+        assert "".join(f"liuyi keys create NAME --keys-file '{missing}'".split()) in said
 
 
 def liuyi(home: Home, *args: str, **options: Any) -> subprocess.Popen[str]:

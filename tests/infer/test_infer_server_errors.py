@@ -145,9 +145,14 @@ class TestErrors:
         assert response.status_code == 413
 
     def test_paths_and_methods_that_are_not_there(self, live: LiveServer) -> None:
-        for response in (httpx.get(f"{live.url}/v1/nothing"), httpx.get(f"{live.url}/v1/chat/completions")):
-            assert response.status_code in (404, 405)
-            assert response.json()["error"]["message"]
+        missing = httpx.get(f"{live.url}/v1/nothing")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["message"] == "there is no GET /v1/nothing"
+        for path in ("/v1/chat/completions", "/tokenize"):
+            wrong = httpx.get(live.url + path)
+            assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+            error = {"type": "invalid_request_error", "param": None, "code": "method_not_allowed"}
+            assert wrong.json()["error"] == error | {"message": f"{path} takes POST, not GET"}
         without = httpx.post(f"{live.url}/chat/completions", json={}).json()["error"]["message"]
         assert without.startswith("there is no POST /chat/completions; did you mean /v1/chat/completions?")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,9 @@ def command(
     from liuyi.infer.server.keys import KeyFile, KeyRing
 
     given = [key.strip() for key in os.environ.get(api_key_env, "").split(",") if key.strip()]
+    if keys_file is not None and not keys_file.exists():
+        hint = f"make a key with: liuyi keys create NAME --keys-file {shlex.quote(str(keys_file))}"
+        raise LiuyiError("there is no file with API keys", where=str(keys_file), hint=hint)
     keys = KeyRing(given, KeyFile(keys_file) if keys_file is not None else None)
     require_keys_beyond_loopback(host, keys, api_key_env)
     place = home(ctx)

@@ -113,6 +113,10 @@ def install(app: FastAPI) -> None:
             known = any(getattr(route, "path", "") == f"/v1{path}" for route in request.app.routes)
             meant = f"; did you mean /v1{path}? a client's base URL ends in /v1" if known else ""
             return error_response(404, f"there is no {request.method} {path}{meant}")
+        if error.status_code == 405:
+            taken = (error.headers or {}).get("Allow", "another method")
+            message = f"{request.url.path[:200]} takes {taken}, not {request.method}"
+            return error_response(405, message, code="method_not_allowed", headers=error.headers)
         return error_response(error.status_code, str(error.detail), headers=error.headers)
 
     app.add_exception_handler(LiuyiError, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -50,6 +51,11 @@ class Opening:
             for message in failed:
                 await send(message)
             raise
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what uvicorn says last when the app has not started: `serve` raises an error that says it, and why."""
+    return record.msg != "Application startup failed. Exiting."
 
 
 class Server(uvicorn.Server):
@@ -121,6 +127,8 @@ def serve(server: Server, bound: socket.socket) -> None:
     gc.freeze()
     # uvicorn raises the signal again after the drain; by then it has done its work.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(_is_news)
     try:
         server.run(sockets=[bound])
     except SystemExit:
@@ -128,6 +136,7 @@ def serve(server: Server, bound: socket.socket) -> None:
         if server.started:
             raise
     finally:
+        log.removeFilter(_is_news)
         for number, handler in before.items():
             signal.signal(number, handler)
     if not server.started:
