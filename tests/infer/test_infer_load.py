@@ -429,8 +429,11 @@ class TestCommand:
                 ]
                 assert one["goodput"] == 1.0
                 assert 6 <= one["output_tokens"] <= 30
+                assert one["asked_input_tokens"] == 6 * 20
                 if "--vocab-size" in more:
                     assert one["input_tokens"] == 6 * 20
+                # The words are of several tokens in a vocabulary as small as this one.
+                assert ("prompt tokens for each one asked for" in result.stderr) == ("--vocab-size" not in more)
         assert html.read_text().count("<svg") == 5
 
     def test_replays_a_trace_against_our_server_and_prints_a_table(self, live: LiveServer, tmp_path: Path) -> None:

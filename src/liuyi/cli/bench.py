@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_REQUESTS = 64
 LAG_S = 0.1
 """A client that sends later than this is said to be too slow."""
+LENGTH_OFF = 0.25
+"""Prompts that are longer or shorter than what was asked for by more than this share are said to be."""
 LATENCIES = {
     "ttft": "time to first token",
     "tpot": "time per output token",
@@ -146,6 +148,7 @@ def serve(url: str, **asked: Any) -> None:
 
     model, points = asyncio.run(measure())
     summaries = [point.summary for point in points]
+    _warn_of_lengths(summaries)
     if asked["html"]:
         _write_page(asked["html"], url, model, points)
     if asked["as_json"]:
@@ -246,6 +249,8 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
     row("requests/s", lambda summary: figure_text(summary.requests_per_s))
     row("output tokens/s", lambda summary: figure_text(summary.output_tokens_per_s))
     row("tokens/s, prompts too", lambda summary: figure_text(summary.total_tokens_per_s))
+    if any(summary.asked_input_tokens for summary in summaries):
+        row("prompt tokens asked for", lambda summary: f"{summary.asked_input_tokens:,}")
     row("prompt tokens", lambda summary: f"{summary.input_tokens:,}")
     if any(summary.cached_tokens for summary in summaries):
         row("of these cached", lambda summary: f"{summary.cached_tokens:,}")
@@ -272,6 +277,15 @@ def _print(summaries: Sequence[Summary]) -> None:
         if summary.lag_max_s > LAG_S:
             late = f"the client sent a request {summary.lag_max_s:.2f} s late: it is too slow for this load"
             console().print(f"{summary.label}: {late}", style="yellow", markup=False)
+
+
+def _warn_of_lengths(summaries: Sequence[Summary]) -> None:
+    for summary in summaries:
+        asked, counted = summary.asked_input_tokens, summary.input_tokens
+        if asked and counted and abs(counted - asked) > LENGTH_OFF * asked:
+            off = f"the server counts {counted / asked:.2g} prompt tokens for each one asked for"
+            hint = "with --vocab-size, and without --chat, lengths are exact"
+            error_console().print(f"{summary.label}: {off}; {hint}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _write_page(path: Path, url: str, model: str, points: Sequence[Point]) -> None:

@@ -71,7 +71,7 @@ class Endpoint:
             answer.fail(f"not answered within {self._timeout_s:g} s")
         if answer.status is None:
             answer.fail("the answer broke off")
-        return answer.outcome(due_s, sent, loop.time() - began)
+        return answer.outcome(ask, due_s, sent, loop.time() - began)
 
     def _body(self, ask: Ask) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "max_tokens": ask.max_tokens, "stream": True}
@@ -123,7 +123,7 @@ class _Answer:
         if self.status != "failed":
             self.status, self._reason = "failed", reason
 
-    def outcome(self, due_s: float, sent_s: float, ended_s: float) -> Outcome:
+    def outcome(self, ask: Ask, due_s: float, sent_s: float, ended_s: float) -> Outcome:
         """Tokens are those the server counted; where it counts none, a piece is taken for a token."""
         assert self.status is not None
         details = self._usage.get("prompt_tokens_details") or {}
@@ -134,6 +134,7 @@ class _Answer:
             sent_s=sent_s,
             ended_s=ended_s,
             pieces_s=tuple(self._pieces_s),
+            asked_prompt_tokens=ask.prompt_tokens,
             prompt_tokens=self._usage.get("prompt_tokens") or 0,
             cached_tokens=details.get("cached_tokens") or 0,
             completion_tokens=self._usage.get("completion_tokens") or len(self._pieces_s),

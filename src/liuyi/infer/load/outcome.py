@@ -24,7 +24,10 @@ class Outcome:
     ended_s: float
     pieces_s: tuple[float, ...] = ()
     """When each piece of the answer came."""
+    asked_prompt_tokens: int = 0
+    """What the prompt was meant to have; 0 where nothing was meant."""
     prompt_tokens: int = 0
+    """As the server says."""
     cached_tokens: int = 0
     """Of the prompt, as the server says."""
     completion_tokens: int = 0

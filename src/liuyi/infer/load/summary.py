@@ -47,7 +47,10 @@ class Summary:
     """Why requests were not answered, with how many of each."""
     duration_s: float
     """From the first request sent to the last end of one."""
+    asked_input_tokens: int
+    """What made-up prompts were meant to have; 0 where prompts were given."""
     input_tokens: int
+    """What the server counted; 0 where it counts none."""
     cached_tokens: int
     output_tokens: int
     requests_per_s: float
@@ -88,6 +91,7 @@ def summarise(label: str, outcomes: Sequence[Outcome], slo: Slo) -> Summary:
         failed=statuses["failed"],
         reasons=dict(Counter(outcome.reason for outcome in outcomes if outcome.reason).most_common()),
         duration_s=duration,
+        asked_input_tokens=sum(outcome.asked_prompt_tokens for outcome in whole),
         input_tokens=inputs,
         cached_tokens=sum(outcome.cached_tokens for outcome in whole),
         output_tokens=outputs,

@@ -8,6 +8,7 @@ traces published beside it). Equal ids become equal blocks, so that a prefix cac
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +49,17 @@ def read_trace(
         rows.append(row)
     rows = sorted(rows, key=lambda row: row["timestamp"])[:limit]
     began = rows[0]["timestamp"]
-    return [
-        Ask(
-            alphabet.prompt(_tokens(alphabet, row["hash_ids"], int(row["input_length"]), scale, seed)),
+
+    def one(row: dict[str, Any]) -> Ask:
+        numbers = _tokens(alphabet, row["hash_ids"], int(row["input_length"]), scale, seed)
+        return Ask(
+            alphabet.prompt(numbers),
             max_tokens=max(1, round(row["output_length"] * scale)),
             due_s=(row["timestamp"] - began) / 1000 / speed,
+            prompt_tokens=len(numbers),
         )
-        for row in rows
-    ]
+
+    return [one(row) for row in rows]
 
 
 def _tokens(alphabet: Alphabet, hashes: list[int], input_length: int, scale: float, seed: int) -> list[int]:

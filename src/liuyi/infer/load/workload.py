@@ -42,6 +42,8 @@ class Ask:
     max_tokens: int
     due_s: float = 0.0
     """When to send it, in seconds after the beginning; without meaning where lanes take turns."""
+    prompt_tokens: int = 0
+    """What a made-up prompt is meant to have; 0 for one that was given."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,11 @@ def made_up(
     def length(typical: int) -> int:
         return max(1, round(typical * rng.uniform(1 - spread, 1 + spread)))
 
-    return [
-        Ask(alphabet.prompt(prefix + alphabet.draw(rng, length(input_tokens))), length(output_tokens))
-        for _ in range(count)
-    ]
+    def one() -> Ask:
+        numbers = prefix + alphabet.draw(rng, length(input_tokens))
+        return Ask(alphabet.prompt(numbers), length(output_tokens), prompt_tokens=len(numbers))
+
+    return [one() for _ in range(count)]
 
 
 def read_prompts(path: Path, output_tokens: int) -> list[Ask]:
