@@ -32,6 +32,7 @@ from torch.nn import functional
 from liuyi.infer.agreement import Logits, agreement, decoder_logits, runner_logits, score, windows
 from liuyi.infer.blocks import blocks_for
 from liuyi.infer.native_runner import NativeRunner
+from liuyi.kernels.parts import int8_group
 from liuyi.model.decoder import Decoder, Embedding, Linear
 from liuyi.model.load import load
 
@@ -138,17 +139,33 @@ def symmetric4(group: int, steps: int) -> Round:
     return to
 
 
-def turned(to: Round) -> Round:
-    """Rounded in a basis in which each group of 64 columns is turned by Hadamard's matrix, as native int8 is."""
+def turned(blocks: int) -> Round:
+    """int8 with a scale for so many blocks of 64 columns, turned before they are rounded, and back (0: as native int8).
+
+    The blocks of a group are mixed, then each is turned by Hadamard's matrix; both are their own inverses.
+    """
+
+    def to(x: Tensor) -> Tensor:
+        group = 64 * blocks or int8_group(x.shape[-1])
+        basis = torch.kron(_mixing(group // 64), _hadamard(64) / 8)
+        near = symmetric(8, group)((_groups(_groups(x, 64).flatten(-2), group) @ basis).flatten(-2))
+        return (_groups(near, group) @ basis).flatten(-2)[..., : x.shape[-1]]
+
+    return to
+
+
+def _mixing(blocks: int) -> Tensor:
+    """What twice their mean leaves of each of three or four blocks; sum and difference of two."""
+    if blocks == 2:
+        return _hadamard(2) / 2**0.5
+    return torch.eye(blocks) - (2 / blocks if blocks > 2 else 0)
+
+
+def _hadamard(order: int) -> Tensor:
     signs = torch.ones(1, 1)
-    while len(signs) < 64:
-        signs = torch.cat((torch.cat((signs, signs), dim=1), torch.cat((signs, -signs), dim=1)))
-
-    def in_basis(x: Tensor) -> Tensor:
-        near = to((_groups(x, 64) @ (signs / 8)).flatten(-2))
-        return (_groups(near, 64) @ (signs / 8)).flatten(-2)[..., : x.shape[-1]]
-
-    return in_basis
+    while len(signs) < order:
+        signs = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), signs)
+    return signs
 
 
 def exactly(x: Tensor) -> Tensor:
@@ -166,7 +183,8 @@ SCHEMES: dict[str, tuple[Round, Round]] = {
     "int8 w 32, x 32": (symmetric(8, 32), symmetric(8, 32)),
     "int8 w 64, x 64": (symmetric(8, 64), symmetric(8, 64)),
     "int8 w 128, x 128": (symmetric(8, 128), symmetric(8, 128)),
-    "int8 w 64, x 64, turned": (turned(symmetric(8, 64)), turned(symmetric(8, 64))),
+    "int8 w 64, x 64, turned": (turned(1), turned(1)),
+    "int8 w 64-256, x 64-256, turned": (turned(0), turned(0)),
     "int8 w 64, x exact": (symmetric(8, 64), exactly),
     "int8 w row, x token": (symmetric(8, 0), symmetric(8, 0)),
     "int4 asymmetric 32, searched": (asymmetric(4, 32, 8), symmetric(8, 32)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -154,6 +154,16 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quantization.json").write_text(json.dumps({"format": "int3"}))
     with pytest.raises(ModelError, match='"int3"} is not supported'):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("fmt", ["int8", "int4"])
+def test_an_earlier_arrangement_is_refused(tmp_path: Path, fmt: Literal["int8", "int4"]) -> None:
+    save_model(tmp_path, quantize(our_model(hf_model("llama2")), fmt))
+    path = tmp_path / "quantization.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rotation": "hadamard-8x8", "group_columns": 64}))
+    with pytest.raises(ModelError, match="an earlier version") as error:
+        load_model(tmp_path)
+    assert error.value.hint == "quantise the model that they came from again"
 
 
 def test_numbers_of_another_kind_are_refused(tmp_path: Path) -> None:

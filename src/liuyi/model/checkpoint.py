@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -150,6 +150,12 @@ def _quantization(path: Path) -> Format | None:
         return None
     values = read_json(path)
     fmt = format_in(values)
+    if fmt is None and isinstance(values, dict) and values.get("format") in get_args(Format):
+        raise ModelError(
+            f"the {values['format']} weights are arranged as an earlier version wrote them, which this one cannot read",
+            where=str(path),
+            hint="quantise the model that they came from again",
+        )
     if fmt is None:
         known = " or ".join(canonical_json(known) for known in FORMATS.values())
         raise ModelError(
