@@ -1,4 +1,4 @@
-// Cuts a batch into work: pieces of the cache to fill, and units of attention.
+// Cuts a batch into work: pieces of the cache to fill, blocks of tokens, and units of attention.
 #pragma once
 
 #include <cstdint>
