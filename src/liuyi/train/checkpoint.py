@@ -107,6 +107,7 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._serial = 0
+        self._anchors: Sequence[int] | None = None  # of the last one that was saved
         self._staging: dict[str, Tensor] = {}
         self._held: dict[str, tuple[Piece, int]] = {}
         self._writes: set[str] = set()
@@ -138,6 +139,9 @@ class Checkpoints:
             self._pool.shutdown()
             if self.remote:
                 self.remote.close(failed=kind is not None)
+        if kind is None and self.remote and self._anchors is not None:
+            # One that was being copied when the others were removed is not needed any more.
+            self._prune(self._anchors)
 
     def save(self, snapshot: Snapshot, *, anchors: Sequence[int] = (), log: Path | None = None) -> None:
         """Copy the snapshot now and write it in the background, once the write before it has ended.
@@ -149,6 +153,7 @@ class Checkpoints:
         pieces, copies = self._copy(snapshot)
         serials = [name.serial for name in self._agreed_names()]
         self._serial = max([self._serial, *serials], default=0) + 1
+        self._anchors = anchors
         name = Name(self._serial, snapshot.step)
         state = {
             "step": snapshot.step,
