@@ -98,6 +98,19 @@ def test_all_mistakes_of_a_recipe_are_told_and_nothing_is_entered(folder: Path, 
     assert toy_home.ledger.runs() == []
 
 
+def test_square_brackets_are_shown_as_they_were_written(folder: Path, toy_home: Home) -> None:
+    odd = folder / "mine[/b]"
+    odd.mkdir(parents=True)
+    (odd / "recipe.yaml").write_text(RECIPE.replace("recipe: toy", "recipe: 'a[red]b[/b]'"))
+    assert call("run", "mine[/b]", "--until", "a", "--check").stdout == "mine[/b]/recipe.yaml is right: 1 step\n"
+    override = 'total.numbers=["${a.number}"]'
+    assert call("run", "mine[/b]", "--until", "a", "--set", override).exit_code == 0
+    assert re.search(r" a\[red\]b\[/b\] +done ", call("runs").stdout)
+    shown = call("runs", "last").stdout
+    assert " · a[red]b[/b] · done · " in shown
+    assert f"from mine[/b]/recipe.yaml --set {override}\n" in shown
+
+
 def test_a_detached_run_is_listed_watched_and_cancelled(folder: Path, toy_home: Home) -> None:
     started = call("run", ".", "--detach", "--set", "fit.links=600", "--set", "fit.pause_s=0.1")
     run_id = toy_home.ledger.run("last").id

@@ -273,10 +273,10 @@ def _print(summaries: Sequence[Summary]) -> None:
             break
     for summary in summaries:
         for reason, count in summary.reasons.items():
-            console().print(f"{summary.label}: {count:,} × {reason}", style="yellow", markup=False)
+            console().print(f"{summary.label}: {count:,} × {reason}", style="yellow")
         if summary.lag_max_s > LAG_S:
             late = f"the client sent a request {summary.lag_max_s:.2f} s late: it is too slow for this load"
-            console().print(f"{summary.label}: {late}", style="yellow", markup=False)
+            console().print(f"{summary.label}: {late}", style="yellow")
 
 
 def _warn_of_lengths(summaries: Sequence[Summary]) -> None:
@@ -285,7 +285,7 @@ def _warn_of_lengths(summaries: Sequence[Summary]) -> None:
         if asked and counted and abs(counted - asked) > LENGTH_OFF * asked:
             off = f"the server counts {counted / asked:.2g} prompt tokens for each one asked for"
             hint = "with --vocab-size, and without --chat, lengths are exact"
-            error_console().print(f"{summary.label}: {off}; {hint}", style="yellow", markup=False, soft_wrap=True)
+            error_console().print(f"{summary.label}: {off}; {hint}", style="yellow", soft_wrap=True)
 
 
 def _write_page(path: Path, url: str, model: str, points: Sequence[Point]) -> None:

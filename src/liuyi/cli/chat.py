@@ -57,11 +57,13 @@ def command(
         if url:
             talker = ServerTalker(url, model, os.environ.get(api_key_env, ""), options)
         else:
+            from rich.text import Text
+
             from liuyi.cli.models import choose, open_backend
 
             place = home(ctx)
             chosen = choose(place, ref)
-            with error_console().status(f"loading {chosen.description}"):
+            with error_console().status(Text(f"loading {chosen.description}")):
                 talker = LocalTalker(chosen.name, open_backend(chosen, place), options)
         try:
             runner.run(talker.open())
@@ -77,7 +79,9 @@ def _converse(runner: asyncio.Runner, talker: Talker, system: str | None) -> Non
     if by_hand:
         import readline  # noqa: F401  (gives input() a history and line editing)
 
-        console().print(f"[bold]{talker.name}[/]  [dim]{HELP}[/]")
+        from rich.text import Text
+
+        console().print(Text.assemble((talker.name, "bold"), "  ", (HELP, "dim")))
     while True:
         said = _read(by_hand)
         if said is None or said == "/quit":
@@ -94,7 +98,7 @@ def _converse(runner: asyncio.Runner, talker: Talker, system: str | None) -> Non
             messages.pop()
             if not by_hand:
                 raise
-            console().print("\n[dim]stopped[/]")
+            console().print("\nstopped", style="dim")
             continue
         messages.append({"role": "assistant", "content": answer})
 
@@ -125,5 +129,5 @@ async def _answer(talker: Talker, messages: list[dict[str, str]], by_hand: bool)
         shown = [f"{first - began:.2f} s to the first token"]
         if tokens > 1:
             shown.append(f"{tokens} tokens, {(tokens - 1) / max(1e-9, perf_counter() - first):.0f} tokens/s")
-        console().print(" · ".join([*shown, notes] if notes else shown), style="dim", markup=False)
+        console().print(" · ".join([*shown, notes] if notes else shown), style="dim")
     return "".join(texts)

@@ -75,11 +75,15 @@ def home(ctx: click.Context) -> Home:
 
 @cache
 def console() -> Console:
-    """Where results go: standard output; wide where it is no terminal, so that tables are not squeezed."""
+    """Where results go: standard output; wide where it is no terminal, so that tables are not squeezed.
+
+    Square brackets are printed as they are, since names, paths and overrides hold them; `Text` says what has a style.
+    """
     from rich.console import Console
 
-    made = Console(highlight=False)
-    return made if made.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=PIPE_WIDTH)
+    made = Console(highlight=False, markup=False)
+    wide = not made.is_terminal and "COLUMNS" not in os.environ
+    return Console(highlight=False, markup=False, width=PIPE_WIDTH) if wide else made
 
 
 @cache
@@ -87,7 +91,7 @@ def error_console() -> Console:
     """Where errors and remarks go: standard error."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def engine_option(function: FC) -> FC:

@@ -59,7 +59,10 @@ def _print(found: list[Check], machine: Machine | None) -> None:
         console().print(listing)
     broken = [check.name for check in found if check.status == "broken"]
     console().print()
-    console().print(f"[bold red]broken: {', '.join(broken)}[/]" if broken else "[green]all that is needed works[/]")
+    if broken:
+        console().print(f"broken: {', '.join(broken)}", style="bold red")
+    else:
+        console().print("all that is needed works", style="green")
 
 
 def _print_machine(machine: Machine) -> None:

@@ -73,11 +73,11 @@ def command(
         write = export.export_gguf_file if form == "gguf" else export.export_ollama
         done = write(source, output, (numbers or "F16").upper(), merged)
     names = f" ({', '.join(done.files)})" if output.is_dir() else f" ({size_text(output.stat().st_size)})"
-    console().print(f"{source.name} → {output}{names}", soft_wrap=True, markup=False)
+    console().print(f"{source.name} → {output}{names}", soft_wrap=True)
     for note in done.notes:
-        console().print(f"  {note}", soft_wrap=True, markup=False)
+        console().print(f"  {note}", soft_wrap=True)
     if form == "ollama":
-        console().print(f"  ollama create NAME -f {output / 'Modelfile'}", soft_wrap=True, markup=False)
+        console().print(f"  ollama create NAME -f {output / 'Modelfile'}", soft_wrap=True)
 
 
 def _archive(place: Home, ref: str, output: Path, alone: bool) -> None:
@@ -89,8 +89,6 @@ def _archive(place: Home, ref: str, output: Path, alone: bool) -> None:
     size = size_text(output.stat().st_size)
     others = len(packed.artifacts) - 1
     with_others = f" with {others} that it came from" if others else ""
-    console().print(
-        f"{packed.root.kind} {short(digest)}{with_others} → {output} ({size})", soft_wrap=True, markup=False
-    )
+    console().print(f"{packed.root.kind} {short(digest)}{with_others} → {output} ({size})", soft_wrap=True)
     if packed.absent:
         console().print(f"no longer in the store, so in the records only: {', '.join(map(short, packed.absent))}")

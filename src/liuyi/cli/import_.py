@@ -35,5 +35,5 @@ def command(ctx: click.Context, path: Path, licences: tuple[str, ...]) -> None:
         manifest, count = packed.root, len(packed.artifacts)
     others = f" and {count - 1} that it came from" if count > 1 else ""
     console().print(f"{manifest.kind} {short(manifest.digest)}{others} ({size_text(manifest.size_bytes)})")
-    console().print(f"licences: {', '.join(manifest.licences) or 'none is stated'}", markup=False)
+    console().print(f"licences: {', '.join(manifest.licences) or 'none is stated'}")
     console().print(f"in a recipe: artifact:{short(manifest.digest)}")

@@ -75,4 +75,4 @@ def revoke(name: str, keys_file: Path) -> None:
     from liuyi.infer.server.keys import KeyFile
 
     KeyFile(keys_file).revoke(name)
-    console().print(f"revoked {name}", markup=False)
+    console().print(f"revoked {name}")

@@ -24,6 +24,8 @@ def command(ctx: click.Context, run: str, step: str, number: int, as_json: bool)
 
     Needs a training with keep_every_steps. Ends with status 1 if a step comes out differently.
     """
+    from rich.text import Text
+
     from liuyi.train.replay import replay
 
     found = replay(home(ctx), run, step, number)
@@ -39,11 +41,9 @@ def command(ctx: click.Context, run: str, step: str, number: int, as_json: bool)
         what = "the same to the bit" if found.exactly else "the same but for rounding"
         first, last = found.recorded[0]["step"], found.recorded[-1]["step"]
         if parts_at is None:
-            console().print(f"[green]steps {first} to {last} came out {what}[/]")
+            console().print(f"steps {first} to {last} came out {what}", style="green")
         else:
-            console().print(
-                f"[bold red]step {parts_at} came out differently[/]: one of the two times was wrong, "
-                "or hardware or number of threads were others"
-            )
+            why = "one of the two times was wrong, or hardware or number of threads were others"
+            console().print(Text.assemble((f"step {parts_at} came out differently", "bold red"), f": {why}"))
     if parts_at is not None:
         ctx.exit(EXIT_ERROR)

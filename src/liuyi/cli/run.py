@@ -41,7 +41,7 @@ def command(
         overrides = (*overrides, f"seed={seed}")
     if check:
         steps = check_recipe(home(ctx), source, overrides).until(until)
-        console().print(f"{source.name} is right: {len(steps)} steps")
+        console().print(f"{source.name} is right: {len(steps)} {'step' if len(steps) == 1 else 'steps'}")
         return
     attached = start_run(home(ctx), source, overrides=overrides, until=until)
     if detach:

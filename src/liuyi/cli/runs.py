@@ -67,6 +67,8 @@ def _outputs(place: Home, step: RunStep) -> dict[str, str]:
 
 
 def _list(place: Home, runs: list[Run]) -> None:
+    from rich.text import Text
+
     from liuyi.core.runner.launch import state
 
     if not runs:
@@ -80,7 +82,7 @@ def _list(place: Home, runs: list[Run]) -> None:
         listing.add_row(
             run.id,
             run.recipe,
-            f"[{STYLES[found]}]{found}[/]",
+            Text(found, style=STYLES[found]),
             f"{finished}/{len(steps)}",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created)),
             _took(run),
@@ -106,14 +108,18 @@ def _show(place: Home, run: Run) -> None:
     steps = place.ledger.steps(run.id)
     counts = Counter(step.status for step in steps)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    out.print(f"run {run.id} · {run.recipe} · [{STYLES[found]}]{found}[/] · {_took(run)} · {said or 'no step yet'}")
+    out.print(
+        Text.assemble(
+            f"run {run.id} · {run.recipe} · ", (found, STYLES[found]), f" · {_took(run)} · {said or 'no step yet'}"
+        )
+    )
     out.print(f"from {run.source}{''.join(f' --set {each}' for each in run.overrides)}", style="dim", soft_wrap=True)
     listing = table("", "step", "kind", "state", "took", "outputs", right=("took",))
     for step in steps:
         outputs = " ".join(f"{name}={short(digest)}" for name, digest in _outputs(place, step).items())
         took = seconds_text(step.seconds) if step.seconds is not None else ""
-        state_text = f"[{STYLES[step.status]}]{step.status}[/]"
-        listing.add_row(str(step.position + 1), step.name, step.step, state_text, took, outputs)
+        status = Text(step.status, style=STYLES[step.status])
+        listing.add_row(str(step.position + 1), step.name, step.step, status, took, outputs)
     out.print(listing)
     if run.error:
         out.print(Text.assemble(("error: ", "bold red"), run.error), soft_wrap=True)

@@ -15,6 +15,7 @@ from liuyi.infer.tools.formats import FORMATS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from rich.text import Text
 
     from liuyi.cli.models import Opening
     from liuyi.core.home import Home
@@ -182,9 +183,12 @@ def command(
         from liuyi.infer.server.run import make_server, serve
 
         def listening() -> None:
+            from rich.text import Text
+
             out = console()
             asked = "with an API key" if keys else "without an API key, on this machine only"
-            out.print(f"{described} at [bold]{url_of(bound)}/v1[/] {asked}", soft_wrap=True)
+            said = Text.assemble(described, " at ", (f"{url_of(bound)}/v1", "bold"), f" {asked}")
+            out.print(said, soft_wrap=True)
             out.print(f"  liuyi chat --url {url_of(bound)}    or any OpenAI client; Ctrl-C stops", style="dim")
 
         serve(make_server(app, gate=gate, drain_s=drain_s, listening=listening), bound)
@@ -212,8 +216,10 @@ def _named_folders(given: tuple[str, ...]) -> dict[str, str]:
 
 def _over(
     place: Home, ref: str | None, name: str | None, opening: Opening, guards: Guards, max_queue: int
-) -> tuple[FastAPI, Gate, str]:
+) -> tuple[FastAPI, Gate, Text]:
     """The application over a model or application of ours, and what it says of itself."""
+    from rich.text import Text
+
     from liuyi.cli.models import choose, open_backend
 
     chosen = choose(place, ref)
@@ -226,11 +232,14 @@ def _over(
     from liuyi.infer.server.gate import Gate
 
     gate = Gate()
-    return create_app({name: backend}, gate=gate, **guards), gate, f"[bold]{name}[/] ({chosen.description})"
+    described = Text.assemble((name, "bold"), f" ({chosen.description})")
+    return create_app({name: backend}, gate=gate, **guards), gate, described
 
 
-def _before(backend: str, place: Home, ref: str | None, guards: Guards, max_queue: int) -> tuple[FastAPI, Gate, str]:
+def _before(backend: str, place: Home, ref: str | None, guards: Guards, max_queue: int) -> tuple[FastAPI, Gate, Text]:
     """The application before an engine that is running, and what it says of itself."""
+    from rich.text import Text
+
     from liuyi.core.refs import resolve_artifact
     from liuyi.infer.server.gate import Gate
     from liuyi.infer.server.proxy import create_proxy
@@ -239,4 +248,4 @@ def _before(backend: str, place: Home, ref: str | None, guards: Guards, max_queu
     upstream = Upstream(Place.parse(backend), model_digest=resolve_artifact(place, ref) if ref is not None else "")
     gate = Gate()
     app = create_proxy(upstream, gate=gate, max_queue=max_queue, **guards)
-    return app, gate, f"[bold]{upstream.place.kind}[/] at {upstream.place.url}"
+    return app, gate, Text.assemble((upstream.place.kind, "bold"), f" at {upstream.place.url}")

@@ -105,7 +105,7 @@ def _print_files(manifest: Manifest, counts: dict[str, int]) -> None:
 
 def _print_rows(name: str, rows: list[dict[str, Any]], count: int) -> None:
     for number, row in enumerate(rows, 1):
-        console().print(f"\n{name}, row {number} of {count:,}", style="dim", markup=False)
+        console().print(f"\n{name}, row {number} of {count:,}", style="dim")
         _print_pairs([(column, _cell(value)) for column, value in row.items()])
 
 

@@ -52,8 +52,10 @@ def _tell(place: Home, digest: str, problems: list[str], remove: bool) -> None:
     if not problems:
         manifest = place.store.manifest(digest)
         size = size_text(manifest.size_bytes)
-        console().print(f"[green]sound[/]    {short(digest)}  {manifest.kind}  {size}", soft_wrap=True)
+        said = Text.assemble(("sound", "green"), f"    {short(digest)}  {manifest.kind}  {size}")
+        console().print(said, soft_wrap=True)
         return
-    console().print(f"[bold red]damaged[/]  {short(digest)}{'  removed' if remove else ''}", soft_wrap=True)
+    said = Text.assemble(("damaged", "bold red"), f"  {short(digest)}{'  removed' if remove else ''}")
+    console().print(said, soft_wrap=True)
     for problem in problems:
         console().print(Text(f"         {problem}"), soft_wrap=True)

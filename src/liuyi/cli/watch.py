@@ -290,6 +290,8 @@ def _finished_line(event: Mapping[str, Any], place: str) -> Text:
 
 
 def _tell_end(attached: Attached) -> int:
+    from rich.text import Text
+
     from liuyi.core.errors import StepError
     from liuyi.core.runner.launch import state
 
@@ -298,7 +300,7 @@ def _tell_end(attached: Attached) -> int:
     if found == "done":
         _tell_report(attached)
         took = seconds_text((run.finished or run.created) - run.created)
-        console().print(f"[green]done[/green] in {took} · run {run.id}")
+        console().print(Text.assemble(("done", "green"), f" in {took} · run {run.id}"))
         return 0
     if found == "cancelled":
         error_console().print(f"cancelled; 'liuyi resume {run.id}' goes on from here")

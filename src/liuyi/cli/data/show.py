@@ -103,7 +103,7 @@ def _summary(view: View, as_json: bool) -> None:
 
 def _say_judge(view: View) -> None:
     said = f"judged by {view.judged_by}" if view.judge else "nothing was measured; data.clean does it"
-    console().print(said, style="dim", markup=False)
+    console().print(said, style="dim")
 
 
 def _print(view: View, seen: Seen, chars: int) -> None:
