@@ -146,6 +146,10 @@ def _edit(folder: Path, **fields: Any) -> None:
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
         ({"model_type": "qwen3", "layer_types": ["x"], "use_sliding_window": True, "sliding_window": 4}, "layer_types"),
         ({"model_type": "mistral", "sliding_window": 0}, "must be at least 1"),
+        ({"model_type": ["llama"], "architectures": 3}, r"\['llama'\] is not supported"),
+        ({"rms_norm_eps": "small"}, "a value that it cannot have"),
+        ({"eos_token_id": ["</s>"]}, "must be the ids of tokens, not '</s>'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "'factor' must be a number above 0, not '2'"),
     ],
 )
 def test_what_is_not_supported_is_named(folder: Path, fields: dict[str, Any], message: str) -> None:
@@ -153,6 +157,25 @@ def test_what_is_not_supported_is_named(folder: Path, fields: dict[str, Any], me
     with pytest.raises(ModelError, match=message) as raised:
         load_config(folder)
     assert "config.json" in raised.value.where
+
+
+def test_the_file_of_a_wrong_value_is_named_once(folder: Path) -> None:
+    _edit(folder, head_dim=7)
+    with pytest.raises(ModelError) as raised:
+        load_config(folder)
+    assert raised.value.where == f"{folder / 'config.json'}, head_dim"
+    _edit(folder, head_dim=8)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(ModelError) as raised:
+        load_config(folder)
+    assert raised.value.where == f"{folder / 'generation_config.json'}, eos_token_id"
+
+
+def test_sizes_beyond_any_memory_are_refused(folder: Path) -> None:
+    _edit(folder, hidden_size=10**12, intermediate_size=10**12)
+    with pytest.raises(ModelError, match="no model can be of these sizes") as raised:
+        load_model(folder)
+    assert raised.value.where == str(folder / "config.json")
 
 
 def test_supported_families_are_listed(folder: Path) -> None:

@@ -126,6 +126,8 @@ def test_a_folder_that_is_no_model_is_refused_and_nothing_is_kept(home: Home, fo
     refused("is missing")
     save_file({name: tensor[:1] for name, tensor in weights.items()}, folder / "model.safetensors")
     refused("config.json asks for")
+    save_file({**weights, "model.more": weights["model.norm.weight"].clone()}, folder / "model.safetensors")
+    refused("holds the tensor 'model.more'")
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
     refused("cannot be read")
     save_file(weights, folder / "model.safetensors")

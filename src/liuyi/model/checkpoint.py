@@ -35,19 +35,21 @@ def load_config(folder: Path) -> DecoderConfig:
 
     Raises ModelError if there is none, or if the architecture is not supported.
     """
-    values = read_json(folder / "config.json", hint="a model folder has a config.json")
+    path = folder / "config.json"
+    values = read_json(path, hint="a model folder has a config.json")
+    generation = folder / "generation_config.json"
+    ends = read_json(generation).get("eos_token_id") if generation.exists() else None
     try:
         config = DecoderConfig.from_hf(values)
+        if ends is None:
+            return config
+        path = generation
+        # A model tuned for chat often names the end of a turn only here.
+        ends = tuple(ends) if isinstance(ends, list) else (ends,)
+        return replace(config, eos_token_id=ends[0] if len(ends) == 1 else ends)
     except ModelError as error:
-        where = str(folder / "config.json") + (f", {error.where}" if error.where else "")
+        where = f"{path}, {error.where}" if error.where else str(path)
         raise ModelError(error.message, where=where, hint=error.hint) from error
-    path = folder / "generation_config.json"
-    ends = read_json(path).get("eos_token_id") if path.exists() else None
-    if ends is None:
-        return config
-    # A model tuned for chat often names the end of a turn only here.
-    ends = tuple(ends) if isinstance(ends, list) else (ends,)
-    return replace(config, eos_token_id=ends[0] if len(ends) == 1 else ends)
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
@@ -56,17 +58,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
     Raises ModelError naming the tensor and the file if one is missing, not known, or of the wrong shape.
     """
     config = load_config(folder)
-    with torch.device("meta"):
-        model = Decoder(config)
-        quantized = _quantization(folder / QUANTIZATION)
-        if quantized is not None:
-            with_shells(model, quantized)
+    quantized = _quantization(folder / QUANTIZATION)
+    model = without_weights(config, folder / "config.json", quantized)
     expected = model.state_dict()
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
         for stored, tensor in read_tensors(path).items():
             name = name_here(stored, config)
-            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
+            if is_superfluous(name, config):
                 continue
             if name not in expected:
                 raise ModelError(f"holds the tensor '{name}', which a {config.family} model has not", where=str(path))
@@ -93,6 +92,21 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
         widen(model, dtype)
         model.requires_grad_(False)
     return model
+
+
+def without_weights(config: DecoderConfig, where: Path, quantized: Format | None = None) -> Decoder:
+    """A decoder whose tensors have names, shapes and dtypes, and no memory yet.
+
+    Raises ModelError, naming the file `where` the configuration stands, for sizes beyond any memory.
+    """
+    try:
+        with torch.device("meta"):
+            model = Decoder(config)
+            if quantized is not None:
+                with_shells(model, quantized)
+            return model
+    except (RuntimeError, OverflowError) as error:
+        raise ModelError(f"no model can be of these sizes: {error}", where=str(where)) from error
 
 
 def save_model(
@@ -122,6 +136,11 @@ def save_model(
         tokenizer.save(folder)
     if extra:
         write_json(folder / "liuyi.json", extra)
+
+
+def is_superfluous(name: str, config: DecoderConfig) -> bool:
+    """Whether a file may hold a tensor of this name that a decoder does without, as some writers have it."""
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings)
 
 
 _MIXTRAL = (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))

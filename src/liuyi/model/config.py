@@ -27,6 +27,16 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
 }
 """RoPE scaling → the fields it must have."""
 
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 FULL, SLIDING = "full_attention", "sliding_attention"
 QK_NORM = ("qwen3", "qwen3_moe")
 EXPERTS = ("mixtral", "qwen3_moe")
@@ -73,16 +83,13 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ModelError(f"the family '{self.family}' is not supported", hint=did_you_mean(self.family, FAMILIES))
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
+        self._check_sizes()
+        self._check_experts()
+        self._check_windows()
+        self._check_rope()
+
+    def _check_sizes(self) -> None:
+        for name in SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ModelError(f"must be a positive whole number, not {value!r}", where=name)
@@ -92,6 +99,13 @@ class DecoderConfig:
                 where="num_key_value_heads",
                 hint="num_attention_heads must be a multiple of num_key_value_heads",
             )
+        if self.head_dim % 2:
+            raise ModelError(f"must be even for rotary embeddings, not {self.head_dim}", where="head_dim")
+        for token in self.eos_token_ids:
+            if not isinstance(token, int):
+                raise ModelError(f"must be the ids of tokens, not {token!r}", where="eos_token_id")
+
+    def _check_experts(self) -> None:
         if (self.family in EXPERTS) != bool(self.num_experts):
             has = "has" if self.family in EXPERTS else "has no"
             raise ModelError(f"a {self.family} model {has} experts, not {self.num_experts}", where="num_experts")
@@ -103,8 +117,8 @@ class DecoderConfig:
                 "cannot be chosen for a token",
                 where="num_experts_per_tok",
             )
-        if self.head_dim % 2:
-            raise ModelError(f"must be even for rotary embeddings, not {self.head_dim}", where="head_dim")
+
+    def _check_windows(self) -> None:
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ModelError(f"must be at least 1, not {self.sliding_window}", where="sliding_window")
         if self.layer_types and (
@@ -114,6 +128,8 @@ class DecoderConfig:
                 f"needs one of '{FULL}' and '{SLIDING}' for each of the {self.num_hidden_layers} layers",
                 where="layer_types",
             )
+
+    def _check_rope(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise ModelError(
                 f"RoPE scaling '{self.rope_type}' is not supported",
@@ -123,6 +139,10 @@ class DecoderConfig:
         missing = [name for name in ROPE_TYPES[self.rope_type] if name not in (self.rope_scaling or {})]
         if missing:
             raise ModelError(f"'{self.rope_type}' scaling lacks {', '.join(missing)}", where="rope_scaling")
+        for name in ROPE_TYPES[self.rope_type]:
+            value = (self.rope_scaling or {})[name]
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+                raise ModelError(f"'{name}' must be a number above 0, not {value!r}", where="rope_scaling")
 
     @property
     def rope_type(self) -> str:
@@ -200,8 +220,9 @@ class DecoderConfig:
         Raises ModelError for an architecture, activation or scaling that is not supported, naming the field.
         """
         family = config.get("model_type")
-        if family not in FAMILIES:
-            named = ", ".join(config.get("architectures") or []) or repr(family)
+        if not isinstance(family, str) or family not in FAMILIES:
+            architectures = config.get("architectures")
+            named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else repr(family)
             raise ModelError(f"the architecture {named} is not supported", hint=f"supported: {', '.join(FAMILIES)}")
         for field, expected in (("hidden_act", "silu"), ("mlp_bias", False)):
             if config.get(field, expected) != expected:
@@ -226,8 +247,8 @@ class DecoderConfig:
                 max_position_embeddings=config.get("max_position_embeddings", 2048),
                 rope_theta=float(theta),
                 rope_scaling=None if plain else rope,
-                rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-                tie_word_embeddings=config.get("tie_word_embeddings", False),
+                rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
                 attention_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
                 qk_norm=family in QK_NORM,
                 sliding_window=_window(family, config),
@@ -238,9 +259,9 @@ class DecoderConfig:
                 pad_token_id=config.get("pad_token_id"),
             )
         except KeyError as error:
-            raise ModelError(f"the field '{error.args[0]}' is missing", where="config.json") from None
+            raise ModelError(f"the field '{error.args[0]}' is missing") from None
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise ModelError(f"a field has a value that it cannot have ({error})", where="config.json") from None
+            raise ModelError(f"a field has a value that it cannot have ({error})") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that Hugging Face's libraries read, without the dtype of the weights."""

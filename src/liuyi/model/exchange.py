@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 
@@ -21,9 +20,16 @@ from liuyi.core.home import Home
 from liuyi.core.refs import resolve_artifact
 from liuyi.model.adapter import CONFIG as ADAPTER_CONFIG
 from liuyi.model.adapter import Adapter
-from liuyi.model.checkpoint import INDEX, load_config, name_here, save_model, weight_files
+from liuyi.model.checkpoint import (
+    INDEX,
+    is_superfluous,
+    load_config,
+    name_here,
+    save_model,
+    weight_files,
+    without_weights,
+)
 from liuyi.model.config import DecoderConfig
-from liuyi.model.decoder import Decoder
 from liuyi.model.export import Source
 from liuyi.model.gguf import GGUF
 from liuyi.model.gguf_import import load_gguf
@@ -113,8 +119,9 @@ def source_of(home: Home, ref: str) -> Source:
 
 def _check_weights(config: DecoderConfig, paths: list[Path]) -> None:
     """Compare names and shapes of all tensors with the configuration, without reading the tensors themselves."""
-    with torch.device("meta"):
-        expected = {name: list(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
+    folder = paths[0].parent
+    model = without_weights(config, folder / "config.json")
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     found: dict[str, list[int]] = {}
     for path in paths:
         try:
@@ -123,13 +130,16 @@ def _check_weights(config: DecoderConfig, paths: list[Path]) -> None:
                     found[name_here(name, config)] = file.get_slice(name).get_shape()
         except (SafetensorError, OSError) as error:
             raise ModelError(f"cannot be read: {error}", where=str(path)) from error
+    for name in found:
+        if name not in expected and not is_superfluous(name, config):
+            raise ModelError(f"holds the tensor '{name}', which a {config.family} model has not", where=str(folder))
     for name, shape in expected.items():
         if name not in found:
-            raise ModelError(f"the tensor '{name}' is missing", where=str(paths[0].parent))
+            raise ModelError(f"the tensor '{name}' is missing", where=str(folder))
         if found[name] != shape:
             raise ModelError(
                 f"the tensor '{name}' has the shape {found[name]}; config.json asks for {shape}",
-                where=str(paths[0].parent),
+                where=str(folder),
             )
 
 

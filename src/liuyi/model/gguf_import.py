@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from liuyi.core.errors import ModelError
+from liuyi.model.checkpoint import without_weights
 from liuyi.model.decoder import Decoder
 from liuyi.model.gguf import GGUF
 from liuyi.model.gguf_config import ROPE_FACTORS, read_config
@@ -27,8 +28,7 @@ def load_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, 
     """
     file = GGUF(path)
     config = read_config(file)
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = without_weights(config, path)
     expected = model.state_dict()
     weights: dict[str, Tensor] = {}
     for name in file.tensor_names:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from liuyi.core.errors import ModelError
-from liuyi.model.checkpoint import DTYPES, WEIGHTS, load_config
+from liuyi.model.checkpoint import DTYPES, WEIGHTS, load_config, without_weights
 from liuyi.model.decoder import Decoder, Linear
 from liuyi.model.files import read_json, read_tensors, write_json, write_tensors
 from liuyi.model.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def load_reward(folder: Path, dtype: torch.dtype = torch.float32) -> RewardModel
     if not str(named[0]).endswith(_CLASSIFIER):
         raise ModelError(f"{named[0]} is no reward model", where=str(folder), hint="align.reward makes one")
     with torch.device("meta"):
-        reward = RewardModel(Decoder(load_config(folder)))
+        reward = RewardModel(without_weights(load_config(folder), folder / "config.json"))
     reward.decoder.lm_head = None
     expected = {name.removeprefix("decoder."): tensor.shape for name, tensor in reward.state_dict().items()}
     found = read_tensors(folder / WEIGHTS)
