@@ -40,6 +40,8 @@ class TestFile:
         assert file.load()[0] == key == ApiKey("desk", digest_of(secret), key.created, 60, None)
         with pytest.raises(LiuyiError, match="already"):
             file.create("desk")
+        with pytest.raises(LiuyiError, match="needs a name"):
+            file.create("")
         file.revoke("desk")
         assert [key.name for key in file.load()] == ["厨房"]
         with pytest.raises(LiuyiError, match="no key named 'desk'"):

@@ -15,6 +15,8 @@ from infer_support import LONG, MESSAGES, LiveServer, backend_over, client_of, e
 
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.engine import Engine
+from liuyi.infer.errors import EngineError
+from liuyi.infer.server import upstream as upstream_module
 from liuyi.infer.server.keys import KeyRing
 from liuyi.infer.server.proxy import create_proxy
 from liuyi.infer.server.upstream import KEY_VARIABLE, KINDS, Place, Upstream, refusal
@@ -216,6 +218,45 @@ def test_text_in_fields_of_the_engines_own_is_not_kept() -> None:
         asked = {"model": "m", "prompt": "x", "stream": True, "suffix": "secret", "input_prefix": "secret", "top_k": 5}
         httpx.post(f"{proxy.url}/v1/completions", json=asked)
     assert [answer.detail["parameters"] for answer in proxy.answers] == [{"stream": True, "top_k": 5}]
+
+
+def test_an_engine_is_asked_for_its_models_until_it_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "_CHECK_S", 0.01)
+    answers = iter([b'{"data": [{"id": "old"}]}', httpx.ReadError("reset"), b"{", b'{"data": [{"id": "new"}]}'])
+
+    async def body() -> AsyncIterator[bytes]:
+        answer = next(answers, b'{"data": [{"id": "new"}]}')
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+
+    async def ask() -> None:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body()))
+        upstream = Upstream(Place.parse("vllm"), transport=transport)
+        await upstream.start()
+        assert [model["id"] for model in upstream.models] == ["old"]
+        async with asyncio.timeout(30):
+            while upstream.models[0]["id"] != "new":
+                await asyncio.sleep(0.01)
+        await upstream.close()
+
+    asyncio.run(ask())
+
+
+def test_an_engine_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "_MODELS_S", 0.05)
+
+    async def silent(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(60)
+        return httpx.Response(200)
+
+    with pytest.raises(EngineError, match="does not tell its models"):
+        asyncio.run(Upstream(Place.parse("vllm"), transport=httpx.MockTransport(silent)).start())
+
+
+def test_a_password_in_its_address_is_kept_nowhere() -> None:
+    upstream = Upstream(Place.parse("openai:https://me:hunter2@host/v1"))
+    assert upstream.info.made_with["backend_url"] == "https://me:***@host/v1"
 
 
 def test_an_engine_that_breaks_off_or_goes_away_is_told_cleanly() -> None:

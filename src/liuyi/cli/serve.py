@@ -248,4 +248,4 @@ def _before(backend: str, place: Home, ref: str | None, guards: Guards, max_queu
     upstream = Upstream(Place.parse(backend), model_digest=resolve_artifact(place, ref) if ref is not None else "")
     gate = Gate()
     app = create_proxy(upstream, gate=gate, max_queue=max_queue, **guards)
-    return app, gate, Text.assemble((upstream.place.kind, "bold"), f" at {upstream.place.url}")
+    return app, gate, Text.assemble((upstream.place.kind, "bold"), f" at {upstream.place.shown}")

@@ -74,9 +74,11 @@ class KeyFile:
     ) -> tuple[str, ApiKey]:
         """A new key, which nobody can show again, and what the file holds of it.
 
-        Raises LiuyiError if the name is taken.
+        Raises LiuyiError if the name is empty or taken.
         """
         keys = self.load()
+        if not name:
+            raise LiuyiError("a key needs a name", where=str(self.path))
         if any(key.name == name for key in keys):
             raise LiuyiError(f"there is a key named '{name}' already", where=str(self.path), hint="revoke it first")
         secret = PREFIX + secrets.token_urlsafe(32)

@@ -102,8 +102,8 @@ class _Proxy:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         self._answers = AnswerLog(self._record) if self._record is not None else None
-        await self._upstream.start()
         try:
+            await self._upstream.start()
             yield
         finally:
             await self._upstream.close()

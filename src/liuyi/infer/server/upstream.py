@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from liuyi.core.errors import LiuyiError
+from liuyi.core.secrets import hide_secrets
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
 from liuyi.infer.server.backend import BackendInfo, Load
 from liuyi.infer.server.errors import UnknownModel, error_body
@@ -20,6 +21,8 @@ KINDS = {"vllm": "http://127.0.0.1:8000/v1", "llama.cpp": "http://127.0.0.1:8080
 """Kinds of engines, and where they listen unless told otherwise."""
 KEY_VARIABLE = "LIUYI_BACKEND_API_KEY"
 _CHECK_S = 2.0
+_MODELS_S = 10.0
+"""How long a backend may take to tell its models."""
 _RETRY_S = 5
 
 
@@ -44,6 +47,11 @@ class Place:
             raise LiuyiError(f"'{text}' names no URL", hint=f"{kind}:http://host:port/v1")
         return cls(kind, url.rstrip("/"))
 
+    @property
+    def shown(self) -> str:
+        """The URL as people and records may see it."""
+        return hide_secrets(self.url)
+
     def beside(self, path: str) -> str:
         """The URL of a path that is not under `/v1`."""
         return f"{self.url.removesuffix('/v1')}/{path}"
@@ -60,7 +68,9 @@ class Upstream:
         The engine's own key is taken from the environment.
         """
         self.place = place
-        self.info = BackendInfo(model_digest=model_digest, made_with={"backend": place.kind, "backend_url": place.url})
+        self.info = BackendInfo(
+            model_digest=model_digest, made_with={"backend": place.kind, "backend_url": place.shown}
+        )
         self.inside = 0
         self.models: list[dict[str, Any]] = []
         key = os.environ.get(KEY_VARIABLE, "")
@@ -98,15 +108,22 @@ class Upstream:
 
     async def refresh(self) -> None:
         """Ask for its models again. Raises EngineError if it cannot be reached, or does not speak the API."""
-        response = await self.send("GET", "models")
         try:
-            await response.aread()
-        finally:
-            await response.aclose()
+            async with asyncio.timeout(_MODELS_S):
+                response = await self.send("GET", "models")
+                try:
+                    await response.aread()
+                finally:
+                    await response.aclose()
+        except (httpx.HTTPError, TimeoutError) as error:
+            self._alive = False
+            raise Unavailable(
+                f"the backend does not tell its models: {_said(error)}", retry_after_s=_RETRY_S
+            ) from error
         models = as_object(response.content).get("data")
         if response.status_code != 200 or not isinstance(models, list):
             self._alive = False
-            raise EngineError(f"the backend answers /models with status {response.status_code}", where=self.place.url)
+            raise EngineError(f"the backend answers /models with status {response.status_code}", where=self.place.shown)
         self.models = [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
     async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
@@ -164,5 +181,5 @@ def as_object(content: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _said(error: httpx.HTTPError) -> str:
+def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
