@@ -8,7 +8,9 @@ objectives of `objectives.py` that have none, a term of the chosen answers' own 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +30,7 @@ from liuyi.model.lora import without_lora
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
-from liuyi.train.interfaces import LoopConfig, Loss
+from liuyi.train.interfaces import LoopConfig, Loss, Result
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.looking import let_export, let_speak
 from liuyi.train.loop import Trainer
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 REFERENCE_FREE = ("simpo", "orpo")
 """Objectives that need no reference log-probabilities."""
+NAMED = 20
+"""How many left-out rows the log names one by one; `liuyi.json` names all."""
 
 
 @dataclass(frozen=True)
@@ -142,59 +146,23 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     prepare(model, params.tuning(), ctx.seed, dtype)
     model.to(world.device)
     material = (_labels if params.objective == "kto" else _pairs)(params, table, model, tokenizer, dtype)
-    count = len(material.rows)
-    for id, reason in list(material.left_out.items())[:20]:
+    count, left_out = len(material.rows), material.left_out
+    for id, reason in list(left_out.items())[:NAMED]:
         ctx.log(f"left out {id}: {reason}")
-    unit = "answers" if params.objective == "kto" else "pairs"
-    ctx.log(f"{count} {unit}, {len(material.left_out)} left out; {trained_note(model)}")
+    ctx.log(f"{count} {material.objective.unit}, {len(left_out)} left out; {trained_note(model)}")
     steps = params.max_steps or max(1, math.ceil(params.epochs * count / min(params.batch_pairs, count)))
-    reference = None
-    if params.watch and world.leads:
-        # What is cut up cannot share its weights, and PiSSA's are not those that it began with.
-        shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
-        reference = without_lora(model) if shared else load_model(folder).to(world.device)
+    reference = _watched_reference(params, model, folder, world) if params.watch and world.leads else None
     parallelize(model, world, compute_dtype=dtype, recompute=params.recompute)
-    batches: Any = ShuffledBatches(
-        material.rows,
-        batch_rows=min(params.batch_pairs, count),
-        seed=ctx.seed,
-        micro_rows=params.micro_pairs,
-        worker=world.data_rank,
-        workers=world.data_size,
-    )
-    if params.objective not in REFERENCE_FREE:
-        material.rows.take_reference(batches, model, dtype, world)
-    if params.objective == "kto":
-        batches = with_reference_point(batches, model, dtype, world)
+    batches = _batches(params, material.rows, model, dtype, ctx.seed, world)
     watch = None
     if params.watch:
         probe = Probe.choose(table, material.wanted, tokenizer, params.probe_prompts, ctx.seed, params.seq_len, dtype)
-        watch = CollapseWatch(
-            probe,
-            model,
-            reference,
-            every=params.watch_every,
-            steps=steps,
-            thresholds=Thresholds(
-                chosen_drop=params.max_chosen_drop, kl=params.max_kl, repetition_rise=params.max_repetition_rise
-            ),
-            observer=ctx,
-            world=world,
-        )
+        watch = _collapse_watch(params, probe, model, reference, steps, ctx, world)
     trainer: Trainer[Decoder, Any] = Trainer(
         model,
         batches,
         material.objective,
-        Optimiser(
-            model,
-            OptimiserConfig(
-                params.optimiser,
-                lr=params.lr,
-                betas=(0.9, 0.99),
-                b_lr_ratio=params.b_lr_ratio,
-                layer_decay=params.layer_decay,
-            ),
-        ),
+        Optimiser(model, _optimiser(params)),
         make_schedule(params.schedule, steps=steps, warmup_steps=round(params.warmup * steps)),
         config=LoopConfig.of(params, steps),
         workdir=ctx.workdir,
@@ -208,9 +176,78 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
     let_export(trainer, ctx, params)
     result = trainer.run()
     whole = gather_model(model, world)
-    if whole is None:
-        return
-    publish_milestones(ctx, params)
+    if whole is not None:
+        publish_milestones(ctx, params)
+        _publish(ctx, params, material, whole, tokenizer, result, watch)
+
+
+def _watched_reference(params: PreferenceParams, model: Decoder, folder: Path, world: World) -> Decoder:
+    """The model that the watch compares with: what is trained without its adapter where the weights are the same."""
+    # What is cut up cannot share its weights, and PiSSA's are not those that it began with.
+    shared = params.method == "lora" and not params.pissa and world.layout.shard == 1
+    return without_lora(model) if shared else load_model(folder).to(world.device)
+
+
+def _batches(
+    params: PreferenceParams, rows: Any, model: Decoder, dtype: torch.dtype, seed: int, world: World
+) -> Callable[[int], Sequence[Any]]:
+    """Batches of the rows, with what the objective needs of the reference, which the model still is."""
+    batches: ShuffledBatches[Any] = ShuffledBatches(
+        rows,
+        batch_rows=min(params.batch_pairs, len(rows)),
+        seed=seed,
+        micro_rows=params.micro_pairs,
+        worker=world.data_rank,
+        workers=world.data_size,
+    )
+    if params.objective not in REFERENCE_FREE:
+        rows.take_reference(batches, model, dtype, world)
+    return with_reference_point(batches, model, dtype, world) if params.objective == "kto" else batches
+
+
+def _collapse_watch(
+    params: PreferenceParams,
+    probe: Probe,
+    model: Decoder,
+    reference: Decoder | None,
+    steps: int,
+    observer: Context,
+    world: World,
+) -> CollapseWatch:
+    return CollapseWatch(
+        probe,
+        model,
+        reference,
+        every=params.watch_every,
+        steps=steps,
+        thresholds=Thresholds(
+            chosen_drop=params.max_chosen_drop, kl=params.max_kl, repetition_rise=params.max_repetition_rise
+        ),
+        observer=observer,
+        world=world,
+    )
+
+
+def _optimiser(params: PreferenceParams) -> OptimiserConfig:
+    return OptimiserConfig(
+        params.optimiser,
+        lr=params.lr,
+        betas=(0.9, 0.99),
+        b_lr_ratio=params.b_lr_ratio,
+        layer_decay=params.layer_decay,
+    )
+
+
+def _publish(
+    ctx: Context,
+    params: PreferenceParams,
+    material: _Material,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    result: Result,
+    watch: CollapseWatch | None,
+) -> None:
+    count, unit = len(material.rows), material.objective.unit
     with ctx.output(tuned_output(params)) as out:
         about = {
             "stage": "alignment",
@@ -227,7 +264,7 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
             "watch": watch.report() if watch else None,
             "seed": ctx.seed,
         }
-        save_tuned(out, ctx, params, whole, tokenizer, about)
+        save_tuned(out, ctx, params, model, tokenizer, about)
         ended = f"The collapse watch ended it: {result.stopped}." if result.stopped else "No bound was broken."
         name = params.objective.upper().replace("CDPO", "cDPO").replace("SIMPO", "SimPO")
         summary = f"{name} on {count:,} {unit} in {result.steps} steps. {ended if watch else ''}".strip()

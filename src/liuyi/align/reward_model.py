@@ -28,7 +28,7 @@ from liuyi.model.reward import RewardModel, save_reward
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import Batch, Ints, ShuffledBatches
 from liuyi.train.effect import training_effect
-from liuyi.train.interfaces import LoopConfig, Loss
+from liuyi.train.interfaces import LoopConfig, Loss, Result
 from liuyi.train.lm import choose_compute_dtype
 from liuyi.train.looking import keep_logs, let_export
 from liuyi.train.loop import Trainer
@@ -153,16 +153,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
         trained,
         batches,
         BradleyTerry(dtype),
-        Optimiser(
-            trained,
-            OptimiserConfig(
-                params.optimiser,
-                lr=params.lr,
-                score_lr=params.head_lr,
-                b_lr_ratio=params.b_lr_ratio,
-                layer_decay=params.layer_decay,
-            ),
-        ),
+        Optimiser(trained, _optimiser(params)),
         make_schedule(params.schedule, steps=steps, warmup_steps=round(params.warmup * steps)),
         config=LoopConfig.of(params, steps),
         workdir=ctx.workdir,
@@ -177,7 +168,32 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
     publish_milestones(ctx, params)
     if params.method == "lora":
         reward.decoder = _merged(folder, reward.decoder, params)
-    right, count = accuracy(reward, unseen.pairs, params.seq_len, pad_id)
+    found = accuracy(reward, unseen.pairs, params.seq_len, pad_id)
+    _publish(ctx, params, reward, tokenizer, result, found, len(rows), encoded.left_out | unseen.left_out)
+
+
+def _optimiser(params: RewardParams) -> OptimiserConfig:
+    return OptimiserConfig(
+        params.optimiser,
+        lr=params.lr,
+        score_lr=params.head_lr,
+        b_lr_ratio=params.b_lr_ratio,
+        layer_decay=params.layer_decay,
+    )
+
+
+def _publish(
+    ctx: Context,
+    params: RewardParams,
+    reward: RewardModel,
+    tokenizer: Tokenizer,
+    result: Result,
+    found: tuple[int, int],
+    pairs: int,
+    left_out: Mapping[str, str],
+) -> None:
+    """Publish the model; `found` is what `accuracy` gave, `pairs` how many it was trained on."""
+    right, count = found
     low, high = wilson(right, count)
     with ctx.output("checkpoint") as out:
         about = {
@@ -185,16 +201,16 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
             "objective": "bradley-terry",
             "method": params.method,
             "steps": result.steps,
-            "pairs": len(rows),
+            "pairs": pairs,
             "loss": result.loss,
-            "left_out": encoded.left_out | unseen.left_out,
+            "left_out": left_out,
             "heldout": {"pairs": count, "right": right, "low": low, "high": high},
             "seed": ctx.seed,
         }
         save_reward(out.path, reward, tokenizer, about)
         keep_logs(ctx.workdir, out.path)
         summary = (
-            f"A reward model of {len(rows):,} pairs. On {count:,} pairs of prompts held out it prefers the chosen "
+            f"A reward model of {pairs:,} pairs. On {count:,} pairs of prompts held out it prefers the chosen "
             f"answer in {right / count:.1%} ({low:.1%} to {high:.1%})."
         )
         table = Table(
@@ -206,7 +222,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
         training_effect(out.path, "alignment", "The reward model", summary, ("loss", "accuracy"), [table]).save(
             out.path
         )
-        out.metrics.update(loss=result.loss, steps=result.steps, pairs=len(rows), heldout_accuracy=right / count)
+        out.metrics.update(loss=result.loss, steps=result.steps, pairs=pairs, heldout_accuracy=right / count)
         out.metrics.update(heldout_low=low, heldout_high=high, **result.figures)
 
 

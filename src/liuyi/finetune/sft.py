@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from liuyi.core.step import Context
-from liuyi.finetune.chats import encode_chats, read_chats
+from liuyi.finetune.chats import Chats, encode_chats, read_chats
 from liuyi.finetune.tuning import save_tuned, trained_note, tuned_output
 from liuyi.model.checkpoint import load_config, load_model
+from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.effect import training_effect
 from liuyi.train.ema import Ema
-from liuyi.train.interfaces import LoopConfig
+from liuyi.train.interfaces import LoopConfig, Result
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.looking import let_export, let_speak
 from liuyi.train.loop import Trainer
@@ -97,9 +98,14 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
     if ema:
         ema.apply(model)
     whole = gather_model(model, world)
-    if whole is None:
-        return
-    publish_milestones(ctx, params)
+    if whole is not None:
+        publish_milestones(ctx, params)
+        _publish(ctx, params, whole, tokenizer, result, chats)
+
+
+def _publish(
+    ctx: Context, params: SftParams, model: Decoder, tokenizer: Tokenizer, result: Result, chats: Chats
+) -> None:
     with ctx.output(tuned_output(params)) as out:
         extra = {
             "stage": "fine-tuning",
@@ -114,7 +120,7 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
             "left_out": chats.left_out,
             "seed": ctx.seed,
         }
-        save_tuned(out, ctx, params, whole, tokenizer, extra)
+        save_tuned(out, ctx, params, model, tokenizer, extra)
         summary = (
             f"{len(chats.examples):,} conversations, {result.tokens:,} tokens learnt in {result.steps} steps: "
             f"loss {result.loss:.4f}. {len(chats.left_out)} conversations were left out."
