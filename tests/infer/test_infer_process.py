@@ -283,6 +283,27 @@ def test_a_process_that_does_not_open_its_model_in_time_is_ended() -> None:
     assert silent.poll() == -signal.SIGKILL
 
 
+def test_an_engine_that_the_system_starts_no_more_has_failed(model: Decoder, tokenizer: Tokenizer) -> None:
+    first = iter([client_over(Engine(model, tokenizer, max_slots=1))._new_peer()])
+
+    def launch() -> Any:
+        peer = next(first, None)
+        if peer is None:
+            raise OSError("no process can be started")
+        return peer
+
+    async def lose() -> None:
+        client = EngineClient(launch, patience=Patience(restarts=2, backoff_s=0.01))
+        await client.start()
+        client._peer.sock.shutdown(socket.SHUT_RDWR)
+        await until(lambda: client.state == "failed")
+        with pytest.raises(EngineError, match="does not run"):
+            await client.submit([Request(prompt_ids=[30])])
+        await client.close()
+
+    asyncio.run(lose())
+
+
 @pytest.mark.slow
 class TestProcess:
     def test_a_killed_process_is_replaced_and_its_requests_are_told(self, folder: Path) -> None:

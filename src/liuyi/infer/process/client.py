@@ -279,7 +279,7 @@ class EngineClient:
                     raise
                 self.state = "ready"
                 return True
-            except LiuyiError as error:
+            except (LiuyiError, OSError) as error:
                 logger.error("the engine could not be started again: %s", error)
 
     async def _restore_adapters(self) -> None:
