@@ -30,7 +30,7 @@ from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.curves import read_samples
 from liuyi.train.inject import Injector
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from liuyi.train.packing import Example, pack
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.tuning import Tuning, prepare

@@ -17,7 +17,7 @@ import in_process
 from in_ranks import fork_ranks
 from liuyi.core.artifact import Artifact
 from liuyi.core.home import Home
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from small_models import small_model
 
 LORA = {"method": "lora", "rank": 4}

@@ -21,10 +21,11 @@ from liuyi.core.errors import DataError, LedgerError, ModelError, StepError
 from liuyi.core.home import Home
 from liuyi.core.runner.process import DONE, StepOrder, run_step
 from liuyi.core.step import get_step
+from liuyi.train.log import read_log
 from liuyi.train.loop import Trainer
 from liuyi.train.milestones import last_milestone, milestone_steps
 from liuyi.train.optim import Optimiser
-from liuyi.train.replay import read_rows, replay
+from liuyi.train.replay import replay
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -114,7 +115,7 @@ def test_a_branch_rolls_back_to_where_it_began(train: Train) -> None:
     stable = train("stable", token_budget=6 * BATCH, schedule="constant", warmup=0.0, keep_every_steps=5)
     extra = {"model": stable["checkpoint"], "milestones": stable["milestones"]}
     branch = train("branch", extra, branch_step=5, cooldown_steps=4, inject="nan@5,nan@6,nan@7")["checkpoint"]
-    rows = read_rows(branch.file("training.jsonl"))
+    rows = read_log(branch.path)
     assert [(row["step"], row["batch"]) for row in rows[5:]] == [(5, 8), (6, 9), (7, 10), (8, 11)]
 
 

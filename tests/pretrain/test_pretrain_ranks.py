@@ -17,7 +17,8 @@ from in_ranks import fork_ranks
 from liuyi.core.artifact import Artifact
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
-from liuyi.train.loop import CHECKPOINTS, LOG_FILE
+from liuyi.train.log import LOG_FILE
+from liuyi.train.loop import CHECKPOINTS
 
 STEPS = 16
 RUN: dict[str, Any] = {

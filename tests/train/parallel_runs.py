@@ -22,7 +22,8 @@ from liuyi.train.ema import Ema
 from liuyi.train.guards import GuardConfig
 from liuyi.train.interfaces import LoopConfig, Result
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LOG_FILE, Trainer
+from liuyi.train.log import LOG_FILE
+from liuyi.train.loop import Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.context import cut_rows

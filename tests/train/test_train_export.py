@@ -19,7 +19,7 @@ from liuyi.train import export
 from liuyi.train.export import STATE_FILE, Exporter, External, Row
 from liuyi.train.export_tools import TOOLS
 from liuyi.train.guards import GuardConfig
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from liuyi.train.params import LoopParams
 
 PARAMS = {"lr": 0.01, "targets": ["q_proj"]}

@@ -25,14 +25,14 @@ from liuyi.core.digest import sha256_file
 from liuyi.core.errors import DataError, OutOfDisk, StepError
 from liuyi.core.step import START_AGAIN
 from liuyi.model.decoder import Decoder
-from liuyi.train import checkpoint, loop, watchdog
+from liuyi.train import checkpoint, saving, watchdog
 from liuyi.train.batches import Batch
 from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.corruption import checksum
 from liuyi.train.guards import GuardConfig
 from liuyi.train.inject import Fault, parse_faults
 from liuyi.train.interfaces import LoopConfig, Loss
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from liuyi.train.watchdog import Watchdog
 
 STEPS = 24
@@ -300,7 +300,7 @@ def test_going_back_does_not_fail_over_a_checkpoint_that_was_not_written(
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     # One falls due before each step, however slowly the one before is written.
     monkeypatch.setattr(checkpoint.Checkpoints, "busy", lambda self: False)
-    monkeypatch.setattr(loop, "MAX_FAILED_SAVES", 100)
+    monkeypatch.setattr(saving, "MAX_FAILED_SAVES", 100)
     listener = Listener()
     config = LoopConfig(STEPS, checkpoint_every_s=1e-6, inject=faults, guard=guard)
     model, _, _ = small_run(tmp_path / "full", steps=STEPS, config=config, listener=listener)

@@ -18,7 +18,8 @@ from liuyi.train.batches import ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LOG_FILE, Trainer
+from liuyi.train.log import LOG_FILE
+from liuyi.train.loop import Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.float8 import float8

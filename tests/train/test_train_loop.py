@@ -25,7 +25,7 @@ from liuyi.train.batches import IGNORE, ShuffledBatches
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.guards import Guard, GuardConfig
 from liuyi.train.lm import CausalLM, choose_compute_dtype
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 
 
 def finish(folder: Path, moments: list[int], **run: object) -> tuple[Decoder, str]:

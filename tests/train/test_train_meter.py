@@ -19,7 +19,7 @@ from liuyi.train.batches import Batch
 from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.flops import ModelFlops, keys_of_documents
 from liuyi.train.interfaces import LoopConfig
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from liuyi.train.tuning import Tuning, prepare, train_only
 
 

@@ -21,7 +21,7 @@ from liuyi.train import remote
 from liuyi.train.checkpoint import Checkpoints, Snapshot
 from liuyi.train.guards import GuardConfig
 from liuyi.train.interfaces import LoopConfig
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from liuyi.train.params import KeepParams
 from liuyi.train.remote import COMPLETE, RemoteCheckpoints
 from liuyi.train.retention import Name, Retention

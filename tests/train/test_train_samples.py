@@ -18,7 +18,7 @@ from liuyi.core.errors import DataError
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.curves import SAMPLES_FILE, read_samples
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from liuyi.train.parallel.apply import parallelize
 from liuyi.train.parallel.gradients import local
 from liuyi.train.params import SamplesParams

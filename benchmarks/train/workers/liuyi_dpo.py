@@ -24,7 +24,8 @@ from liuyi.model.checkpoint import load_model
 from liuyi.model.lora import LoraConfig, lora_adapter
 from liuyi.train.batches import ShuffledBatches
 from liuyi.train.interfaces import LoopConfig
-from liuyi.train.loop import LOG_FILE, Trainer
+from liuyi.train.log import LOG_FILE
+from liuyi.train.loop import Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example
 from liuyi.train.parallel.apply import parallelize

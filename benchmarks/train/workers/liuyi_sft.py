@@ -22,7 +22,8 @@ from liuyi.model.lora import LoraConfig, lora_adapter
 from liuyi.train.batches import Batch, ShuffledBatches
 from liuyi.train.interfaces import LoopConfig
 from liuyi.train.lm import CausalLM
-from liuyi.train.loop import LOG_FILE, Trainer
+from liuyi.train.log import LOG_FILE
+from liuyi.train.loop import Trainer
 from liuyi.train.optim import Optimiser, OptimiserConfig
 from liuyi.train.packing import Example, PackedRows
 from liuyi.train.parallel.apply import parallelize

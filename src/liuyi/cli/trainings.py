@@ -9,7 +9,8 @@ from liuyi.core.effect import Block, Effect
 from liuyi.evaluate.figures import number
 from liuyi.evaluate.report import Report
 from liuyi.evaluate.report.gather import STAGE_OF_ROOM, Section
-from liuyi.train.curves import read_log, read_samples, samples_block, speed_curves, training_curves
+from liuyi.train.curves import read_samples, samples_block, speed_curves, training_curves
+from liuyi.train.log import read_log
 
 if TYPE_CHECKING:
     from liuyi.core.home import Home

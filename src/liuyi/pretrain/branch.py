@@ -16,7 +16,7 @@ from liuyi.core.errors import ModelError, StepError
 from liuyi.core.step import Context
 from liuyi.model.decoder import Decoder
 from liuyi.pretrain.size import recommended
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import LOG_FILE
 from liuyi.train.milestones import last_milestone, milestone, plant
 from liuyi.train.stored import Stored
 from liuyi.train.world import World

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from liuyi.train.world import World
 
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 _LOOSE = 0.02
@@ -47,3 +51,21 @@ def agree(first: float, second: float, *, exactly: bool) -> bool:
     if not (math.isfinite(first) and math.isfinite(second)):
         return math.isfinite(first) == math.isfinite(second)
     return first == second if exactly else math.isclose(first, second, rel_tol=_LOOSE)
+
+
+def demand_sound(world: World, sound: bool, otherwise: str) -> None:
+    """Raises Corrupted on every rank if it is not so on any."""
+    wrong = [str(rank) for rank, found in enumerate(world.gather(float(not sound))) if found]
+    if wrong:
+        raise Corrupted(otherwise + (f" (rank {', '.join(wrong)})" if world.size > 1 else ""))
+
+
+def same_as_first_copy(world: World, checksum: int) -> bool:
+    """Whether what this rank holds is what the rank in its place holds in the first copy of the weights."""
+    layout = world.layout
+    # Context ranks are copies too, unless the weights are cut over them as over the shards.
+    copies = layout.replicate * (layout.context if layout.shard == 1 else 1)
+    place = world.rank % (layout.size // copies)
+    # A float64 has no room for all 64 bits.
+    halves = divmod(checksum % 2**64, 2**32)
+    return [world.gather(float(half))[place] for half in halves] == list(halves)

@@ -16,7 +16,7 @@ from typing import Any
 
 from liuyi.core.effect import Curves, Mark, Sample, Samples, Series
 
-LOG_FILE, SAMPLES_FILE = "training.jsonl", "samples.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 MOST_POINTS = 400
 SMOOTHED_SHARE = 25
 """The moving average reaches over about a twenty-fifth of a run."""
@@ -38,14 +38,6 @@ TITLES = {
     "memory_bytes": "Peak memory, bytes",
 }
 Points = Sequence[tuple[float, float]]
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `training.jsonl`; none where there is no such file. A line that is still being written is left."""
-    path = folder / LOG_FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("}\n")]
 
 
 def training_curves(

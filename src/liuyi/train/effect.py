@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liuyi.core.effect import Block, Effect, Stage
-from liuyi.train.curves import read_log, read_samples, samples_block, training_curves
+from liuyi.train.curves import read_samples, samples_block, training_curves
+from liuyi.train.log import read_log
 
 
 def training_effect(

@@ -12,7 +12,8 @@ from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.curves import SAMPLES_FILE
 from liuyi.train.export import Exporter, External
 from liuyi.train.export_tools import TOOLS
-from liuyi.train.loop import LOG_FILE, Trainer
+from liuyi.train.log import LOG_FILE
+from liuyi.train.loop import Trainer
 from liuyi.train.params import LoopParams, SamplesParams
 from liuyi.train.samples import Prompt, Samples
 

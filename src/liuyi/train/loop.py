@@ -11,10 +11,7 @@ decide from the sums, so all of them step, skip, roll back and stop together; th
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,14 +21,13 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from liuyi.core.disk import full_disk_is_told
-from liuyi.core.errors import DataError, LiuyiError, StepError
+from liuyi.core.errors import DataError, StepError
 from liuyi.train.checkpoint import Checkpoints, Held, Snapshot
-from liuyi.train.corruption import Corrupted, agree, checksum
-from liuyi.train.curves import LOG_FILE as LOG_FILE
+from liuyi.train.corruption import Corrupted, agree, checksum, demand_sound, same_as_first_copy
 from liuyi.train.guards import Guard, Reason, demand_numbers
 from liuyi.train.inject import Injector, parse_faults
 from liuyi.train.interfaces import B, Deaf, LoopConfig, M, Monitor, Objective, Observer, Result
+from liuyi.train.log import TrainingLog, read_log
 from liuyi.train.memory import keeping_freed_memory
 from liuyi.train.meter import Meter
 from liuyi.train.onlookers import Onlooker, looking_on
@@ -41,6 +37,7 @@ from liuyi.train.parallel.shard import hold_gradients
 from liuyi.train.parallel.stragglers import Stragglers
 from liuyi.train.remote import RemoteCheckpoints
 from liuyi.train.rng import load_rng_state, rng_state
+from liuyi.train.saving import Saver
 from liuyi.train.schedule import Schedule
 from liuyi.train.stored import Stored
 from liuyi.train.watchdog import Watchdog
@@ -49,8 +46,6 @@ from liuyi.train.world import World
 CHECKPOINTS = "checkpoints"
 MAX_RECOVERIES = 3
 """Corruptions in a row, without a step between them, after which the machine is not trusted."""
-MAX_FAILED_SAVES = 3
-"""Checkpoints in a row that could not be written before the run fails."""
 
 
 class Trainer(Generic[M, B]):
@@ -107,10 +102,9 @@ class Trainer(Generic[M, B]):
         """Of weights and optimiser state, as the last step left them."""
         self.recoveries = 0
         self._recovered_at = (-1, 0)
-        self._failed_saves = 0
         workdir.mkdir(parents=True, exist_ok=True)
         self.injector = Injector(parse_faults(config.inject), workdir, self.world.rank)
-        self.log_path = workdir / LOG_FILE
+        self.log = TrainingLog(workdir)
         self.checkpoints = Checkpoints(
             workdir / CHECKPOINTS,
             self.observer.log,
@@ -123,6 +117,13 @@ class Trainer(Generic[M, B]):
         """Train to the last step, or until the monitor ends it; the model then holds the final weights."""
         self.model.train()
         self.watchdog = Watchdog(self.config.hang_timeout_s, self.told_of_hangs)
+        self.saver = Saver(
+            self.checkpoints,
+            self.log.path,
+            self.observer,
+            self.watchdog,
+            always_wait=not self.config.checkpoint_every_s,
+        )
         with looking_on(self.onlookers), keeping_freed_memory(), self.checkpoints, self.watchdog:
             if self._go_back():
                 self.observer.log(f"resumed at step {self.step} of {self.config.steps}")
@@ -131,7 +132,7 @@ class Trainer(Generic[M, B]):
                 self.prepare()
                 demand_numbers(self.model)
                 if self.world.leads:
-                    self.log_path.write_bytes(b"")
+                    self.log.begin()
                 self.checksum = checksum(self.optimiser.tensors())
                 self._save(must=True)
             saved = time.monotonic()
@@ -188,25 +189,10 @@ class Trainer(Generic[M, B]):
         second = self._take_step(), self.checksum
         exactly = self.device.type == "cpu"
         differs = not agree(first[0], second[0], exactly=exactly) or (exactly and first[1] != second[1])
-        self._all_sound(not differs, f"step {before.step} came out differently the second time")
-        self._all_sound(self._same_as_first_copy(), f"copies of the weights have come apart by step {self.step}")
+        demand_sound(self.world, not differs, f"step {before.step} came out differently the second time")
+        same = same_as_first_copy(self.world, self.checksum)
+        demand_sound(self.world, same, f"copies of the weights have come apart by step {self.step}")
         return second[0]
-
-    def _all_sound(self, sound: bool, otherwise: str) -> None:
-        """Raises Corrupted on every rank if it is not so on any."""
-        wrong = [str(rank) for rank, found in enumerate(self.world.gather(float(not sound))) if found]
-        if wrong:
-            raise Corrupted(otherwise + (f" (rank {', '.join(wrong)})" if self.world.size > 1 else ""))
-
-    def _same_as_first_copy(self) -> bool:
-        """Whether what this rank holds is what the rank in its place holds in the first copy of the weights."""
-        layout = self.world.layout
-        # Context ranks are copies too, unless the weights are cut over them as over the shards.
-        copies = layout.replicate * (layout.context if layout.shard == 1 else 1)
-        place = self.world.rank % (layout.size // copies)
-        # A float64 has no room for all 64 bits.
-        halves = divmod(self.checksum % 2**64, 2**32)
-        return [self.world.gather(float(half))[place] for half in halves] == list(halves)
 
     def _recover(self, found: Corrupted) -> None:
         """Go back to the newest sound checkpoint; the steps from there are taken again."""
@@ -239,8 +225,8 @@ class Trainer(Generic[M, B]):
             before, after = self.optimiser.step(factor, grad_scale)
         else:
             before = after = checksum(self.optimiser.tensors())
-        unchanged = before == self.checksum
-        self._all_sound(unchanged, f"weights or optimiser state changed by themselves before step {self.step}")
+        changed = f"weights or optimiser state changed by themselves before step {self.step}"
+        demand_sound(self.world, before == self.checksum, changed)
         self.checksum = after
         row: dict[str, Any] = {
             "step": self.step,
@@ -265,13 +251,18 @@ class Trainer(Generic[M, B]):
             return loss
         self.step += 1
         if self.monitor:
-            self.watchdog.beat(f"the look after step {self.step}")
-            self.stopped = self.monitor.after_step(self.model, self.step)
-            if self.world.any(bool(self.stopped)):
-                self._all_sound(bool(self.stopped), f"after step {self.step} some ranks would stop and others go on")
-                self.checksum = checksum(self.optimiser.tensors())
-                self.observer.log(f"stopped after step {self.step}: {self.stopped}")
+            self._let_look(self.monitor)
         return loss
+
+    def _let_look(self, monitor: Monitor) -> None:
+        """Have the monitor look at what the step has made; all ranks stop if it ends the run."""
+        self.watchdog.beat(f"the look after step {self.step}")
+        self.stopped = monitor.after_step(self.model, self.step)
+        if self.world.any(bool(self.stopped)):
+            disagree = f"after step {self.step} some ranks would stop and others go on"
+            demand_sound(self.world, bool(self.stopped), disagree)
+            self.checksum = checksum(self.optimiser.tensors())
+            self.observer.log(f"stopped after step {self.step}: {self.stopped}")
 
     def _accumulate(self, index: int) -> tuple[float, int, dict[str, float]]:
         """Forward and backward of every micro-batch: mean loss, count and mean metrics of the global batch."""
@@ -340,7 +331,7 @@ class Trainer(Generic[M, B]):
 
         One whose tensors were no longer what the step before had left is passed over for the one before it.
         """
-        self._settle_checkpoint(must=False)
+        self.saver.settle(self.step)
         while found := self._load(at_most):
             self._restore(found)
             if not found.same_layout:
@@ -357,49 +348,15 @@ class Trainer(Generic[M, B]):
         return self.checkpoints.load(at_most)
 
     def _write_log(self, row: dict[str, Any]) -> None:
-        values = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
         if not self.world.leads:
             return
-        with (
-            full_disk_is_told("writing what training measures", self.log_path.parent),
-            self.log_path.open("a", encoding="utf-8") as log,
-        ):
-            log.write(json.dumps(values) + "\n")
-        for name, value in values.items():
-            if isinstance(value, float):
+        self.log.write(row)
+        for name, value in row.items():
+            if isinstance(value, float) and math.isfinite(value):
                 self.observer.metric(name, value, self.step)
 
     def _save(self, *, must: bool, wait: bool = False) -> None:
-        """Write a checkpoint in the background, unless the last one is still being written and not waited for.
-
-        One that cannot be written is told, and the next is tried in its turn. When several in a row fail, or this one
-        does and there `must` be one, the run fails with what was met.
-        """
-        if not (must or wait) and self.checkpoints.busy():
-            self.observer.log(f"step {self.step}: the checkpoint before is still being written; none is made now")
-            return
-        self.watchdog.beat(f"the checkpoint of step {self.step}")
-        self._settle_checkpoint(must=False)
-        started = time.monotonic()
-        self.checkpoints.save(self._snapshot(), anchors=self.guard.anchors(self.step), log=self.log_path)
-        self.observer.metric("checkpoint_stall_s", time.monotonic() - started, self.step)
-        if must or not self.config.checkpoint_every_s:
-            self.watchdog.beat(f"the checkpoint of step {self.step}")
-            self._settle_checkpoint(must=must)
-
-    def _settle_checkpoint(self, *, must: bool) -> None:
-        """Wait for the write under way, and see how it went."""
-        try:
-            if self.checkpoints.wait():
-                self._failed_saves = 0
-        except (LiuyiError, OSError) as error:
-            self._failed_saves += 1
-            if must or self._failed_saves >= MAX_FAILED_SAVES:
-                raise
-            self.observer.log(f"step {self.step}: goes on without a checkpoint: {error}")
+        self.saver.save(self._snapshot(), self.guard.anchors(self.step), must=must, wait=wait)
 
     def _snapshot(self) -> Snapshot:
         tensors: dict[str, dict[str, Tensor]] = {
@@ -410,7 +367,7 @@ class Trainer(Generic[M, B]):
             "tokens": self.tokens,
             "stopped": self.stopped,
             "guard": self.guard.state(),
-            "log_bytes": self.log_path.stat().st_size if self.world.leads else 0,
+            "log_bytes": self.log.size_bytes if self.world.leads else 0,
         }
         if self.monitor:
             tensors["monitor"] = self.monitor.tensors()
@@ -428,16 +385,16 @@ class Trainer(Generic[M, B]):
         self.guard.load_state(found.state["guard"])
         load_rng_state(found.own["rng"])
         if self.world.leads and isinstance(found, Stored):
-            shutil.copyfile(found.path / LOG_FILE, self.log_path)
+            self.log.replace(found.path)
         elif self.world.leads:
-            os.truncate(self.log_path, found.state["log_bytes"])
+            self.log.cut(found.state["log_bytes"])
         if self.monitor:
             tensors = {name: kept.clone() for name, kept in found.group("monitor", self.monitor.tensors().get)}
             self.monitor.load(tensors, found.state["monitor"])
 
     def _result(self) -> Result:
         self.world.barrier()
-        rows = [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
+        rows = read_log(self.log.path.parent)
         losses = [row["loss"] for row in rows if "skipped" not in row]
         if not losses:
             raise StepError(f"nothing was learnt: every one of {len(rows)} steps was skipped, {rows[-1]['skipped']}")

@@ -21,7 +21,8 @@ from liuyi.core.disk import sync_tree
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context
 from liuyi.train.lm import DTYPE_FILE
-from liuyi.train.loop import CHECKPOINTS, LOG_FILE
+from liuyi.train.log import LOG_FILE
+from liuyi.train.loop import CHECKPOINTS
 from liuyi.train.params import KeepParams
 from liuyi.train.retention import Name, Retention
 

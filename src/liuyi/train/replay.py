@@ -9,9 +9,8 @@ loss and its gradient's norm come out the same to the bit. Where they do not, ei
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from liuyi.core.runner.keys import derived_seed, device_class
 from liuyi.core.step import Staging, get_step
 from liuyi.train.corruption import agree
 from liuyi.train.inject import parse_faults
-from liuyi.train.loop import LOG_FILE
+from liuyi.train.log import read_log
 from liuyi.train.milestones import last_milestone, milestone_steps, plant
 
 COMPARED = ("batch", "loss", "grad_norm")
@@ -66,7 +65,7 @@ def replay(home: Home, run: str, name: str, step: int) -> Replay:
             f"step '{name}' has no milestones to replay from", hint="set keep_every_steps before it is run"
         )
     milestones = home.store.open(execution.outputs["milestones"]).path
-    recorded = read_rows(milestones / LOG_FILE)
+    recorded = read_log(milestones)
     wanted = {row["step"]: number for number, row in enumerate(recorded)}
     if step not in wanted:
         raise DataError(f"the training has no step {step}", hint=f"its steps are 0 to {max(wanted, default=0)}")
@@ -92,7 +91,7 @@ def _execution(home: Home, run: str, name: str) -> Execution:
     return execution
 
 
-def _take(home: Home, execution: Execution, name: str, workdir: Path, last: Row) -> list[Row]:
+def _take(home: Home, execution: Execution, name: str, workdir: Path, last: Row) -> Sequence[Row]:
     step = get_step(execution.step)
     # What belongs to the data is met again; what belonged to the machine, and who looked on, is not.
     faults = [str(fault) for fault in parse_faults(execution.params["inject"]) if fault.kind in ("nan", "spike")]
@@ -102,12 +101,7 @@ def _take(home: Home, execution: Execution, name: str, workdir: Path, last: Row)
     context = _Replaying(home, execution, name, derived_seed(execution.seed, step), workdir, last)
     with suppress(_Seen):
         step.run(context, params)
-    return read_rows(workdir / LOG_FILE)
-
-
-def read_rows(log: Path) -> list[Row]:
-    """The rows of a training log."""
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return read_log(workdir)
 
 
 def _same(recorded: Any, again: Any, exactly: bool) -> bool:
@@ -145,12 +139,10 @@ class _Replaying:
         yield
 
     def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
-        log = self.workdir / LOG_FILE
-        if unit == "steps" and done > self._last[0] and log.exists():
-            rows = read_rows(log)
-            # A run that will roll back takes the step on another batch first.
-            if any((row["step"], row["batch"]) == self._last for row in rows):
-                raise _Seen
+        taken = unit == "steps" and done > self._last[0]
+        # A run that will roll back takes the step on another batch first.
+        if taken and any((row["step"], row["batch"]) == self._last for row in read_log(self.workdir)):
+            raise _Seen
 
     def metric(self, name: str, value: float, index: int | None = None) -> None: ...
 

@@ -17,8 +17,8 @@ import numpy as np
 from liuyi.core.errors import DataError
 from liuyi.data.tokens import Tokens
 from liuyi.model.tokenizer import Tokenizer
+from liuyi.train.log import LOG_FILE
 
-TRAINING_LOG = "training.jsonl"
 TRAINING_FACTS = "liuyi.json"
 
 
@@ -103,15 +103,15 @@ def batch_of_step(checkpoint: Path, step: int) -> int:
 
     Raises DataError where there is no such log, or no such step in it.
     """
-    path = checkpoint / TRAINING_LOG
+    path = checkpoint / LOG_FILE
     if not path.exists():
-        raise DataError(f"the checkpoint has no {TRAINING_LOG}", hint="was it trained here?")
+        raise DataError(f"the checkpoint has no {LOG_FILE}", hint="was it trained here?")
     taken = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         taken[row["step"]] = row["batch"]
     if step not in taken:
-        known = f"its steps go from {min(taken)} to {max(taken)}" if taken else f"its {TRAINING_LOG} is empty"
+        known = f"its steps go from {min(taken)} to {max(taken)}" if taken else f"its {LOG_FILE} is empty"
         raise DataError(f"the training has no step {step}", hint=known)
     return int(taken[step])
 

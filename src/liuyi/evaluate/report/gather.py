@@ -12,7 +12,8 @@ from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Block, Comparison, Effect, Stage
 from liuyi.core.errors import DataError
 from liuyi.evaluate.figures import number
-from liuyi.train.curves import read_log, training_curves
+from liuyi.train.curves import training_curves
+from liuyi.train.log import read_log
 
 REPORT = "report.json"
 STAGES: tuple[Stage, ...] = get_args(Stage)
