@@ -207,7 +207,8 @@ def replaced(old: str, new: str) -> str:
         (replaced("artifact:3f9a61", "artifact:abcdef"), "10: steps.fit.more.1: no artifact is named 'abcdef'"),
         (replaced("more:", "model: artifact:3f9a61\n    more:"), "is a corpus, but a checkpoint or adapter is needed"),
         (replaced("epochs: 2", "epochs: ${docs.corpus}"), "'epochs' is a parameter and takes no ${docs.corpus}"),
-        (replaced("lr: 1e-4", "lr: .nan"), "a parameter cannot be written down"),
+        (replaced("lr: 1e-4", "lr: .nan"), "'lr' should be a finite number, got nan"),
+        (replaced("lr: 1e-4", "lr: true"), "'lr' is no switch: it takes no true"),
     ],
 )  # fmt: skip
 def test_one_mistake_each(text: str, said: str) -> None:

@@ -28,7 +28,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, SerializationInfo, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationInfo,
+    field_validator,
+)
 
 from liuyi.core.artifact import KINDS, Artifact, Kind
 from liuyi.core.digest import sha256_tree
@@ -39,9 +47,23 @@ START_AGAIN = 4
 
 
 class Params(BaseModel):
-    """Base of every step's parameters: unknown names are refused, values do not change."""
+    """Base of every step's parameters: unknown names are refused, and `true` for a number; values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes `true` for 1: `shard: true` would shard nothing."""
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"'{info.field_name}' is no switch: it takes no {str(value).lower()}")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    if annotation in (bool, Any) or isinstance(annotation, bool):
+        return True
+    return any(map(_takes_bool, typing.get_args(annotation)))
 
 
 def _at_hand(path: Path, info: ValidationInfo) -> Path:
