@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from liuyi.core.errors import DataError
 from liuyi.core.step import START_AGAIN, Context, Input, Output, Params, SourcePath, step
+from liuyi.infer.errors import RequestError
 from liuyi.train.params import ParallelParams
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def gate(ctx: Context, params: GateParams) -> None:
 
 
 class TogetherParams(ParallelParams):
-    what: Literal["add", "fail", "bug", "lose", "lose-and-fail", "die", "wait"] = "add"
+    what: Literal["add", "fail", "bug", "refuse", "lose", "lose-and-fail", "die", "wait"] = "add"
     diary: Path
 
 
@@ -235,6 +236,8 @@ def _add_up(ctx: Context, params: TogetherParams, world: World) -> None:
                 raise DataError("this is no number", where="numbers.txt", hint="write one")
             case "bug":
                 raise ValueError("a mistake of ours")
+            case "refuse":
+                raise RequestError("the prompt is too long", param="prompt", hint="cut it")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "wait":

@@ -144,6 +144,14 @@ def test_a_bug_is_told_by_the_rank_that_has_it(
     assert "traceback" in raised.value.hint
 
 
+def test_an_error_that_the_spine_does_not_know_keeps_its_words(
+    toy_home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fork_ranks(monkeypatch)
+    with pytest.raises(StepError, match="rank 1: the prompt is too long\n  cut it"):
+        together(toy_home, what="refuse")
+
+
 @pytest.mark.slow
 def test_a_death_starts_all_again_and_an_error_ends_all(toy_home: Home, capfd: pytest.CaptureFixture[str]) -> None:
     """One rank is killed; when all have started again, it finds an error: that one is told, once, and no death more."""

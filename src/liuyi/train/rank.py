@@ -240,7 +240,7 @@ def work(folder: Path) -> int:
         if lost:
             return START_AGAIN
         told = as_error(error, "the step's log")
-        tell_failure(folder, type(told)(f"rank {os.environ['RANK']}: {told.message}", where=told.where, hint=told.hint))
+        tell_failure(folder, unpack(pack(told) | {"message": f"rank {os.environ['RANK']}: {told.message}"}))
     return 0
 
 
