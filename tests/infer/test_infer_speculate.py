@@ -179,6 +179,19 @@ def test_a_draft_model_changes_nothing(model: Decoder, tokenizer: Tokenizer, dra
     assert engine.stats.drafted_tokens or draft_blocks == 3
 
 
+def test_short_drafts_are_made_beside_one_that_is_still_being_read(model: Decoder) -> None:
+    def running(id: int, tokens: int) -> Running:
+        prompt = [10 + at % 50 for at in range(tokens)]
+        return Running(id, Request(prompt_ids=prompt), seed=0, limit=1000, stop_ids=frozenset())
+
+    def likeliest(sequences: Sequence[Running], ahead: Sequence[int], logits: torch.Tensor) -> list[int]:
+        return [int(token) for token in logits.argmax(dim=-1)]
+
+    drafter = DraftModel(TorchRunner(model, 100))
+    short, long = drafter.draft([(running(0, 5), 2), (running(1, 300), 5)], likeliest)
+    assert (len(short), long) == (2, [])
+
+
 def test_a_model_that_drafts_for_itself_is_right_at_any_temperature(model: Decoder, tokenizer: Tokenizer) -> None:
     asked = [
         Request(prompt_ids=[30 + at] * 50, max_tokens=60, temperature=at / 4, seed=at, ignore_eos=True)

@@ -49,9 +49,11 @@ class DraftModel:
         """See `Drafter.draft`."""
         drafts: dict[int, list[int]] = {sequence.id: [] for sequence, _ in wanted}
         drafting = [(sequence, length) for sequence, length in wanted if self._follow(sequence, length)]
-        for at in range(max((length for _, length in drafting), default=0)):
+        for at in range(self.most):
             began = perf_counter()
             drafting = [(sequence, length) for sequence, length in drafting if length > at]
+            if not drafting:
+                break
             ready, logits = self._read([sequence for sequence, _ in drafting], drafts)
             if not ready:
                 break
