@@ -312,12 +312,15 @@ class TestPrompts:
             ("[1]", ":1: is no JSON object"),
             ('{"text": "a"}', "has neither"),
             ('{"prompt": "a", "max_tokens": 0}', "max_tokens"),
+            ('{"prompt": "a", "max_tokens": true}', "max_tokens"),
+            ("[" * 200_000, "is no JSON"),
+            ('{"prompt": "ÿ"}', "cannot be read"),
             ("\n", "has no requests"),
         ],
     )
     def test_names_the_line_that_is_wrong(self, tmp_path: Path, text: str, problem: str) -> None:
         path = tmp_path / "prompts.jsonl"
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
         with pytest.raises(DataError, match=problem):
             read_prompts(path, 9)
 
@@ -368,6 +371,9 @@ class TestTrace:
             '{"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1]}',
             '{"timestamp": -1, "input_length": 10, "output_length": 1, "hash_ids": [1]}',
             '{"timestamp": 0, "input_length": "x", "output_length": 1, "hash_ids": [1]}',
+            '{"timestamp": NaN, "input_length": 10, "output_length": 1, "hash_ids": [1]}',
+            '{"timestamp": 0, "input_length": Infinity, "output_length": 1, "hash_ids": [1]}',
+            '{"timestamp": 0, "input_length": 10, "output_length": 1, "hash_ids": [-1]}',
             '{"timestamp": 0, "input_length": 10, "output_length": 1, "hash_ids": ["a"]}',
         ],
     )
@@ -456,6 +462,8 @@ class TestCommand:
             (("--concurrency", "1,x"), "list of positive whole numbers"),
             (("--chat", "--vocab-size", "100"), "no token ids"),
             (("http://127.0.0.1:9",), "does not answer"),
+            (("localhost:8000",), "is no URL of a server"),
+            (("http://localhost:80o0",), "is no URL of a server"),
         ],
     )
     def test_says_what_is_wrong(self, arguments: tuple[str, ...], problem: str) -> None:

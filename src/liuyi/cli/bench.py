@@ -111,6 +111,7 @@ def serve(url: str, **asked: Any) -> None:
     """
     import httpx
 
+    from liuyi.infer.address import api_url
     from liuyi.infer.load.client import CONNECT_S, Endpoint
     from liuyi.infer.load.drive import in_lanes
     from liuyi.infer.load.page import Point
@@ -125,7 +126,7 @@ def serve(url: str, **asked: Any) -> None:
 
     async def measure() -> tuple[str, list[Point]]:
         async with httpx.AsyncClient(
-            base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1/",
+            base_url=api_url(url),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(CONNECT_S, read=None),
             limits=httpx.Limits(max_connections=None),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from liuyi.core.errors import LiuyiError
+from liuyi.infer.address import api_url
 from liuyi.infer.sse import lines_of
 
 if TYPE_CHECKING:
@@ -84,14 +85,14 @@ class ServerTalker:
     """A server with the OpenAI API."""
 
     def __init__(self, url: str, model: str | None, key: str, options: TalkOptions) -> None:
+        """Raises LiuyiError for a URL that is none."""
         import httpx
 
         self.name = model or ""
-        self._url = url.rstrip("/").removesuffix("/v1")
+        base_url = api_url(url)
+        self._url = base_url.removesuffix("/v1/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.AsyncClient(
-            base_url=f"{self._url}/v1/", headers=headers, timeout=httpx.Timeout(10, read=None)
-        )
+        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=httpx.Timeout(10, read=None))
         self._options = options
 
     async def open(self) -> None:

@@ -7,6 +7,7 @@ traces published beside it). Equal ids become equal blocks, so that a prefix cac
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ def read_trace(
     rows = []
     for where, row in json_lines(path):
         numbers = [row.get(name) for name in _NUMBERS]
-        if any(isinstance(number, bool) or not isinstance(number, int | float) or number < 0 for number in numbers):
+        if not all(map(_is_amount, numbers)):
             raise DataError(f"{', '.join(_NUMBERS)} are not all numbers of 0 or more", where=where)
         hashes = row.get("hash_ids")
-        if not isinstance(hashes, list) or any(isinstance(name, bool) or not isinstance(name, int) for name in hashes):
-            raise DataError("hash_ids is no list of whole numbers", where=where)
+        if not isinstance(hashes, list) or not all(isinstance(name, int) and _is_amount(name) for name in hashes):
+            raise DataError("hash_ids is no list of whole numbers of 0 or more", where=where)
         blocks = -(-int(row["input_length"]) // BLOCK_TOKENS)
         if len(hashes) != blocks:
             raise DataError(
@@ -60,6 +61,10 @@ def read_trace(
         )
 
     return [one(row) for row in rows]
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _tokens(alphabet: Alphabet, hashes: list[int], input_length: int, scale: float, seed: int) -> list[int]:

@@ -98,7 +98,7 @@ def read_prompts(path: Path, output_tokens: int) -> list[Ask]:
         prompt, tokens = row.get("prompt", row.get("messages")), row.get("max_tokens", output_tokens)
         if not isinstance(prompt, str | list) or not prompt:
             raise DataError("has neither 'prompt' (a text or token ids) nor 'messages'", where=where)
-        if not isinstance(tokens, int) or tokens < 1:
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise DataError("max_tokens is no positive whole number", where=where)
         asks.append(Ask(prompt, tokens))
     return asks
@@ -107,13 +107,17 @@ def read_prompts(path: Path, output_tokens: int) -> list[Ask]:
 def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) for each line of a file. Raises DataError where a line holds none, or the file has no line."""
     rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"is no JSON: {error}", where=where) from error
         if not isinstance(row, dict):
             raise DataError("is no JSON object", where=where)

@@ -13,6 +13,7 @@ import httpx
 
 from liuyi.core.errors import LiuyiError
 from liuyi.core.secrets import hide_secrets
+from liuyi.infer.address import http_url
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
 from liuyi.infer.server.backend import BackendInfo, Load
 from liuyi.infer.server.errors import UnknownModel, error_body
@@ -42,10 +43,9 @@ class Place:
         kind, _, url = text.partition(":")
         if kind not in KINDS:
             raise LiuyiError(f"there is no kind of backend '{kind}'", hint=f"known: {', '.join(KINDS)}, or KIND:URL")
-        url = url or KINDS[kind]
-        if not url.startswith(("http://", "https://")):
+        if not (url or KINDS[kind]):
             raise LiuyiError(f"'{text}' names no URL", hint=f"{kind}:http://host:port/v1")
-        return cls(kind, url.rstrip("/"))
+        return cls(kind, http_url(url or KINDS[kind]))
 
     @property
     def shown(self) -> str:

@@ -1,0 +1,25 @@
+"""The address of a server with the OpenAI API, as people write it."""
+
+from __future__ import annotations
+
+from liuyi.core.errors import LiuyiError
+from liuyi.core.secrets import hide_secrets
+
+
+def http_url(text: str) -> str:
+    """The address without a slash at its end. Raises LiuyiError unless it is one of HTTP."""
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+        problem = "" if url.scheme in ("http", "https") and url.host else "it has no http:// and host"
+    except httpx.InvalidURL as error:
+        problem = str(error)
+    if problem:
+        raise LiuyiError(f"'{hide_secrets(text)}' is no URL of a server: {problem}", hint="http://host:port")
+    return text.rstrip("/")
+
+
+def api_url(text: str) -> str:
+    """The URL below which the paths of the API are, for a server's with `/v1` or without. Raises as `http_url`."""
+    return f"{http_url(text).removesuffix('/v1')}/v1/"
