@@ -228,7 +228,6 @@ def test_the_trial_counts_what_it_says(make_cascade: Make, knowledge: Knowledge,
     assert by["sing"].by["model"].right
     door_case = by["kindly get the front door unlocked"]
     assert door_case.guarded
-    assert door_case.confirmation
     assert door_case.by["cascade"].wrong_guarded
     assert by["robovac go"].by["cascade"].wrong_action
     assert not by["robovac go"].by["cascade"].wrong_guarded

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 from liuyi.train.batches import IGNORE, Batch
+from liuyi.train.interfaces import Listener
 from liuyi.train.packing import Example, lay_out, pack
 from liuyi.train.parallel.gather import gather_model
 from liuyi.train.world import World
@@ -178,10 +179,6 @@ def repetition(ids: Sequence[int], n: int = 4) -> float:
     """Part of a sequence's n-grams that occurred in it before."""
     grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-class Listener(Protocol):
-    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
 
 
 @dataclass

@@ -57,8 +57,6 @@ class Tried:
     by: dict[System, Handled]
     rung: str
     """Which rung of the cascade answered, or why none did."""
-    confirmation: bool
-    """Whether the cascade asked for a confirmation."""
 
 
 def try_out(
@@ -94,7 +92,6 @@ def try_out(
                 guarded=acted or knowledge.guard.names_guarded(text),
                 by=by,
                 rung=" ".join(answer.rung for answer in outcome.answers) or f"hand-off: {outcome.reason}",
-                confirmation=any(answer.confirmation_required for answer in outcome.answers),
             )
         )
     return tried

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from liuyi.infer.engine import Engine
     from liuyi.infer.request import Completion
 
-SUBJECT_COLUMNS = ("logprob_sum", "logprob_mean", "logprob_min", "tokens")
-
 
 @dataclass(frozen=True)
 class Evalset:

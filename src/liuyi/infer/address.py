@@ -12,7 +12,7 @@ def http_url(text: str) -> str:
 
     try:
         url = httpx.URL(text)
-        problem = "" if url.scheme in ("http", "https") and url.host else "it has no http:// and host"
+        problem = "" if url.scheme in ("http", "https") and url.host else "it needs http:// or https:// and a host"
     except httpx.InvalidURL as error:
         problem = str(error)
     if problem:

@@ -88,7 +88,7 @@ def effect(measured: Sequence[Measured], machine: Machine, streams: int) -> Effe
             f"{figures.batch_tokens_per_s / other.figures.batch_tokens_per_s:.2f}× in {streams}, "
             f"{other.stored_bytes / first.stored_bytes:.2f}× smaller on disk."
         )
-    rows = [_row(one, streams) for one in measured]
+    rows = [_row(one) for one in measured]
     names = (
         "model",
         "computed in",
@@ -120,7 +120,7 @@ def effect(measured: Sequence[Measured], machine: Machine, streams: int) -> Effe
     return Effect(stage="inference", title="Speed", summary=summary, blocks=(table, bars) if of_limit else (table,))
 
 
-def _row(one: Measured, streams: int) -> tuple[str | float | int, ...]:
+def _row(one: Measured) -> tuple[str | float | int, ...]:
     figures, of_limit = one.figures, fractions(one.figures, one.limits)
 
     def share(name: str) -> str:

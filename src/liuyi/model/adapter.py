@@ -187,11 +187,6 @@ class Adapter:
         return any(change.lengths is not None for change in self.modules.values())
 
     @property
-    def max_rank(self) -> int:
-        """The largest rank of its modules."""
-        return max(change.rank for change in self.modules.values())
-
-    @property
     def num_parameters(self) -> int:
         """Number of its values."""
         parts = [(each.down, each.up, each.lengths) for each in self.modules.values()]

@@ -1,8 +1,8 @@
 """Adapters in training: frozen linear layers, each with a trained product of two thin matrices beside it.
 
-    add_lora(model, LoraConfig(rank=16), seed=1)       # what is not part of an adapter is frozen
+    add_lora(model, config := LoraConfig(), seed=1)    # what is not part of an adapter is frozen
     …
-    lora_adapter(model).save(folder)                   # as PEFT reads it
+    lora_adapter(model, config).save(folder)           # as PEFT reads it
     start = without_lora(model)                        # the frozen model; its weights are shared
 
 LoRA (arXiv 2106.09685) adds scale·B·A to a weight W. `rslora` scales by alpha / √rank rather than alpha / rank (arXiv

@@ -42,12 +42,16 @@ class Loss:
 Objective = Callable[[M, B], Loss]
 
 
-class Observer(Protocol):
+class Listener(Protocol):
+    """Who is told figures."""
+
+    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
+
+
+class Observer(Listener, Protocol):
     """Who is told how training goes; a step's `Context` is one."""
 
     def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None: ...
-
-    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
 
     def log(self, message: str) -> None: ...
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from torch import nn
 from liuyi.core.machine import gemm_flops
 from liuyi.train.batches import Batch
 from liuyi.train.flops import ModelFlops
+from liuyi.train.interfaces import Listener
 from liuyi.train.world import World
 
 PEAK_FILE = "gemm-peak.json"
@@ -38,10 +39,6 @@ RECORDS = 200
 MOST = 0.98
 """Where more of the tokens than this are learnt from, one speed says it all."""
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-
-
-class Told(Protocol):
-    def metric(self, name: str, value: float, index: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Meter:
     limit is this one's, of its own device.
     """
 
-    def __init__(self, model: nn.Module, objective: object, workdir: Path, world: World, told: Told) -> None:
+    def __init__(self, model: nn.Module, objective: object, workdir: Path, world: World, told: Listener) -> None:
         self.flops = ModelFlops.of(model)
         self.dtype: torch.dtype = getattr(objective, "compute_dtype", torch.float32)
         self.unit: str = getattr(objective, "unit", "tokens")

@@ -117,7 +117,7 @@ def _print(view: View, seen: Seen, chars: int) -> None:
     if view.judge is not None:
         _print_verdict(view, seen)
         _print_duplicates(view, seen)
-        _print_attributes(view, seen)
+        _print_attributes(seen)
     console().print(_marked(seen, chars or len(document["text"])), soft_wrap=True)
 
 
@@ -160,7 +160,7 @@ def _print_duplicates(view: View, seen: Seen) -> None:
         console().print()
 
 
-def _print_attributes(view: View, seen: Seen) -> None:
+def _print_attributes(seen: Seen) -> None:
     """Figures in columns side by side; those that a rule dropped the document for in red."""
     from rich.columns import Columns
     from rich.text import Text

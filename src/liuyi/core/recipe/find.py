@@ -20,7 +20,6 @@ class RecipeSource:
     """As messages give it: a path as the user wrote it, or the bare name of a built-in recipe."""
     path: Path
     folder: Path
-    builtin: bool = False
 
     @cached_property
     def text(self) -> str:
@@ -36,7 +35,7 @@ def builtin_recipes() -> dict[str, RecipeSource]:
 
     here = Path.cwd()
     files = sorted(file for folder in liuyi.recipes.__path__ for file in Path(folder).glob("*.yaml"))
-    return {file.stem: RecipeSource(file.name, file, here, builtin=True) for file in files}
+    return {file.stem: RecipeSource(file.name, file, here) for file in files}
 
 
 def find_recipe(name: str) -> RecipeSource:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,7 +15,6 @@ from liuyi.train.curves import training_curves
 from liuyi.train.log import read_log
 
 REPORT = "report.json"
-STAGES: tuple[Stage, ...] = get_args(Stage)
 STAGE_OF_ROOM: dict[str, Stage] = {
     "data": "data",
     "pretrain": "pretraining",
