@@ -17,7 +17,7 @@ from infer_support import tiny_model
 from in_process import run_step
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect
-from liuyi.core.errors import ModelError
+from liuyi.core.errors import DataError, ModelError
 from liuyi.core.home import Home
 from liuyi.core.machine import Machine
 from liuyi.evaluate.evaluation import Evaluation
@@ -84,6 +84,12 @@ class TestBench:
         bench = bench_of([[30 + at] * 60 for at in range(4)], new_tokens=2, streams=4, prefill_tokens=8)
         bench.repeat()
         assert bench.figures().batch_tokens_per_s == 8 / 16
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(bench_of: Callable[..., Bench]) -> None:
+    with pytest.raises(DataError, match="no room for a prompt and 256 new ones"):
+        bench_of([[30, 31]], new_tokens=256, streams=1, prefill_tokens=8)
+    bench_of([[30, 31]], new_tokens=255, streams=1, prefill_tokens=8)
 
 
 def test_weights_and_limits_follow_from_the_configuration() -> None:

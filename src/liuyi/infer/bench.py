@@ -13,6 +13,7 @@ from time import perf_counter
 
 import numpy as np
 
+from liuyi.core.errors import DataError
 from liuyi.core.machine import Machine
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
@@ -68,10 +69,17 @@ class Bench:
         prefill_tokens: int,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
+        """Longer prompts are cut at their beginning. Raises DataError where `new_tokens` leave no room for any."""
         self.engine = engine
         self._clock = clock
         self.streams = streams
-        self._prompts = [list(prompt)[-(engine.max_tokens - new_tokens) :] for prompt in prompts]
+        room = engine.max_tokens - new_tokens
+        if room < 1:
+            raise DataError(
+                f"a context of {engine.max_tokens} tokens has no room for a prompt and {new_tokens} new ones",
+                hint="ask for fewer new_tokens",
+            )
+        self._prompts = [list(prompt)[-room:] for prompt in prompts]
         self._new_tokens = new_tokens
         self._long = [1 + at % (engine.runner.config.vocab_size - 1) for at in range(prefill_tokens)]
         self._long = self._long[: engine.max_tokens - 1]
