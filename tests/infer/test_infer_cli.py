@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,27 @@ class TestChat:
             monkeypatch.setenv("SOME_KEY", "secret")
             args = ("--url", guarded.url, "--api-key-env", "SOME_KEY", "--max-tokens", "2")
             assert run(home, "chat", *args, typed="hello\n").exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("models", "event"),
+        [
+            ('{"data": [3]}', ""),
+            ('{"data": [{"id": "m"}]}', "data: {"),
+            ('{"data": [{"id": "m"}]}', 'data: {"choices": [{}]}'),
+            ('{"data": [{"id": "m"}]}', 'data: {"error": "gone"}'),
+        ],
+    )
+    def test_a_server_that_speaks_otherwise_is_told_as_one(
+        self, models: str, event: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def answer(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, text=models if request.url.path.endswith("/models") else event + "\n\n")
+
+        client = partial(httpx.AsyncClient, transport=httpx.MockTransport(answer))
+        monkeypatch.setattr(httpx, "AsyncClient", client)
+        result = CliRunner().invoke(cli, ["chat", "--url", "http://elsewhere"], input="hello\n")
+        assert result.exit_code == 1
+        assert "this is no server with the OpenAI API" in result.stderr
 
     def test_refuses_options_that_do_not_go_together(self, home: Home) -> None:
         assert run(home, "chat", "x", "--url", "http://127.0.0.1:9").exit_code == 2

@@ -101,7 +101,10 @@ class ServerTalker:
             models = (await self._send("GET", "models")).get("data") or []
             if not models:
                 raise LiuyiError("the server has no model", where=self._url)
-            self.name = str(models[0]["id"])
+            try:
+                self.name = str(models[0]["id"])
+            except (LookupError, TypeError):
+                raise self._foreign() from None
 
     async def answer(self, messages: Messages) -> AsyncIterator[Piece]:
         """Read the server's events."""
@@ -122,7 +125,7 @@ class ServerTalker:
                     raise self._refused(response.status_code, await response.aread())
                 async for line in lines_of(response):
                     if line.startswith("data: ") and line != "data: [DONE]":
-                        yield self._piece(json.loads(line[6:]))
+                        yield self._piece(line.removeprefix("data: "))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
@@ -144,14 +147,21 @@ class ServerTalker:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise LiuyiError("this is no server with the OpenAI API", where=self._url)
+            raise self._foreign()
         return found
 
-    def _piece(self, chunk: dict[str, Any]) -> Piece:
-        if "error" in chunk:
-            raise LiuyiError(str(chunk["error"].get("message", "the answer broke off")), where=self._url)
-        text = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
-        return Piece(text, (chunk.get("usage") or {}).get("completion_tokens", 0))
+    def _piece(self, data: str) -> Piece:
+        try:
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise LiuyiError(str(chunk["error"].get("message", "the answer broke off")), where=self._url)
+            text = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            return Piece(text, (chunk.get("usage") or {}).get("completion_tokens", 0))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise self._foreign() from None
+
+    def _foreign(self) -> LiuyiError:
+        return LiuyiError("this is no server with the OpenAI API", where=self._url)
 
     def _refused(self, status: int, body: bytes) -> LiuyiError:
         try:
