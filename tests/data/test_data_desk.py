@@ -223,6 +223,11 @@ def test_the_same_seed_gives_the_same_bytes_on_any_number_of_cores(
             assert (tmp_path / f"{name}0" / file).read_bytes() == (tmp_path / f"{name}1" / file).read_bytes()
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"intent": "x"}', '{"intent": 1, "slots": {}}', "[" * 200_000])
+def test_what_is_no_answer_is_read_as_none(text: str) -> None:
+    assert parse_answer(text) is None
+
+
 def test_artifacts_hold_what_is_promised(desk: Desk, tmp_path: Path) -> None:
     write_chats(tmp_path, "train", desk)
     table = pq.read_table(tmp_path / "chats.parquet")

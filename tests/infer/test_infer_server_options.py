@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -10,7 +11,9 @@ import pytest
 import torch
 from infer_support import MESSAGES
 
+from liuyi.core.errors import ModelError
 from liuyi.infer.engine import Engine
+from liuyi.infer.server.model_backend import sampling_defaults
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
@@ -27,6 +30,30 @@ def forward_logprobs(model: Decoder, ids: list[int]) -> torch.Tensor:
     """Log-probabilities [tokens, vocab] after each token."""
     with torch.no_grad():
         return model.logits(model(torch.tensor([ids])))[0].float().log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": None, "max_length": 9},
+            {"temperature", "top_p"},
+        ),
+        ({"do_sample": False, "temperature": 0.6}, set()),
+        ({}, set()),
+    ],
+)
+def test_a_folder_recommends_how_to_sample(tmp_path: Path, said: dict[str, Any], taken: set[str]) -> None:
+    assert sampling_defaults(tmp_path) == {}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    assert sampling_defaults(tmp_path) == {name: said[name] for name in taken}
+
+
+def test_a_recommendation_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ModelError, match="is not JSON") as raised:
+        sampling_defaults(tmp_path)
+    assert raised.value.where == str(tmp_path / "generation_config.json")
 
 
 class TestEcho:

@@ -57,7 +57,7 @@ def pending(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return []
     try:
         value = json.loads(str(messages[-2].get("content") or ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     answers = value if isinstance(value, list) else [value]
     if not all(isinstance(answer, dict) and "intent" in answer and "slots" in answer for answer in answers):

@@ -30,7 +30,7 @@ def parse_answer(text: str) -> tuple[str, dict[str, Any]] | None:
     """Intent and slots of an answer; None if `text` is not an answer's JSON."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or set(value) != {"intent", "slots"}:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from liuyi.infer.server.model_answers import Answers, Prompt
 from liuyi.infer.server.task import SAMPLING_DEFAULTS, Task
 from liuyi.infer.tools.formats import FORMATS, format_of
 from liuyi.model.chat import encode_chat
+from liuyi.model.files import read_json
 from liuyi.model.load import load_tokenizer
 from liuyi.model.template import rendering_within
 from liuyi.model.tokenizer import Tokenizer
@@ -316,10 +316,10 @@ def _characters(request: ChatRequest) -> int:
 def sampling_defaults(folder: Path) -> dict[str, Any]:
     """The sampling parameters that a model folder's `generation_config.json` recommends, if it samples at all.
 
-    A GGUF file recommends none.
+    A GGUF file recommends none. Raises ModelError for a file that cannot be read.
     """
     path = folder / "generation_config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    values = read_json(path) if path.exists() else {}
     if not values.get("do_sample"):
         return {}
     return {name: values[name] for name in SAMPLING_DEFAULTS if values.get(name) is not None}
