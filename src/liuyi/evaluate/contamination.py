@@ -14,11 +14,12 @@ from liuyi.core.errors import DataError
 from liuyi.core.overlap import NGRAM, Overlaps
 
 _CHARS_AT_ONCE = 1 << 18
-_TEXTS = {
+TEXTS = {
     "corpus": ("documents.parquet", "text"),
     "chats": ("chats.parquet", "messages"),
     "preferences": ("preferences.parquet", "prompt"),
 }
+"""Kinds of artifacts that hold texts to learn from: their file, and its column of texts."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ def training_texts(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
     """
     import pyarrow.parquet as pq
 
-    if kind not in _TEXTS:
-        raise DataError(f"a {kind} holds no text", where=str(folder), hint=f"give {', '.join(_TEXTS)}")
-    file, column = _TEXTS[kind]
+    if kind not in TEXTS:
+        raise DataError(f"a {kind} holds no text", where=str(folder), hint=f"give {', '.join(TEXTS)}")
+    file, column = TEXTS[kind]
     for batch in pq.ParquetFile(folder / file).iter_batches(columns=["id", column], batch_size=1024):
         for id, value in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
             if column == "text":

@@ -12,9 +12,8 @@ from liuyi.core.graph import Graph
 from liuyi.core.home import Home
 from liuyi.core.overlap import NGRAM, Overlaps
 from liuyi.core.rows import find_row
-from liuyi.evaluate.contamination import batches, training_texts
+from liuyi.evaluate.contamination import TEXTS, batches, training_texts
 
-_TEXTS = ("corpus", "chats", "preferences")
 _NOT_LEARNED_FROM = ("tokenizer", "evalset", "evaluation", "verdict", "report")
 """A tokenizer learns a vocabulary from texts; what is trained with it has not seen them for that. A model may stand in
 for its tokenizer, so an input of that name is not followed either."""
@@ -64,7 +63,7 @@ def trained_on(home: Home, digest: str) -> list[TrainingText]:
         if not home.store.has(here):
             raise ArtifactError(f"{here[:12]}, which it was made from, is no longer in the store", where=digest[:12])
         manifest = home.store.manifest(here)
-        if manifest.kind in _TEXTS:
+        if manifest.kind in TEXTS:
             found[here] = TrainingText(manifest, tokens)
         elif manifest.kind not in _NOT_LEARNED_FROM or here == digest:
             between = tokens or (manifest if manifest.kind == "tokens" else None)

@@ -29,6 +29,7 @@ from liuyi.core.runner.events import Event, EventLog, follow_events
 from liuyi.core.runner.failure import as_error
 from liuyi.core.runner.restarts import Restarts
 from liuyi.core.step import Context
+from liuyi.train.loop import CHECKPOINTS
 from liuyi.train.params import ParallelParams
 from liuyi.train.rank import FOLDER, Order, RankContext, failure, outputs, tell_failure
 from liuyi.train.world import World
@@ -145,7 +146,7 @@ class _Listener:
 
     def __init__(self, ctx: Context, folder: Path) -> None:
         self._ctx, self._folder = ctx, folder
-        self._restarts = Restarts(ctx.workdir / "checkpoints")
+        self._restarts = Restarts(ctx.workdir / CHECKPOINTS)
         self._starts = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="ranks", daemon=True)

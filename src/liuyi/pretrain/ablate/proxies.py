@@ -20,6 +20,7 @@ from liuyi.pretrain.params import DecoderParams
 from liuyi.pretrain.train import fresh_model, fresh_weights, make_trainer, rows_in_batch
 from liuyi.train.data import Stream
 from liuyi.train.interfaces import Observer
+from liuyi.train.loop import CHECKPOINTS
 
 _RESULT = "bits.safetensors"
 
@@ -96,7 +97,7 @@ def train_proxy(proxy: Proxy, plan: Plan, folder: Path, observer: Observer) -> N
         trainer.run()
         step_tokens = rows_in_batch(model, plan.params) * plan.params.seq_len
         _write(folder, np.array(curve.at_steps, dtype=np.float64) * step_tokens, curve)
-        shutil.rmtree(folder / "checkpoints")
+        shutil.rmtree(folder / CHECKPOINTS)
 
 
 @contextmanager
