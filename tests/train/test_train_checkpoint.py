@@ -25,9 +25,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from liuyi.core.digest import sha256_file
 from liuyi.core.errors import DataError, OutOfDisk, StepError
 from liuyi.train import checkpoint
-from liuyi.train.checkpoint import Checkpoints, Snapshot
+from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.retention import Name, Retention
 from liuyi.train.shards import Piece, share_out
+from liuyi.train.snapshot import Snapshot
 from liuyi.train.stored import Stored
 from liuyi.train.tensor_file import DTYPES, write_tensors
 from liuyi.train.world import Layout, World, join

@@ -18,13 +18,14 @@ from train_support import Killed, KilledAt, Listener
 
 from liuyi.core.errors import StepError
 from liuyi.train import remote
-from liuyi.train.checkpoint import Checkpoints, Snapshot
+from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.guards import GuardConfig
 from liuyi.train.interfaces import LoopConfig
 from liuyi.train.log import LOG_FILE
 from liuyi.train.params import KeepParams
 from liuyi.train.remote import COMPLETE, RemoteCheckpoints
 from liuyi.train.retention import Name, Retention
+from liuyi.train.snapshot import Snapshot
 
 
 class Shelf(LocalFileSystem):

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ from liuyi.core.disk import FULL, sync
 from liuyi.core.errors import OutOfDisk, StepError
 from liuyi.train.background import yield_to_training
 from liuyi.train.retention import Name, Retention
-from liuyi.train.shards import Piece, gather_json, is_sharded, laid_out, local_part, share_out
-from liuyi.train.stored import Like, Stored, damage, digests_file, state_file, tensors_file
+from liuyi.train.shards import Piece, gather_json, share_out
+from liuyi.train.snapshot import Held, Snapshot, copied, held_parts
+from liuyi.train.stored import Stored, damage, digests_file, state_file, tensors_file
 from liuyi.train.tensor_file import write_tensors
 from liuyi.train.world import World
 
@@ -37,44 +38,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 1.0
 """Between looks at what the first process fetches."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state before `step`: groups of tensors, and what JSON can say."""
-
-    step: int
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    state: Mapping[str, Any]
-    """What all processes have in common."""
-    own: Mapping[str, Any] = field(default_factory=dict)
-    """What is of this process alone."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """A snapshot in the host's memory: of each tensor the part that this process holds, as training does not change."""
-
-    step: int
-    parts: Mapping[str, tuple[Piece, Tensor]]
-    state: Mapping[str, Any]
-    own: Mapping[str, Any]
-
-    def group(self, name: str, like: Like | None = None) -> Iterator[tuple[str, Tensor]]:
-        """As `Stored.group`."""
-        for full, (piece, values) in self.parts.items():
-            group, _, short = full.partition("/")
-            if group == name:
-                yield short, _like(like(short) if like else None, piece, values)
-
-
-def _like(like: Tensor | None, piece: Piece, values: Tensor) -> Tensor:
-    """The part of a tensor as the same part of one that is cut up as `like` is."""
-    if like is None or not is_sharded(like) or like.ndim != len(piece.whole):
-        return values
-    tensor = laid_out(piece.whole, values.dtype, like)
-    local_part(tensor)[1].copy_(values)
-    return tensor
 
 
 class Checkpoints:
@@ -171,9 +134,9 @@ class Checkpoints:
 
         It lies in the buffers that checkpoints are written from, as far as they reach and nobody reads them.
         """
-        parts = _parts(snapshot)
+        parts = held_parts(snapshot)
         writing = self._pending is not None and not self._pending.done()
-        copies = _copied({name: local for name, (_, local) in parts.items()}, {} if writing else self._staging)
+        copies = copied({name: local for name, (_, local) in parts.items()}, {} if writing else self._staging)
         held = {name: (piece, copies[name]) for name, (piece, _) in parts.items()}
         return Held(snapshot.step, held, deepcopy(snapshot.state), deepcopy(snapshot.own))
 
@@ -243,10 +206,10 @@ class Checkpoints:
 
     def _copy(self, snapshot: Snapshot) -> tuple[dict[str, Piece], dict[str, Tensor]]:
         """This process's share of the snapshot, in buffers that are the same from checkpoint to checkpoint."""
-        parts = _parts(snapshot)
+        parts = held_parts(snapshot)
         self._agree_on_shares({name: (piece, local.nbytes) for name, (piece, local) in parts.items()})
         mine = {name: parts[name] for name in parts if name in self._writes}
-        self._staging = _copied({name: local for name, (_, local) in mine.items()}, self._staging)
+        self._staging = copied({name: local for name, (_, local) in mine.items()}, self._staging)
         return {name: piece for name, (piece, _) in mine.items()}, self._staging
 
     def _agree_on_shares(self, held: dict[str, tuple[Piece, int]]) -> None:
@@ -317,28 +280,6 @@ class Checkpoints:
         for name in names:
             if name not in kept:
                 self._discard(name)
-
-
-def _parts(snapshot: Snapshot) -> dict[str, tuple[Piece, Tensor]]:
-    """What this process holds of a snapshot, by group and name."""
-    return {
-        f"{group}/{name}": local_part(tensor)
-        for group, tensors in snapshot.tensors.items()
-        for name, tensor in tensors.items()
-    }
-
-
-def _copied(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the host's memory, in the buffers of these names where they fit."""
-    copies: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        buffer = buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        copies[name] = buffer.copy_(tensor, non_blocking=True)
-    if any(tensor.is_cuda for tensor in tensors.values()):
-        torch.cuda.synchronize()
-    return copies
 
 
 def _write_part(

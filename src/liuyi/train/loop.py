@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from liuyi.core.errors import DataError, StepError
-from liuyi.train.checkpoint import Checkpoints, Held, Snapshot
+from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.corruption import Corrupted, agree, checksum, demand_sound, same_as_first_copy
 from liuyi.train.guards import Guard, Reason, demand_numbers
 from liuyi.train.inject import Injector, parse_faults
@@ -39,6 +39,7 @@ from liuyi.train.remote import RemoteCheckpoints
 from liuyi.train.rng import load_rng_state, rng_state
 from liuyi.train.saving import Saver
 from liuyi.train.schedule import Schedule
+from liuyi.train.snapshot import Held, Snapshot
 from liuyi.train.stored import Stored
 from liuyi.train.watchdog import Watchdog
 from liuyi.train.world import World

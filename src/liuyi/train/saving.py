@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
-from liuyi.train.checkpoint import Checkpoints, Snapshot
+from liuyi.train.checkpoint import Checkpoints
 from liuyi.train.interfaces import Observer
+from liuyi.train.snapshot import Snapshot
 from liuyi.train.watchdog import Watchdog
 
 MAX_FAILED_SAVES = 3
