@@ -130,14 +130,33 @@ def test_a_url(tmp_path: Path) -> None:
 
 
 def test_urls_of_web_servers_and_inside_archives(tmp_path: Path) -> None:
-    with served({"/rows.jsonl.gz?token=1": (200, {}, gzip.compress(b'{"text": "from afar"}'))}) as site:
-        documents, _ = read(f"{site.url}/rows.jsonl.gz?token=1", tmp_path / "web")
+    with served({"/rows.jsonl.gz?version=1": (200, {}, gzip.compress(b'{"text": "from afar"}'))}) as site:
+        documents, _ = read(f"{site.url}/rows.jsonl.gz?version=1", tmp_path / "web")
     assert {url: row["text"] for url, row in documents.items()} == {"rows.jsonl.gz#1": "from afar\n"}
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("one.txt", "first")
         archive.writestr("deep/two.md", "second")
     documents, _ = read(f"zip://::{tmp_path / 'a.zip'}", tmp_path / "zip")
     assert {url: row["text"] for url, row in documents.items()} == {"one.txt": "first\n", "deep/two.md": "second\n"}
+
+
+class Redirected(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    protocol = "redirected"
+
+    def info(self, path: str, **kwargs: object) -> dict[str, object]:
+        raise RuntimeError("403, message='Forbidden', url='https://far.example/x?X-Amz-Signature=pass-word'")
+
+
+def test_an_address_with_a_secret_is_refused_and_none_is_quoted() -> None:
+    params = get_step("data.files").params
+    for url in ("s3://me:pass-word@bucket/texts", "https://a.example/rows.jsonl?X-Amz-Signature=pass-word"):
+        with pytest.raises(ValueError, match="belong in the environment"):
+            params.model_validate({"path": url})
+    params.model_validate({"path": "https://a.example/rows.jsonl?version=1"})
+    fsspec.register_implementation("redirected", Redirected, clobber=True)
+    with pytest.raises(DataError, match=r"403.*Signature=\*\*\*") as refused:
+        find_files("redirected://texts")
+    assert "pass-word" not in str(refused.value)
 
 
 def test_a_path_is_checked_and_hashed_and_a_url_is_not(tmp_path: Path) -> None:

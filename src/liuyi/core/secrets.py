@@ -37,3 +37,10 @@ def scrub(text: str, url: str) -> str:
     for secret in {form for found in secrets for form in (found, unquote(found)) if form}:
         text = text.replace(secret, "***")
     return text
+
+
+def without_secrets(url: str) -> str:
+    """The address, for a parameter that is recorded with its run. Raises ValueError where it carries a secret."""
+    if hide_secrets_in(url) != url:
+        raise ValueError("keys and passwords belong in the environment or in fsspec's configuration")
+    return url

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from liuyi.core.errors import DataError
-from liuyi.core.secrets import hide_secrets_in
+from liuyi.core.secrets import without_secrets
 from liuyi.core.step import BesideKey, Output, Params
 from liuyi.train.inject import parse_faults
 from liuyi.train.schedule import ScheduleName
@@ -73,16 +73,9 @@ class KeepParams(LoopParams):
     keep_every_steps: int = Field(
         0, ge=0, description="steps between milestones, states that are kept and published as `milestones`; 0: none"
     )
-    checkpoint_url: Annotated[str, BesideKey] = Field(
+    checkpoint_url: Annotated[str, BesideKey, AfterValidator(without_secrets)] = Field(
         "", description="where checkpoints are copied to as well, such as s3://bucket/folder; any fsspec address"
     )
-
-    @field_validator("checkpoint_url")
-    @classmethod
-    def _no_password(cls, url: str) -> str:
-        if hide_secrets_in(url) != url:
-            raise ValueError("keys and passwords belong in the environment or in fsspec's configuration")
-        return url
 
 
 MILESTONES = {

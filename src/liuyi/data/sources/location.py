@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer, Serializa
 
 from liuyi.core.digest import sha256_json, sha256_tree
 from liuyi.core.errors import DataError
+from liuyi.core.secrets import hide_secrets_in, without_secrets
 
 _VERSION_FIELDS = ("ETag", "etag", "md5", "md5Hash", "checksum", "LastModified", "last_modified", "mtime", "created")
 _FETCHED_AT_ONCE = 1 << 20
@@ -44,7 +45,7 @@ class SourceFile:
         except OSError:
             raise
         except Exception as error:  # every file system has errors of its own
-            raise DataError(f"cannot be opened: {error}", where=self.place) from None
+            raise _fault("opened", error, self.place) from None
         with remote as file:
             yield file
 
@@ -122,9 +123,9 @@ def _listed(url: str) -> dict[str, Mapping[str, Any]]:
     except FileNotFoundError as error:
         if error.__cause__ is None:
             return {}
-        raise DataError(f"cannot be reached: {error.__cause__}", where=url) from None
+        raise _fault("reached", error.__cause__, url) from None
     except Exception as error:
-        raise DataError(f"cannot be listed: {error}", where=url) from None
+        raise _fault("listed", error, url) from None
     base = root.rstrip("/") + "/"
     return {
         name.removeprefix(base).lstrip("/"): info for name, info in found.items() if info.get("type") != "directory"
@@ -139,8 +140,13 @@ def _file_system(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise DataError(str(error), where=url) from None
     except Exception as error:
-        raise DataError(f"cannot be opened: {error}", where=url) from None
+        raise _fault("opened", error, url) from None
     return fs, path
+
+
+def _fault(what: str, error: BaseException, url: str) -> DataError:
+    # What a file system says may quote a signed address that a server redirected to.
+    return DataError(f"cannot be {what}: {hide_secrets_in(str(error))}", where=url)
 
 
 def _version(info: Mapping[str, Any]) -> list[str]:
@@ -149,7 +155,7 @@ def _version(info: Mapping[str, Any]) -> list[str]:
 
 def _at_hand(place: str, info: ValidationInfo) -> str:
     if is_url(place):
-        return place
+        return without_secrets(place)
     path = Path(place).expanduser()
     folder = (info.context or {}).get("folder")
     if folder is not None and not (folder / path).exists():
