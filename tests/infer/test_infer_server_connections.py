@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
 from infer_support import LONG, LiveServer, served
+from starlette.responses import StreamingResponse
 
 from liuyi.infer.server import connection, errors
 from liuyi.infer.server.guard import BodyLimit
@@ -41,6 +45,34 @@ def test_a_long_answer_is_not_cut(live: LiveServer, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(connection, "HEADERS_S", 0.01)
     answer = httpx.post(f"{live.url}/v1/chat/completions", json=LONG, timeout=30).json()
     assert answer["usage"]["completion_tokens"] == LONG["max_tokens"]
+
+
+def test_an_answer_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TAKEN_S", 0.3)
+    ended = threading.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 100_000
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    app = FastAPI()
+
+    @app.get("/all")
+    async def everything() -> StreamingResponse:
+        return StreamingResponse(endless())
+
+    with served(lambda record, gate: app) as live, connected(live) as reader, connected(live) as sleeper:
+        for sock in (reader, sleeper):
+            sock.sendall(b"GET /all HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while not ended.wait(0.02):
+            assert reader.recv(1 << 20)
+        assert reader.recv(1 << 20)
+        while sleeper.recv(1 << 20):
+            pass
 
 
 def test_half_a_body_is_not_waited_for() -> None:

@@ -1,19 +1,25 @@
-"""A connection that brings no request is closed, so that nobody holds all of them open with half a header each."""
+"""Connections on which a client is idle too long are closed: it brings no request, or takes nothing of its answer."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+logger = logging.getLogger("liuyi.server")
+
 HEADERS_S = 30.0
 """A request's line and headers have to be there so long after the connection, or after their first byte."""
+TAKEN_S = 60.0
+"""An answer that the client takes nothing of for so long is given up, and its work cancelled."""
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's protocol, which by itself is patient as long as no request has been answered."""
+    """uvicorn's protocol, which by itself is patient with answers, and with requests until one has been answered."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -28,7 +34,16 @@ class ImpatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self._is_taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(TAKEN_S, self._hang_up)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_taken()
 
     def _wait(self) -> None:
         self._waiting = self.loop.call_later(HEADERS_S, self._give_up)
@@ -42,3 +57,12 @@ class ImpatientProtocol(H11Protocol):
         self._waiting = None
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+    def _is_taken(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
+    def _hang_up(self) -> None:
+        logger.warning("a client that did not read its answer was hung up on")
+        self.transport.abort()

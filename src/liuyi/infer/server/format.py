@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from liuyi.infer.server.backend import AnswerReason, BackendInfo, CallDelta, Delta, TokenLogprob
 
@@ -172,8 +173,7 @@ def _call(call: CallDelta) -> dict[str, Any]:
 
 def event(value: Mapping[str, Any] | str) -> bytes:
     """A server-sent event with a JSON value, or with a word."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    return b"data: %b\n\n" % (value.encode() if isinstance(value, str) else msgspec.json.encode(value))
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:

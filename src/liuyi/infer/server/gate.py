@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable
 from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.infer.server.errors import REFUSALS, error_response
-
-logger = logging.getLogger("liuyi.server")
 
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 """Answered while the server drains, too."""
@@ -44,17 +40,13 @@ class Gate:
 class Doorkeeper:
     """Middleware before everything else: refuses with 503 and Retry-After while the server drains.
 
-    A client that takes nothing of its answer for `patience_s` is hung up on, and its work is cancelled. `refused` is
-    told the reason of every request that was turned away, here or further in.
+    `refused` is told the reason of every request that was turned away, here or further in.
     """
 
-    def __init__(
-        self, app: ASGIApp, gate: Gate, refused: Callable[[str], None] = lambda _: None, patience_s: float = 60.0
-    ) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, refused: Callable[[str], None] = lambda _: None) -> None:
         self.app = app
         self.gate = gate
         self.refused = refused
-        self.patience_s = patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -62,21 +54,18 @@ class Doorkeeper:
             return
         gate = self.gate
 
-        async def patient(message: Message) -> None:
+        async def counted(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in REFUSALS:
                 self.refused(scope.get("state", {}).get("error_code") or str(message["status"]))
-            async with asyncio.timeout(self.patience_s):
-                await send(message)
+            await send(message)
 
         if gate.draining:
             headers = {"Retry-After": str(gate.remaining_s), "Connection": "close"}
             response = error_response(503, "the server is about to stop", code="draining", headers=headers)
-            await response(scope, receive, patient)
+            await response(scope, receive, counted)
             return
         gate.inside += 1
         try:
-            await self.app(scope, receive, patient)
-        except TimeoutError:
-            logger.warning("a client that did not read its answer was hung up on")
+            await self.app(scope, receive, counted)
         finally:
             gate.inside -= 1
