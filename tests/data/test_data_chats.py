@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,11 @@ def test_tool_calls_of_every_kind_come_out_the_same() -> None:
         ({"prompt": "x", "completion": ["a"]}, "'completion' must be text, not a list"),
         ({"instruction": "x", "output": 1}, "'output' must be text"),
         ({"instruction": "x", "output": "y", "history": [["a"]]}, "pair of texts"),
+        ({"instruction": "x", "output": "y", "history": 5}, "'history' must be a list, not a number"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "turn 1 is from"),
+        ({"messages": [ASK, calling(call(arguments={"x": float("nan")}))]}, "tool call 1 of message 2 must be JSON"),
+        ({"messages": [ASK, calling(call(arguments={"at": date(2020, 1, 1)}))]}, "tool call 1 of message 2 must be"),
+        ({"messages": [ASK, ANSWER], "tools": [{"name": "f", "x": float("inf")}]}, "tool 1 must be JSON"),
         ({"question": "x", "answer": "y"}, "unknown format with the fields answer, question"),
     ],
 )
@@ -275,6 +281,29 @@ def test_the_same_rows_in_any_file(tmp_path: Path) -> None:
     assert '"messages"' in whole.split("\n")[rejected[1]["line"]]
 
 
+def test_what_utf8_cannot_hold_is_replaced_or_named(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "messages": [ASK, calling(call(arguments={"ci\ud800ty": "\udc00"}))],
+            "tools": [{"name": "weather", "x": "\ud800"}],
+        },
+        {"messages": [{"role": "user", "content": "\ud800?"}, ANSWER]},
+        {"\ud800": 1},
+    ]
+    nested = '{"messages": [], "tools": [' + '{"name": "f", "x":' * 900 + "1" + "}" * 900 + "]}"
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([*map(json.dumps, rows), nested]))
+    bench = run_step("data.chats_file", tmp_path / "out", path=path, heldout_fraction=0)
+    called, asked = read(bench, "train", "chats.parquet")
+    (made,) = json.loads(called["messages"])[1]["tool_calls"]
+    assert made["function"]["arguments"] == {"ci\ufffdty": "\ufffd"}
+    assert json.loads(called["tools"])[0]["function"]["x"] == "\ufffd"
+    assert json.loads(asked["messages"])[0]["content"] == "\ufffd?"
+    unknown, deep = read(bench, "train", REJECTED)
+    assert (unknown["line"], unknown["reason"].partition(";")[0]) == (3, "unknown format with the fields \ufffd")
+    assert (deep["line"], deep["reason"]) == (4, "nested too deeply")
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.dictionaries(st.text("abcd", min_size=1), st.integers(1, 9), min_size=2, max_size=30),
@@ -308,6 +337,16 @@ def test_conversations_as_a_step(tmp_path: Path) -> None:
     assert json.loads(bench.made["heldout"].file("evalset.json").read_text())["scorer"] == "exact"
     (wrong,) = read(bench, "train", REJECTED)
     assert (wrong["file"], wrong["line"]) == ("mine.jsonl", 41)
+
+
+def test_what_is_asked_with_tools_as_well_is_not_held_out(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(8)]
+    called = [{"messages": [{"role": "user", "content": f"question {n}"}, calling(call())]} for n in range(1, 8)]
+    path = write(tmp_path / "mine.jsonl", *rows, {"prompt": "other", "completion": "yes"}, *called)
+    bench = run_step("data.chats_file", tmp_path / "out", path=path, heldout_fraction=0.9)
+    (item,) = read(bench, "heldout", "items.parquet")
+    assert item["reference"] in ("answer 0", "yes")
+    assert len(read(bench, "train", "chats.parquet")) == 15
 
 
 def test_preferences_as_a_step(tmp_path: Path) -> None:

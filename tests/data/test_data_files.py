@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data_support import run_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from liuyi.core.digest import sha256_tree
 from liuyi.core.errors import DataError
 from liuyi.data.corpus import REJECTED, read_documents
 from liuyi.data.sources.location import find_files
@@ -50,6 +52,23 @@ def folder(tmp_path: Path) -> Path:
     (root / "loop").symlink_to(root, target_is_directory=True)
     (root / "dangling.txt").symlink_to(root / "nowhere.txt")
     return root
+
+
+def test_names_that_are_no_utf8_are_readable(tmp_path: Path) -> None:
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + "/文".encode("gbk")))
+    root.mkdir()
+    for name, data in (("表.jsonl", b'{"text": "one"}'), ("文.txt", b"two"), ("像.png", b"\xff")):
+        Path(root, os.fsdecode(name.encode("gbk"))).write_bytes(data)
+    documents, rejected = read(root, tmp_path / "out")
+    assert {url: row["text"] for url, row in documents.items()} == {
+        "\\xb1\\xed.jsonl#1": "one\n",
+        "\\xce\\xc4.txt": "two\n",
+    }
+    assert {row["source"] for row in documents.values()} == {"\\xce\\xc4"}
+    assert list(rejected) == [("\\xcf\\xf1.png", 0)]
+    digest = sha256_tree(root)
+    (root / os.fsdecode(b"\xff.png")).write_bytes(b"\xff")
+    assert sha256_tree(root) != digest
 
 
 def test_every_file_is_read_or_named(folder: Path, tmp_path: Path) -> None:

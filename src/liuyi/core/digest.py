@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,4 +42,9 @@ def sha256_tree(path: Path) -> str:
         return sha256_file(path)
     names = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
     shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    return files_digest({name: sha256_file(path / name) for name in shown})
+    return files_digest({readable_name(name): sha256_file(path / name) for name in shown})
+
+
+def readable_name(name: str) -> str:
+    """A file's name as text that can be stored: of bytes that are not UTF-8, as in GBK, each is written as `\\xb0`."""
+    return os.fsencode(name).decode(errors="backslashreplace")

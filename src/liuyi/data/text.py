@@ -65,7 +65,12 @@ def mend(text: str) -> str:
     """Text that can be stored anywhere: no NUL, no unpaired surrogate, every line end `\\n`."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _UNPAIRED.sub("\ufffd", text.replace("\x00", ""))
+    return mend_surrogates(text.replace("\x00", ""))
+
+
+def mend_surrogates(text: str) -> str:
+    """Text that UTF-8 can hold: an unpaired surrogate, which JSON may have, is replaced by U+FFFD."""
+    return _UNPAIRED.sub("\ufffd", text)
 
 
 def _decoded(data: bytes, encoding: str, final: bool) -> str:

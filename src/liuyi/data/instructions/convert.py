@@ -38,6 +38,7 @@ class Entry:
     opposite: str = ""
     """The id of the row that would say the contrary: the same answers the other way round."""
     can_be_held_out: bool = True
+    """Otherwise its whole cluster is learnt from."""
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Converted:
 
     path: Path
     clusters: Counter[str] = field(default_factory=Counter)
-    """How many rows of each cluster may be held out."""
+    """How many rows there are of each cluster that may be held out."""
     rows: int = 0
     rejected: int = 0
     formats: dict[str, Counter[str]] = field(default_factory=dict)
@@ -113,6 +114,7 @@ def convert(
     """Read `files` row by row; good rows go to a table in `folder`, the others to `rejected.parquet` there."""
     result = Converted(folder / "rows.parquet")
     seen: dict[bytes, str] = {}
+    never_held_out: set[str] = set()
     with Rows(result.path, schema) as rows, Rows(folder / REJECTED, rejected_schema()) as rejected:
         for number, file in enumerate(files, 1):
             formats = result.formats.setdefault(file.name, Counter())
@@ -124,9 +126,13 @@ def convert(
                     continue
                 rows.add({**found.columns, "source": source, "license": license})
                 formats[found.format] += 1
-                if found.can_be_held_out:
-                    result.clusters[str(found.columns["cluster"])] += 1
+                cluster = str(found.columns["cluster"])
+                result.clusters[cluster] += 1
+                if not found.can_be_held_out:
+                    never_held_out.add(cluster)
             on_file(number)
+    for cluster in never_held_out:
+        del result.clusters[cluster]
     result.rows, result.rejected = rows.count, rejected.count
     return result
 
@@ -145,6 +151,9 @@ def _entries(
                 made = entry(found.row)
             except WrongRow as error:
                 yield found.rejected(file.name, str(error))
+                continue
+            except RecursionError:
+                yield found.rejected(file.name, "nested too deeply")
                 continue
             id, opposite = (bytes.fromhex(one)[:16] for one in (str(made.columns["id"]), made.opposite))
             if id in seen:

@@ -165,7 +165,10 @@ def _text_of(message: Message, what: str) -> str:
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
     messages = []
-    for number, pair in enumerate(row.get("history") or [], 1):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise WrongRow(f"'history' must be a list, not {kind(history)}")
+    for number, pair in enumerate(history, 1):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, str) for one in pair)):
             raise WrongRow(f"turn {number} of the history must be a pair of texts")
         messages += [said("user", pair[0]), said("assistant", pair[1])]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from liuyi.core.errors import did_you_mean
-from liuyi.data.text import mend
+from liuyi.data.text import mend, mend_surrogates
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]]
@@ -70,7 +70,7 @@ def read_tools(value: Any) -> Tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else tool
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise WrongRow(f"tool {number} must be an object with a name")
-        tools.append({"type": "function", "function": _without_nulls(function)})
+        tools.append({"type": "function", "function": _sound(_without_nulls(function), f"tool {number}")})
     return tools
 
 
@@ -160,7 +160,7 @@ def _message(value: Mapping[str, Any], where: str) -> Message:
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
     if role == "tool" and isinstance(content, dict | list):
-        content = json.dumps(content, ensure_ascii=False)
+        content = json.dumps(_sound(content, f"the content of {where}"), ensure_ascii=False)
     if not isinstance(content, str):
         raise WrongRow(f"the content of {where} must be text, not {kind(content)}")
     message = said(role, content)
@@ -168,13 +168,13 @@ def _message(value: Mapping[str, Any], where: str) -> Message:
         message["tool_calls"] = _calls(calls, where)
     for name in ("tool_call_id", "name"):
         if role == "tool" and isinstance(value.get(name), str):
-            message[name] = value[name]
+            message[name] = mend_surrogates(value[name])
     return message
 
 
 def _turn(value: Mapping[str, Any], where: str) -> Message:
     speaker, text = value.get("from"), value.get("value")
-    if speaker not in _SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         raise WrongRow(f"{where} is from {speaker!r}; {did_you_mean(str(speaker), _SPEAKERS)}")
     if not isinstance(text, str):
         raise WrongRow(f"the value of {where} must be text, not {kind(text)}")
@@ -197,7 +197,8 @@ def _calls(calls: Any, where: str) -> list[Message]:
         if not isinstance(arguments, dict):
             raise WrongRow(f"the arguments of tool call {number} of {where} must be an object, not {kind(arguments)}")
         id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        found.append({**id, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+        made = {**id, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        found.append(_sound(made, f"tool call {number} of {where}"))
     return found
 
 
@@ -209,6 +210,16 @@ def _parsed(value: Any, what: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise WrongRow(f"{what} must be JSON: {error}") from None
+
+
+def _sound(value: Any, what: str) -> Any:
+    """A JSON value that every reader of JSON takes: no NaN, no infinity, nothing that UTF-8 cannot hold."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:  # a table may hold dates and bytes
+        raise WrongRow(f"{what} must be JSON: {error}") from None
+    mended = mend_surrogates(text)
+    return value if mended == text else json.loads(mended)
 
 
 def _without_nulls(value: Any) -> Any:

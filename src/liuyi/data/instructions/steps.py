@@ -27,7 +27,7 @@ class ChatsParams(Params):
 
 @step(
     "data.chats_file",
-    version=2,
+    version=3,
     inputs={},
     outputs={
         "train": Output("chats", "rejected.parquet beside it names each row that was wrong"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SerializationInfo, ValidationInfo
 
-from liuyi.core.digest import sha256_json, sha256_tree
+from liuyi.core.digest import readable_name, sha256_json, sha256_tree
 from liuyi.core.errors import DataError
 from liuyi.core.secrets import hide_secrets_in, without_secrets
 
@@ -72,7 +72,7 @@ def source_name(root: str | Path) -> str:
     if is_url(root):
         return Path(str(root).rstrip("/").rpartition("/")[2]).stem or str(root)
     path = Path(root)
-    return path.stem if path.is_file() else path.resolve().name
+    return readable_name(path.stem if path.is_file() else path.resolve().name)
 
 
 def remote_version(root: str | Path) -> str:
@@ -87,12 +87,12 @@ def remote_version(root: str | Path) -> str:
 
 def _local(root: Path) -> list[SourceFile]:
     if root.is_file():
-        return [SourceFile(root.name, str(root), root.stat().st_size)]
+        return [SourceFile(readable_name(root.name), str(root), root.stat().st_size)]
     found: list[Path] = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return [SourceFile(path.relative_to(root).as_posix(), str(path), _size(path)) for path in found]
+    return [SourceFile(readable_name(path.relative_to(root).as_posix()), str(path), _size(path)) for path in found]
 
 
 def _size(path: Path) -> int:
@@ -128,7 +128,9 @@ def _listed(url: str) -> dict[str, Mapping[str, Any]]:
         raise _fault("listed", error, url) from None
     base = root.rstrip("/") + "/"
     return {
-        name.removeprefix(base).lstrip("/"): info for name, info in found.items() if info.get("type") != "directory"
+        readable_name(name.removeprefix(base).lstrip("/")): info
+        for name, info in found.items()
+        if info.get("type") != "directory"
     }
 
 

@@ -32,7 +32,9 @@ class TableRow:
     def rejected(self, name: str, reason: str) -> Rejected:
         """This row as one that was not read."""
         reason = reason if self.number == self.line else f"{reason} (row {self.number})"
-        return Rejected(name, self.line, reason, "" if isinstance(self.row, str) else mend(str(self.row)[:_HEAD_CHARS]))
+        return Rejected(
+            name, self.line, mend(reason), "" if isinstance(self.row, str) else mend(str(self.row)[:_HEAD_CHARS])
+        )
 
 
 def read_table(
