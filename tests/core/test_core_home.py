@@ -60,6 +60,7 @@ def test_store_and_ledger_are_in_the_home_unless_said_otherwise(
         ("ledger: {password: hunter2}", "'ledger' must be an address"),
         ("ledger: 'postgresql://me:hunter2@host/db", "not valid YAML"),
         ("ledger: @hunter2", "not valid YAML"),
+        ("ledger: [hunter2, 2020-13-45]", "not valid YAML"),
     ],
 )
 def test_wrong_settings_are_told_by_file_and_field(text: str, message: str, tmp_path: Path) -> None:

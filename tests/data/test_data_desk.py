@@ -327,9 +327,10 @@ def test_a_facility_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     path.write_text(good.replace("zh: [房]", "zh: []"))
     with pytest.raises(DataError, match=r"areas\.b\.zh"):
         Facility.load(path)
-    path.write_text("areas: [")
-    with pytest.raises(DataError, match="cannot be read"):
-        Facility.load(path)
+    for text in ("areas: [", "made: 2020-13-45", "[" * 20_000):
+        path.write_text(text)
+        with pytest.raises(DataError, match="cannot be read"):
+            Facility.load(path)
     with pytest.raises(DataError, match="cannot be read"):
         Facility.load(tmp_path / "none.yaml")
 

@@ -101,6 +101,24 @@ def test_rows_with_labels_are_examples(tmp_path: Path) -> None:
     path.write_text('{"text": "x", "label": "good"}\n{"text": \n')
     with pytest.raises(DataError, match="not JSON"):
         run_step("data.train_classifier", tmp_path / "broken", labelled=path)
+    path.with_suffix(".csv").write_text("")
+    with pytest.raises(DataError, match=r"rows\.csv:1: empty"):
+        run_step("data.train_classifier", tmp_path / "empty", labelled=path.with_suffix(".csv"))
+
+
+def test_labelled_rows_that_utf8_cannot_hold(tmp_path: Path) -> None:
+    rows = [{"text": prose(n) + "\ud800", "label": "good", "cluster": f"\udfff{n}"} for n in range(25)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, *({"text": spam(n), "label": 0} for n in range(25))])
+    )
+    made = run_step("data.train_classifier", tmp_path / "run", labelled=path)
+    assert made.staged["classifier"].metrics["good"] == 25
+    path.write_text(json.dumps({"text": "x", "label": "\ud800"}) + "\n")
+    with pytest.raises(DataError) as told:
+        run_step("data.train_classifier", tmp_path / "wrong", labelled=path)
+    assert r"the label '\ud800' is neither" in str(told.value)
+    assert str(told.value).encode()
 
 
 def test_clusters_and_labels_are_numbers_as_well(tmp_path: Path) -> None:

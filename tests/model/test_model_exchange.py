@@ -131,8 +131,9 @@ def test_a_folder_that_is_no_model_is_refused_and_nothing_is_kept(home: Home, fo
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
     refused("cannot be read")
     save_file(weights, folder / "model.safetensors")
-    (folder / "README.md").write_text("---\nlicense: [\n---\n")
-    refused("front matter is not YAML")
+    for front in ("license: [", "license: mit\ndate: 2020-13-45"):
+        (folder / "README.md").write_text(f"---\n{front}\n---\n")
+        refused("front matter is not YAML")
     (folder / "README.md").unlink()
     (folder / "config.json").write_text("{}")
     refused("config.json")

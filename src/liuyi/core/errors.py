@@ -18,13 +18,18 @@ class LiuyiError(Exception):
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.where = where
-        self.hint = hint
+        self.message = _printable(message)
+        self.where = _printable(where)
+        self.hint = _printable(hint)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text}\n  {self.hint}" if self.hint else text
+
+
+def _printable(text: str) -> str:
+    """Text that terminals and the ledger take: what is no Unicode in it, from a name or from JSON, as its escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class RecipeError(LiuyiError):

@@ -100,7 +100,7 @@ class Home:
 
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: bytes that are no text, or no date
             # The parser's own message quotes the file, and the file may hold a password.
             raise LiuyiError("this is not valid YAML", where=str(path)) from None
         if not isinstance(found, dict):

@@ -154,7 +154,7 @@ def _card_licences(folder: Path) -> set[str]:
         return set()
     try:
         said = yaml.safe_load(front)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise ModelError(
             "the model card's front matter is not YAML", where=str(path), hint="or say the licence: --licence"
         ) from error

@@ -70,12 +70,12 @@ class Facility(_Part):
         source = path or Path(str(files(__package__) / "facility.yaml"))
         try:
             content: Any = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that there is not
             raise DataError(f"the facility description cannot be read: {error}", where=str(source)) from error
         try:
             facility = cls.model_validate(content)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
             raise DataError(
                 f"the facility description is not right: {wrong}",
                 where=str(source),

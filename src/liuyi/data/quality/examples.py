@@ -16,9 +16,9 @@ from liuyi.core.errors import DataError
 from liuyi.core.words import split
 from liuyi.data.attributes import read_groups
 from liuyi.data.quality.features import MAX_CHARS
-from liuyi.data.sources.location import find_files
-from liuyi.data.sources.stream import BROKEN
-from liuyi.data.sources.tables import broken_off, read_table
+from liuyi.data.sources.location import SourceFile, find_files
+from liuyi.data.sources.tables import UNREADABLE, TableRow, broken_off, read_table
+from liuyi.data.text import mend_surrogates
 
 FEWEST = 20
 """Examples of each kind without which nothing can be said."""
@@ -177,13 +177,18 @@ def _documents(artifact: Artifact) -> Iterator[Example]:
 def _labelled(path: Path) -> Iterator[tuple[bool, Example]]:
     """Rows of a JSON, JSON Lines, CSV, TSV or Parquet file with `text`, `label`, and `cluster` if they have one."""
     for file in find_files(path):
-        line = 0
-        try:
-            for row in read_table(file, _LONGEST_ROW_BYTES, lambda names: _ROW_FIELDS):
-                line = row.line
-                yield _labelled_row(row.row, f"{file.name}:{line}")
-        except BROKEN as error:
-            raise DataError(broken_off(file.name, line, error).reason, where=f"{file.name}:{line + 1}") from error
+        for row in _rows(file):
+            yield _labelled_row(row.row, f"{file.name}:{row.line}")
+
+
+def _rows(file: SourceFile) -> Iterator[TableRow]:
+    line = 0
+    try:
+        for row in read_table(file, _LONGEST_ROW_BYTES, lambda names: _ROW_FIELDS):
+            line = row.line
+            yield row
+    except UNREADABLE as error:
+        raise DataError(broken_off(file.name, line, error).reason, where=f"{file.name}:{line + 1}") from error
 
 
 def _labelled_row(row: dict[str, Any] | str, where: str) -> tuple[bool, Example]:
@@ -199,4 +204,5 @@ def _labelled_row(row: dict[str, Any] | str, where: str) -> tuple[bool, Example]
             hint=f"good: {', '.join(sorted(_GOOD))}; bad: {', '.join(sorted(_BAD))}",
         )
     cluster = row.get("cluster")
-    return label in _GOOD, Example(text[:MAX_CHARS], where if cluster in (None, "") else str(cluster))
+    group = where if cluster in (None, "") else str(cluster)
+    return label in _GOOD, Example(mend_surrogates(text[:MAX_CHARS]), mend_surrogates(group))
