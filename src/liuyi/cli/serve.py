@@ -159,9 +159,7 @@ def command(
     from liuyi.infer.server.sockets import bind, url_of
 
     def record(answer: Answer) -> None:
-        place.ledger.add_answer(
-            answer.id, answer.model_digest, answer.app_digest, answer.request_digest, dict(answer.detail)
-        )
+        ledger.add_answer(answer.id, answer.model_digest, answer.app_digest, answer.request_digest, dict(answer.detail))
 
     bound = bind(host, port)
     try:
@@ -181,6 +179,10 @@ def command(
                 place, ref, name, opening, guards | {"adapter_loading": adapter_loading}, max_queue
             )
         from liuyi.infer.server.run import make_server, serve
+
+        # Imported while the engine's process loads the model: that takes half a second of a core, which the first
+        # answer's record would take from whatever is generated then.
+        ledger = place.ledger
 
         def listening() -> None:
             from rich.text import Text
