@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,8 +26,9 @@ from liuyi.core.digest import sha256_tree
 from liuyi.core.errors import ModelError, OutOfMemory
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
+from liuyi.infer.process.channel import Channel
 from liuyi.infer.process.client import EngineClient, Patience
-from liuyi.infer.process.messages import EngineSpec
+from liuyi.infer.process.messages import HEADER_BYTES, EngineSpec, Taken, read_from_engine
 from liuyi.infer.process.spawn import EngineProcess, spawn
 from liuyi.infer.request import Grammar, Request
 from liuyi.infer.server.model_backend import ModelBackend
@@ -58,6 +60,30 @@ def test_a_model_outside_the_store_is_known_by_its_content(
         digests.append(backend.digest)
     assert digests[0] == digests[1] == sha256_tree(tmp_path / "one")
     assert digests[2] != digests[0]
+
+
+def test_a_slow_reader_is_not_waited_for_and_reads_all_in_order() -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(theirs)
+    sent = [Taken(number, "x" * (number % 7) * 10_000) for number in range(200)]
+    for message in sent:
+        channel.send(message)
+    closing = threading.Thread(target=channel.close)
+    closing.start()
+    with ours, ours.makefile("rb") as stream:
+        read = [read_from_engine(stream.read(int.from_bytes(stream.read(HEADER_BYTES), "big"))) for _ in sent]
+        assert read == sent
+        assert stream.read() == b""
+    closing.join()
+
+
+def test_what_is_sent_to_nobody_is_dropped() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    channel = Channel(theirs)
+    for number in range(3):
+        channel.send(Taken(number))
+    channel.close()
 
 
 def long_request(at: int = 0) -> Request:

@@ -19,17 +19,29 @@ from liuyi.infer.process.messages import (
 
 
 class Channel:
-    """The engine's end of the socket. `send` never waits: a thread writes, however slowly the other side reads."""
+    """The engine's end of the socket. `send` never waits, however slowly the other side reads.
+
+    What fits into the socket's buffer is written at once: a thread of its own would have to wait for a core that the
+    threads of the next step keep. One writes what does not.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._sending = threading.Lock()
+        self._late = 0
+        """Pieces that the thread has not written yet."""
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="liuyi-writer", daemon=True)
         self._writer.start()
 
     def send(self, message: FromEngine) -> None:
-        """Write soon; what cannot be written because the other side has gone is dropped."""
-        self._outbox.put(frame(message))
+        """Write now or soon; what cannot be written because the other side has gone is dropped."""
+        data = frame(message)
+        with self._sending:
+            rest = data if self._late else data[self._write_now(data) :]
+            if rest:
+                self._late += 1
+                self._outbox.put(rest)
 
     def receive_spec(self) -> EngineSpec | None:
         """The first message to a process that shall open an engine; None if the other side has gone."""
@@ -68,12 +80,21 @@ class Channel:
             read += piece
         return bytes(read)
 
+    def _write_now(self, data: bytes) -> int:
+        """How many of the bytes could be written without waiting."""
+        try:
+            return self._sock.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            return 0
+
     def _write(self) -> None:
         while (data := self._outbox.get()) is not None:
             try:
                 self._sock.sendall(data)
             except OSError:
                 return
+            with self._sending:
+                self._late -= 1
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
