@@ -137,6 +137,16 @@ def _edit(folder: Path, **fields: Any) -> None:
         ({"hidden_size": ...}, "'hidden_size' is missing"),
         ({"hidden_size": "48"}, "must be a positive whole number"),
         ({"hidden_size": 0}, "must be a positive whole number"),
+        ({"num_hidden_layers": 10**12}, "is 1000000000000, more than 1024"),
+        (
+            {
+                "model_type": "qwen3",
+                "num_hidden_layers": 10**12,
+                "use_sliding_window": True,
+                "sliding_window": 4,
+            },
+            "more than 1024",
+        ),
         ({"num_attention_heads": 0, "head_dim": None}, "a value that it cannot have"),
         ({"rope_parameters": ["default"]}, "a value that it cannot have"),
         ({"rope_parameters": {"rope_theta": "large"}}, "a value that it cannot have"),

@@ -41,6 +41,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 QK_NORM = ("qwen3", "qwen3_moe")
 EXPERTS = ("mixtral", "qwen3_moe")
 
+_MOST_LAYERS = 1 << 10
+"""No file is believed that asks for more: each layer takes time and memory to make, before any of its weights."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -93,6 +96,7 @@ class DecoderConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ModelError(f"must be a positive whole number, not {value!r}", where=name)
+        _demand_few(self.num_hidden_layers)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key-value heads",
@@ -228,6 +232,7 @@ class DecoderConfig:
             if config.get(field, expected) != expected:
                 raise ModelError(f"{config[field]!r} is not supported, only {expected!r}", where=field)
         try:
+            _demand_few(config["num_hidden_layers"])
             heads, hidden = config["num_attention_heads"], config["hidden_size"]
             # transformers 5 keeps the base wavelength and the scaling in one field.
             rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
@@ -312,6 +317,11 @@ _EXPERT_FIELDS = (
     "router_aux_loss_coef",
     "dense_layers",
 )
+
+
+def _demand_few(layers: int) -> None:
+    if layers > _MOST_LAYERS:
+        raise ModelError(f"is {layers}, more than {_MOST_LAYERS}", where="num_hidden_layers")
 
 
 def _experts(family: str, config: Mapping[str, Any]) -> dict[str, Any]:

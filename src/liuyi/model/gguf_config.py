@@ -30,8 +30,8 @@ ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192
 _YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
-_MOST, _MOST_LAYERS = 1 << 24, 1 << 10
-"""No size in a file is believed beyond these."""
+_MOST = 1 << 24
+"""No size in a file is believed beyond this."""
 
 
 def read_config(file: GGUF) -> DecoderConfig:
@@ -57,9 +57,8 @@ def read_config(file: GGUF) -> DecoderConfig:
             "max_position_embeddings": values.get(f"{arch}.context_length", 2048),
         }
         for name, size in sizes.items():
-            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
-            if isinstance(size, int) and size > most:
-                raise ModelError(f"is {size}, more than {most}", where=name)
+            if isinstance(size, int) and size > _MOST:
+                raise ModelError(f"is {size}, more than {_MOST}", where=name)
         ends = end_ids(file)
         config = DecoderConfig(
             family="mistral" if arch == "llama" and window else arch,
