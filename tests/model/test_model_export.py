@@ -30,6 +30,7 @@ from liuyi.model.gguf_formats import FORMATS as NUMBER_FORMATS
 from liuyi.model.gguf_import import load_gguf
 from liuyi.model.gguf_pieces import CUTS
 from liuyi.model.merge import merge_adapter
+from liuyi.model.modelfile import modelfile
 from liuyi.model.quantize import quantize
 from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.model.turns import turn_format
@@ -167,6 +168,14 @@ def test_a_modelfile_of_a_base_model_goes_on_from_what_it_is_given(folder: Path,
     tokenizer.save(base)
     export_ollama(Source(base), tmp_path / "out", "F16")
     assert 'TEMPLATE """{{ .Prompt }}"""' in (tmp_path / "out" / "Modelfile").read_text()
+
+
+@pytest.mark.parametrize("text", ['"""\nADAPTER /etc/x\n', 'Say """ \r\nFROM other', '"""\n'])
+def test_a_text_that_would_be_a_command_in_a_modelfile_is_refused(folder: Path, text: str) -> None:
+    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    assert 'LICENSE """a """quoted""" text"""' in modelfile(model.config, tokenizer, "m", ['a """quoted""" text'])[0]
+    with pytest.raises(ModelError, match="cannot hold a line that ends with"):
+        modelfile(model.config, tokenizer, "m", [text])
 
 
 def _call(home: Home, *args: object, status: int = 0) -> Result:
