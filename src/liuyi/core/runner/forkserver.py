@@ -70,8 +70,10 @@ class ForkServer:
 
     def start(self, order: str) -> int:
         """Fork a process for a step order, given as JSON, and return its pid."""
+        data = order.encode() + b"\n"
         try:
-            self._to.write(order.encode() + b"\n")
+            while data:  # a signal can break a write off in the middle
+                data = data[self._to.write(data) :]
         except BrokenPipeError:
             raise self._broken() from None
         return int(self._message()["pid"])
