@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from in_process import run_step
 from liuyi.apply.app import AppConfig, Case, Knowledge, calibrate
 from liuyi.apply.backend import AppBackend, open_app
 from liuyi.apply.calibrate import score_logprobs
-from liuyi.apply.cascade import Cascade
+from liuyi.apply.cascade import Cascade, Outcome
 from liuyi.apply.model_rung import ModelAnswer
 from liuyi.apply.trial import try_out
 from liuyi.apply.trial_report import as_evaluation, trial_effect, write_feedback
@@ -327,6 +328,57 @@ def test_a_full_queue_is_refused(make_cascade: Make) -> None:
     backend = AppBackend(make_cascade(), BackendInfo(), max_waiting=0)
     with pytest.raises(Overloaded):
         asyncio.run(backend.chat(ChatRequest(messages=[user("hello")])))
+
+
+class Slow:
+    """A cascade that answers when it is let, and notes how many requests it works on at once."""
+
+    def __init__(self, cascade: Cascade) -> None:
+        self.guard = cascade.guard
+        self.let = threading.Event()
+        self.begun = threading.Event()
+        self.texts: list[str] = []
+        self.most = 0
+        self._working = 0
+        self._answer = cascade.respond
+
+    def respond(self, texts: Sequence[str]) -> list[Outcome]:
+        self._working += 1
+        self.most = max(self.most, self._working)
+        self.texts += texts
+        self.begun.set()
+        self.let.wait(20)
+        self._working -= 1
+        return self._answer(texts)
+
+
+def test_a_client_that_leaves_lets_no_other_in_before_its_turn(make_cascade: Make) -> None:
+    slow = Slow(make_cascade())
+    backend = AppBackend(cast(Cascade, slow), BackendInfo())
+
+    async def ask(text: str) -> str:
+        deltas = await backend.chat(ChatRequest(messages=[user(text)]))
+        return "".join([delta.text async for delta in deltas])
+
+    async def talks() -> str:
+        leaves = asyncio.create_task(ask("sing"))
+        await asyncio.to_thread(slow.begun.wait, 20)
+        never_asked, stays = asyncio.create_task(ask("dance")), asyncio.create_task(ask("turn on the kitchen lights"))
+        await asyncio.sleep(0)
+        assert (backend.busy().running, backend.busy().waiting) == (1, 2)
+        leaves.cancel()
+        never_asked.cancel()
+        await asyncio.wait([leaves, never_asked])
+        assert not stays.done()
+        slow.let.set()
+        answered = await stays
+        await backend.close()
+        return answered
+
+    assert asyncio.run(talks()) == KITCHEN
+    assert slow.texts == ["sing", "turn on the kitchen lights"]
+    assert slow.most == 1
+    assert backend.busy().running == 0
 
 
 def test_hand_off_is_an_intent_of_its_own() -> None:

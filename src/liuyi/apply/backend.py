@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 
 from liuyi.apply.app import AppConfig, Knowledge
 from liuyi.apply.cascade import Cascade, Outcome
@@ -53,8 +54,9 @@ class AppBackend:
 
     def __init__(self, cascade: Cascade, info: BackendInfo, *, max_waiting: int = 64) -> None:
         self._cascade, self._info, self._max_waiting = cascade, info, max_waiting
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        # One thread, and no lock: a request whose client leaves would give a lock back while its thread still works.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="application")
+        self._unanswered = 0
 
     @property
     def info(self) -> BackendInfo:
@@ -83,8 +85,8 @@ class AppBackend:
             )
         if request.tools is not None:
             raise RequestError("the application calls no functions of its clients", param="tools")
-        if self._waiting >= self._max_waiting:
-            raise Overloaded(f"{self._waiting} requests are waiting", retry_after_s=1)
+        if self._unanswered >= self._max_waiting:
+            raise Overloaded(f"{self._unanswered} requests are waiting", retry_after_s=1)
         return self._reply(text, request)
 
     async def _reply(self, text: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
@@ -108,23 +110,22 @@ class AppBackend:
             )
 
     async def _respond(self, text: str) -> Outcome:
-        self._waiting += 1
+        self._unanswered += 1
         try:
-            async with self._turn:
-                (outcome,) = await asyncio.to_thread(self._cascade.respond, [text])
-                return outcome
+            loop = asyncio.get_running_loop()
+            (outcome,) = await loop.run_in_executor(self._thread, self._cascade.respond, [text])
+            return outcome
         finally:
-            self._waiting -= 1
+            self._unanswered -= 1
 
     def busy(self) -> Load:
         """How busy it is now."""
-        running = int(self._turn.locked())
-        return Load(running=running, waiting=max(0, self._waiting - running), slots=1)
+        running = min(1, self._unanswered)
+        return Load(running=running, waiting=self._unanswered - running, slots=1)
 
     async def close(self) -> None:
-        """Wait for the request in work."""
-        async with self._turn:
-            return
+        """Wait for the requests in work."""
+        await asyncio.to_thread(self._thread.shutdown)
 
 
 def _detail(text: str, outcome: Outcome) -> dict[str, object]:
