@@ -2,6 +2,7 @@
 
     python benchmarks/infer/arrival.py PEERS
 
+The undisturbed inter-token latency is that of the same streams before it arrives; the disturbed one is that of all
 gaps that end between its being sent and its first token. The bar is their p99 against the undisturbed p50. The
 undisturbed p99 says what of that is the machine's own unevenness, and the client, which shares the cores with the
 server, what it takes of them.
