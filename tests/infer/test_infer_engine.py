@@ -398,6 +398,14 @@ def test_what_this_model_cannot_answer_is_refused(engine: Engine, wrong: dict[st
     assert not engine.has_work
 
 
+def test_nothing_waits_where_one_of_several_requests_is_refused(engine: Engine, tokenizer: Tokenizer) -> None:
+    good = Request(prompt_ids=tokenizer.encode("turn on"), max_tokens=3)
+    with pytest.raises(RequestError):
+        engine.generate([good, Request(prompt_ids=[10_000])])
+    assert not engine.has_work
+    assert engine.generate([good])[0].prompt_tokens == len(good.prompt_ids)
+
+
 def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelError, match="tokens"):
         Engine(tiny_model(vocab_size=300), tokenizer)

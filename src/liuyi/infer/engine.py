@@ -130,9 +130,11 @@ class Engine:
 
         Raises RequestError if one of them cannot be answered.
         """
-        order = [self.submit(request) for request in requests]
+        order: list[int] = []
         done: dict[int, Completion] = {}
         try:
+            for request in requests:
+                order.append(self.submit(request))
             while len(done) < len(order):
                 finished = len(done)
                 for update in self.step():
