@@ -64,6 +64,7 @@ Linear linear_new(InstructionSet set, Format format, int rows, int columns, bool
     w.group = group_of(format, w.depth);
     w.panels = gated ? round_up(rows / 2, kHalf) / kHalf : round_up(rows, kPanel) / kPanel;
     w.gated = gated;
+    w.is_signed = set == InstructionSet::amx;
     w.panel_bytes = bytes_of_panel(w);
     linear_round_x(w, bf16_products_pay(set));
     w.weights = Buffer(w.panel_bytes * w.panels);

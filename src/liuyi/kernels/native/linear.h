@@ -50,7 +50,7 @@ struct Range {
 
 // A packed matrix. Panels of 32 rows lie one after the other, each one stream of bytes in the order it is read in:
 //   f32   [depth][32]            bf16  [depth/2][32][2]
-//   int8  for each group: [group/4][32][4] weights + 128, then [32] bfloat16 scales
+//   int8  for each group: [group/4][32][4] weights, with 128 added unless they are signed, then [32] bfloat16 scales
 //   int4  for each group: [4][32][4] bytes (low half: column 8i+j, high half: column 8i+4+j), then [32] bfloat16
 //         scales, then [32] bfloat16 minima: weight = scale·q + minimum
 // A gated matrix holds gate (rows 0..rows/2) and up (the rest) interleaved by 16, so that one panel has both.
@@ -61,6 +61,7 @@ struct Linear {
     int depth;              // columns, rounded up to whole groups (for bf16 2, or 32 with AMX); what is beyond is zero
     int panels;
     bool gated;
+    bool is_signed;         // int8: weights lie as they are, for AMX
     size_t panel_bytes;
     size_t prepared_bytes;  // of one row of x
     bool rounds_x;          // bf16: x is rounded to bfloat16, for AMX or vdpbf16ps

@@ -54,77 +54,174 @@ struct AheadOfTiles {
     }
 };
 
-// Adds to sums [tokens, 32] the products of up to 32 tokens, whose number the tiles are set to, with some columns of a panel.
-template <bool two>
-LIUYI_INLINE void multiply_bf16_tile(const uint8_t* panel, int steps, const uint8_t* x, size_t stride, bool first,
-                                     AheadOfTiles ahead, Sums* sums) {
-    if (first) {
+// The tiles' sums, of 16 or 32 rows.
+template <bool two, class Row>
+LIUYI_INLINE void store_tiles(Row* rows) {
+    _tile_stored(0, rows, sizeof(Row));
+    _tile_stored(1, rows[0] + kTileRows, sizeof(Row));
+    if (two) {
+        _tile_stored(2, rows + kTileRows, sizeof(Row));
+        _tile_stored(3, rows[kTileRows] + kTileRows, sizeof(Row));
+    }
+}
+
+// A kernel adds to sums [rows, 32] the products of up to 32 tokens, whose number the tiles are set to, with some of the
+// units that a panel's columns are counted in. `two` is whether they are more than 16.
+//
+//     struct Kernel {
+//         static int units(w), most(w);           // of a panel, and how many at a time, which stay in the first-level cache
+//         static size_t unit_bytes(w);            // of a panel
+//         template <bool two> static void multiply(w, panel, first, count, x, rows, ahead, sums);
+//     };
+
+// A unit is 32 columns, a tile's depth.
+struct Bf16Tiles {
+    static int units(const Linear& w) { return w.depth / kTileColumns; }
+    static int most(const Linear&) { return 9; }
+    static size_t unit_bytes(const Linear&) { return kTileBytes; }
+
+    template <bool two>
+    static LIUYI_INLINE void multiply(const Linear& w, const uint8_t* panel, int first, int count, const uint8_t* x, int,
+                                      AheadOfTiles ahead, Sums* sums) {
+        const size_t stride = w.prepared_bytes;
+        panel += first * kTileBytes;
+        x += first * 64;
+        if (first == 0) {
+            _tile_zero(0);
+            _tile_zero(1);
+            if (two) {
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+        } else {
+            _tile_loadd(0, sums, sizeof(Sums));
+            _tile_loadd(1, sums[0] + kTileRows, sizeof(Sums));
+            if (two) {
+                _tile_loadd(2, sums + kTileRows, sizeof(Sums));
+                _tile_loadd(3, sums[kTileRows] + kTileRows, sizeof(Sums));
+            }
+        }
+        for (int k = 0; k < count; ++k, panel += kTileBytes, x += 64) {
+            ahead.fetch();
+            _tile_loadd(4, x, stride);
+            _tile_loadd(6, panel, 128);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, panel + 64, 128);
+            _tile_dpbf16ps(1, 4, 7);
+            if (two) {
+                _tile_loadd(5, x + kTileRows * stride, stride);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        store_tiles<two>(sums);
+    }
+};
+
+// A group's whole numbers [rows, 32] and the scales that make them part of the sums.
+struct Int8Group {
+    const int32_t (*whole)[kPanel];
+    const uint8_t *weight_scales, *x_scales;
+    size_t stride;
+    bool first;
+    Sums* sums;
+
+    LIUYI_INLINE void scale(int begin, int end) const {
+        const Floats s0 = load_bf16(weight_scales), s1 = load_bf16(weight_scales + 2 * kWidth);
+        for (int r = begin; r < end; ++r) {
+            const Floats s = all_floats(x_scales + r * stride);
+            float *left = sums[r], *right = left + kTileRows;
+            store(left, fma(to_floats(load_ints(whole[r])), mul(s0, s), first ? zero() : load(left)));
+            store(right, fma(to_floats(load_ints(whole[r] + kTileRows)), mul(s1, s), first ? zero() : load(right)));
+        }
+    }
+};
+
+// A unit is a group of columns. While the vector unit scales one the matrix unit is at the next.
+struct Int8Tiles {
+    static int units(const Linear& w) { return w.depth / w.group; }
+    static int most(const Linear& w) { return 12 * kInt8Block / w.group; }
+    static size_t unit_bytes(const Linear& w) { return linear_group_bytes(w); }
+
+    template <bool two>
+    static __attribute__((noinline)) void multiply(const Linear& w, const uint8_t* panel, int first, int count,
+                                                   const uint8_t* x, int rows, AheadOfTiles ahead, Sums* sums) {
+        alignas(64) int32_t whole[2][kTilesRows][kPanel];
+        const size_t group_bytes = linear_group_bytes(w);
+        const int blocks = w.group / kInt8Block;
+        const auto multiply = [&](int g, const auto& meanwhile) __attribute__((always_inline)) {
+            multiply_group<two>(panel + g * group_bytes, blocks, x + g * w.group, w.prepared_bytes, ahead, meanwhile);
+            store_tiles<two>(whole[g % 2]);
+        };
+        const auto group = [&](int g) {
+            return Int8Group{whole[g % 2], panel + (g + 1) * group_bytes - 2 * kPanel, x + w.depth + 4 * g, w.prepared_bytes,
+                             g == 0, sums};
+        };
+        multiply(first, [](int) {});
+        for (int g = first + 1; g < first + count; ++g) {
+            const Int8Group before = group(g - 1);
+            multiply(g, [&](int block) __attribute__((always_inline)) {
+                before.scale(rows * block / blocks, rows * (block + 1) / blocks);
+            });
+        }
+        group(first + count - 1).scale(0, rows);
+    }
+
+  private:
+    // Leaves a group's whole numbers in the tiles; calls meanwhile(block) after each block.
+    template <bool two, class Meanwhile>
+    static LIUYI_INLINE void multiply_group(const uint8_t* weights, int blocks, const uint8_t* x, size_t stride,
+                                            AheadOfTiles& ahead, const Meanwhile& meanwhile) {
         _tile_zero(0);
         _tile_zero(1);
         if (two) {
             _tile_zero(2);
             _tile_zero(3);
         }
-    } else {
-        _tile_loadd(0, sums, sizeof(Sums));
-        _tile_loadd(1, sums[0] + kTileRows, sizeof(Sums));
-        if (two) {
-            _tile_loadd(2, sums + kTileRows, sizeof(Sums));
-            _tile_loadd(3, sums[kTileRows] + kTileRows, sizeof(Sums));
+        for (int block = 0; block < blocks; ++block, x += kInt8Block, weights += kTileBytes) {
+            ahead.fetch();
+            _tile_stream_loadd(4, x, stride);
+            _tile_loadd(6, weights, 128);
+            _tile_dpbssd(0, 4, 6);
+            _tile_loadd(7, weights + 64, 128);
+            _tile_dpbssd(1, 4, 7);
+            if (two) {
+                _tile_stream_loadd(5, x + kTileRows * stride, stride);
+                _tile_dpbssd(2, 5, 6);
+                _tile_dpbssd(3, 5, 7);
+            }
+            meanwhile(block);
         }
     }
-    for (int k = 0; k < steps; ++k, panel += kTileBytes, x += 64) {
-        ahead.fetch();
-        _tile_loadd(4, x, stride);
-        _tile_loadd(6, panel, 128);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, panel + 64, 128);
-        _tile_dpbf16ps(1, 4, 7);
-        if (two) {
-            _tile_loadd(5, x + kTileRows * stride, stride);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, sums, sizeof(Sums));
-    _tile_stored(1, sums[0] + kTileRows, sizeof(Sums));
-    if (two) {
-        _tile_stored(2, sums + kTileRows, sizeof(Sums));
-        _tile_stored(3, sums[kTileRows] + kTileRows, sizeof(Sums));
-    }
-}
+};
 
 // Tokens of a block: their sums lie on the stack.
 constexpr int kMostBlock = 512;
 
-// Columns are taken in pieces, of which a panel's part stays in the first-level cache while tokens go by.
-constexpr int kPieceSteps = 9;
-
-inline void multiply_bf16_tiles(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
-                                Epilogue epilogue) {
-    constexpr int most = kTilesRows;
+template <class Kernel>
+void multiply_in_tiles(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
+                       Epilogue epilogue) {
     alignas(64) Sums sums[kMostBlock];
     LinearTiles registers;
-    const int tiles = (tokens + most - 1) / most;
-    const int steps = w.depth / 32, pieces = (steps + kPieceSteps - 1) / kPieceSteps;
-    for (int panel = panels.begin; panel < panels.end; ++panel) {
-        const uint8_t* weights = w.weights.as<uint8_t>() + panel * w.panel_bytes;
+    const int tiles = (tokens + kTilesRows - 1) / kTilesRows;
+    const int units = Kernel::units(w), pieces = (units + Kernel::most(w) - 1) / Kernel::most(w);
+    for (int at = panels.begin; at < panels.end; ++at) {
+        const uint8_t* panel = w.weights.as<uint8_t>() + at * w.panel_bytes;
         for (int i = 0; i < pieces; ++i) {
-            const int first = steps * i / pieces, count = steps * (i + 1) / pieces - first;
-            const uint8_t* part = weights + first * kTileBytes;
-            for (int tile = 0, token = 0; tile < tiles; ++tile, token += most) {
-                const int left = tokens - token, rows = left < most ? left : most;
-                const uint8_t* from = x + token * w.prepared_bytes + first * 64;
-                const AheadOfTiles ahead(w, part, tile, tiles);
+            const int first = units * i / pieces, count = units * (i + 1) / pieces - first;
+            for (int tile = 0, token = 0; tile < tiles; ++tile, token += kTilesRows) {
+                const int left = tokens - token, rows = left < kTilesRows ? left : kTilesRows;
+                const uint8_t* from = x + token * w.prepared_bytes;
+                const AheadOfTiles ahead(w, panel + first * Kernel::unit_bytes(w), tile, tiles);
                 if (rows > kTileRows) {
                     registers.set_rows(kTileRows, rows - kTileRows);
-                    multiply_bf16_tile<true>(part, count, from, w.prepared_bytes, i == 0, ahead, sums + token);
+                    Kernel::template multiply<true>(w, panel, first, count, from, rows, ahead, sums + token);
                 } else {
                     registers.set_rows(rows, rows);
-                    multiply_bf16_tile<false>(part, count, from, w.prepared_bytes, i == 0, ahead, sums + token);
+                    Kernel::template multiply<false>(w, panel, first, count, from, rows, ahead, sums + token);
                 }
                 if (i + 1 < pieces) continue;
-                for (int r = 0; r < rows; ++r) finish_row(w, panel, sums[token + r], y + (token + r) * stride, epilogue);
+                for (int r = 0; r < rows; ++r) finish_row(w, at, sums[token + r], y + (token + r) * stride, epilogue);
             }
         }
     }
@@ -179,127 +276,22 @@ struct Bf16FewKernel {
     }
 };
 
-// Some groups of a panel, with the weights' 128 taken off and the scales widened. The weights of so many columns and the
-// tokens of a tile stay in the first-level cache together.
-constexpr int kPieceBlocks = 12;
-struct alignas(64) Int8Piece {
-    int groups, blocks;  // `blocks` in each group.
-    alignas(64) uint8_t weights[kPieceBlocks][kTileBytes];
-    float scales[kPieceBlocks][kPanel];
-
-    void read(const uint8_t* from, int count) {
-        groups = count;
-        uint8_t* out = weights[0];
-        for (int g = 0; g < groups; ++g, from += 2 * kPanel) {
-            for (int i = 0; i < blocks * static_cast<int>(kTileBytes / sizeof(Ints)); ++i) {
-                _mm512_store_si512(out, _mm512_xor_si512(load_ints(from), _mm512_set1_epi8(-128)));
-                out += sizeof(Ints);
-                from += sizeof(Ints);
-            }
-            store(scales[g], load_bf16(from));
-            store(scales[g] + kWidth, load_bf16(from + 2 * kWidth));
-        }
-        asm volatile("" ::: "memory");  // To gcc, loading a tile reads no memory.
-    }
-};
-
-// Tokens of an int8 tile: 14·2 sums and what scales a row are as many as 32 registers hold.
-constexpr int kInt8Rows = 14;
-
-// Adds R tokens' products with a panel, over the groups of a piece, to `sums`. While the vector unit scales one group the
-// matrix unit is at the next one.
-template <int R>
-__attribute__((noinline)) void multiply_int8_tile(const Int8Piece& piece, const uint8_t* x, size_t stride,
-                                                  const uint8_t* scales, bool first, AheadOfTiles ahead, Sums* sums) {
-    alignas(64) int32_t whole[2][R][kPanel];
-    Floats total[R][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-        total[r][0] = first ? zero() : load(sums[r]);
-        total[r][1] = first ? zero() : load(sums[r] + kTileRows);
-    }
-    const auto multiply = [&](int g) __attribute__((always_inline)) {
-        _tile_zero(0);
-        _tile_zero(1);
-        for (int block = g * piece.blocks; block < (g + 1) * piece.blocks; ++block) {
-            ahead.fetch();
-            _tile_loadd(4, x + block * kInt8Block, stride);
-            _tile_loadd(6, piece.weights[block], 128);
-            _tile_dpbssd(0, 4, 6);
-            _tile_loadd(7, piece.weights[block] + 64, 128);
-            _tile_dpbssd(1, 4, 7);
-        }
-        _tile_stored(0, whole[g % 2], sizeof(Sums));
-        _tile_stored(1, whole[g % 2][0] + kTileRows, sizeof(Sums));
-    };
-    multiply(0);
-    for (int g = 0; g < piece.groups; ++g) {
-        if (g + 1 < piece.groups) multiply(g + 1);
-        const Floats s0 = load(piece.scales[g]), s1 = load(piece.scales[g] + kTileRows);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const Floats s = all_floats(scales + 4 * g + r * stride);
-            total[r][0] = fma(to_floats(load_ints(whole[g % 2][r])), mul(s0, s), total[r][0]);
-            total[r][1] = fma(to_floats(load_ints(whole[g % 2][r] + kTileRows)), mul(s1, s), total[r][1]);
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-        store(sums[r], total[r][0]);
-        store(sums[r] + kTileRows, total[r][1]);
-    }
-}
-
-template <int R = kInt8Rows>
-LIUYI_INLINE void multiply_int8_tokens(int count, const Int8Piece& piece, const uint8_t* x, size_t stride,
-                                       const uint8_t* scales, bool first, AheadOfTiles ahead, Sums* sums) {
-    if constexpr (R > 1) {
-        if (count < R) return multiply_int8_tokens<R - 1>(count, piece, x, stride, scales, first, ahead, sums);
-    }
-    multiply_int8_tile<R>(piece, x, stride, scales, first, ahead, sums);
-}
-
-inline void multiply_int8_tiles(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
-                                Epilogue epilogue) {
-    alignas(64) Sums sums[kMostBlock];
-    Int8Piece piece;
-    LinearTiles registers;
-    piece.blocks = w.group / kInt8Block;
-    const int tiles = (tokens + kInt8Rows - 1) / kInt8Rows, groups = w.depth / w.group;
-    const int most = kPieceBlocks / piece.blocks, pieces = (groups + most - 1) / most;
-    for (int panel = panels.begin; panel < panels.end; ++panel) {
-        const uint8_t* weights = w.weights.as<uint8_t>() + panel * w.panel_bytes;
-        for (int i = 0; i < pieces; ++i) {
-            const int first = groups * i / pieces, count = groups * (i + 1) / pieces - first;
-            const uint8_t* part = weights + first * linear_group_bytes(w);
-            piece.read(part, count);
-            for (int tile = 0, token = 0; tile < tiles; ++tile, token += kInt8Rows) {
-                const int left = tokens - token, rows = left < kInt8Rows ? left : kInt8Rows;
-                const uint8_t* from = x + token * w.prepared_bytes;
-                registers.set_rows(rows, rows);
-                multiply_int8_tokens(rows, piece, from + first * w.group, w.prepared_bytes, from + w.depth + 4 * first,
-                                     i == 0, AheadOfTiles(w, part, tile, tiles), sums + token);
-                if (i + 1 < pieces) continue;
-                for (int r = 0; r < rows; ++r) finish_row(w, panel, sums[token + r], y + (token + r) * stride, epilogue);
-            }
-        }
-    }
-}
-
 // As multiply_blocks of linear_tile.h, in blocks of whole tiles.
-template <class Multiply>
-LIUYI_INLINE void multiply_tile_blocks(const Linear& w, Range tokens, int most, const Multiply& multiply) {
+template <class Kernel>
+void multiply_tile_blocks(const Linear& w, const uint8_t* x, Range tokens, Range panels, float* y, size_t stride,
+                          Epilogue epilogue) {
     const int fitting = static_cast<int>(kBlockBytes / w.prepared_bytes) / kTilesRows * kTilesRows;
-    const int block = fitting < 2 * kTilesRows ? 2 * kTilesRows : fitting < most ? fitting : most;
+    const int block = fitting < 2 * kTilesRows ? 2 * kTilesRows : fitting < kMostBlock ? fitting : kMostBlock;
     for (int token = tokens.begin; token < tokens.end; token += block) {
         const int left = tokens.end - token;
-        multiply(token, left < block ? left : block);
+        multiply_in_tiles<Kernel>(w, x + token * w.prepared_bytes, left < block ? left : block, panels, y + token * stride,
+                                  stride, epilogue);
     }
 }
 
 // From so many tokens on the matrix unit is faster than vpdpbusd, whose results are the same: with fewer, both wait for
-// memory, and a piece has to be there before it is multiplied.
-constexpr int kLeastInt8Tokens = 56;
+// memory.
+constexpr int kLeastInt8Tokens = 8;
 
 // Whether it is a product for the matrix unit, which has done it then.
 inline bool multiply_with_tiles(const Linear& w, const uint8_t* x, Range tokens, Range panels, float* y, size_t stride,
@@ -310,15 +302,11 @@ inline bool multiply_with_tiles(const Linear& w, const uint8_t* x, Range tokens,
         return true;
     }
     if (w.format == Format::bf16 && w.rounds_x) {
-        multiply_tile_blocks(w, tokens, kMostBlock, [&](int token, int count) {
-            multiply_bf16_tiles(w, x + token * w.prepared_bytes, count, panels, y + token * stride, stride, epilogue);
-        });
+        multiply_tile_blocks<Bf16Tiles>(w, x, tokens, panels, y, stride, epilogue);
         return true;
     }
     if (w.format == Format::int8 && count >= kLeastInt8Tokens) {
-        multiply_tile_blocks(w, tokens, kMostBlock, [&](int token, int count) {
-            multiply_int8_tiles(w, x + token * w.prepared_bytes, count, panels, y + token * stride, stride, epilogue);
-        });
+        multiply_tile_blocks<Int8Tiles>(w, x, tokens, panels, y, stride, epilogue);
         return true;
     }
     return false;

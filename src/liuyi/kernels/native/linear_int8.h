@@ -10,6 +10,15 @@
 namespace liuyi {
 namespace LIUYI_ISA {
 
+// The unsigned bytes that vpdpbusd wants, 128 more than the weights. Where there is AMX, they lie as they are.
+LIUYI_INLINE Ints load_weights(const uint8_t* p) {
+#ifdef __AMX_TILE__
+    return _mm512_xor_si512(load_ints(p), _mm512_set1_epi8(-128));
+#else
+    return load_ints(p);
+#endif
+}
+
 struct Int8Kernel {
     // 7·2·2 sums, two vectors of weights and one of x are as many as 32 registers hold.
     static constexpr int kRows = kWidth == 16 ? 7 : 3;
@@ -28,7 +37,7 @@ struct Int8Kernel {
             for (int k = 0; k < w.group / 4; ++k) {
                 const uint8_t* from = weights + 4 * k * kPanel + slab * 2 * sizeof(Ints);
                 ahead.fetch();
-                const Ints w0 = load_ints(from), w1 = load_ints(from + sizeof(Ints));
+                const Ints w0 = load_weights(from), w1 = load_weights(from + sizeof(Ints));
                 LIUYI_UNROLL
                 for (int r = 0; r < R; ++r) {
                     const Ints four = all_ints(x + r * w.prepared_bytes + g * w.group + 4 * k);

@@ -125,7 +125,7 @@ void write_int8(const Linear& w, int group, int lane, const int8_t* q, uint16_t 
     for (int k = 0; k < w.group; k += 4) {
         uint32_t four;
         std::memcpy(&four, q + k, 4);
-        four ^= 0x80808080u;  // + 128
+        if (!w.is_signed) four ^= 0x80808080u;  // + 128
         std::memcpy(out + static_cast<size_t>(k) * kPanel + 4 * lane, &four, 4);
     }
     std::memcpy(out + static_cast<size_t>(w.group) * kPanel + 2 * lane, &scale, 2);
@@ -202,7 +202,8 @@ float weight_at(const Linear& w, const uint8_t* panel, int lane, int k) {
     const uint8_t* group = panel + k / w.group * linear_group_bytes(w);
     k %= w.group;
     if (w.format == Format::int8) {
-        const int q = group[k / 4 * 4 * kPanel + 4 * lane + k % 4] - 128;
+        const uint8_t byte = group[k / 4 * 4 * kPanel + 4 * lane + k % 4];
+        const int q = w.is_signed ? static_cast<int8_t>(byte) : byte - 128;
         return static_cast<float>(q) * from_bf16(bf16_at(group + w.group * kPanel, lane));
     }
     const uint8_t byte = group[k / 8 * 4 * kPanel + 4 * lane + k % 4];
