@@ -103,7 +103,9 @@ def test_a_template_of_ones_own_in_chinese(tmp_path: Path) -> None:
     [
         ("http://me:secret@host/v1", "holds no user, password or query"),
         ("http://host/v1?key=secret", "holds no user, password or query"),
-        ("host:8000", "an endpoint is a URL such as"),
+        ("host:8000", "is no URL of a server: it needs http:// or https:// and a host"),
+        ("http://a\x01b/v1", "is no URL of a server"),
+        ("http://xn--/v1", "is no URL of a server"),
         ("http://host:80a/v1", "[Pp]ort"),
         ("http://host:99999/v1", "[Pp]ort"),
     ],

@@ -464,6 +464,7 @@ class TestCommand:
             (("http://127.0.0.1:9",), "does not answer"),
             (("localhost:8000",), "is no URL of a server"),
             (("http://localhost:80o0",), "is no URL of a server"),
+            (("http://localhost:99999",), "there is no port 99999"),
         ],
     )
     def test_says_what_is_wrong(self, arguments: tuple[str, ...], problem: str) -> None:

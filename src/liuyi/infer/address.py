@@ -5,6 +5,8 @@ from __future__ import annotations
 from liuyi.core.errors import LiuyiError
 from liuyi.core.secrets import hide_secrets
 
+_LAST_PORT = 65_535
+
 
 def http_url(text: str) -> str:
     """The address without a slash at its end. Raises LiuyiError unless it is one of HTTP."""
@@ -13,7 +15,9 @@ def http_url(text: str) -> str:
     try:
         url = httpx.URL(text)
         problem = "" if url.scheme in ("http", "https") and url.host else "it needs http:// or https:// and a host"
-    except httpx.InvalidURL as error:
+        if (url.port or 0) > _LAST_PORT:
+            problem = f"there is no port {url.port}"
+    except (httpx.InvalidURL, ValueError) as error:  # ValueError: a host that IDNA does not allow
         problem = str(error)
     if problem:
         raise LiuyiError(f"'{hide_secrets(text)}' is no URL of a server: {problem}", hint="http://host:port")

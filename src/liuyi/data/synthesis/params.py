@@ -7,18 +7,23 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from liuyi.core.errors import LiuyiError
 from liuyi.core.step import BesideKey, Input, Params, SourcePath
 from liuyi.data.synthesis.templates import Language
+from liuyi.infer.address import http_url
 
 
 def _bare_url(url: str) -> str:
     """A URL goes into recipes, keys and logs, so it must hold no secret."""
+    if not url:
+        return url
     parts = urlsplit(url)
-    if url and (parts.scheme not in ("http", "https") or not parts.hostname):
-        raise ValueError("an endpoint is a URL such as http://127.0.0.1:8000/v1")
-    _ = parts.port  # raises ValueError where it is none
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("an endpoint's URL holds no user, password or query; name a key's variable: `api_key_env`")
+    try:
+        http_url(url)
+    except LiuyiError as error:
+        raise ValueError(error.message) from None
     return url
 
 
