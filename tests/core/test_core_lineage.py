@@ -239,6 +239,7 @@ def test_what_names_nothing_is_told_with_what_would_be_right(
         ("models/small.gguf", "models/small.gguf: there is no such file or folder"),
         ("HuggingFaceTB/SmolLM2-135M", "hf download HuggingFaceTB/SmolLM2-135M"),
         ("lats/sft", "there is no run 'lats'"),
+        ("http://me:pass-word@host:8000", "http://me:***@host:8000: an address is no artifact, and no path"),
     ],
 )
 def test_a_model_that_is_not_there_is_told_by_what_was_meant(world: World, ref: str, message: str) -> None:

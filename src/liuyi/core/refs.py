@@ -20,6 +20,7 @@ from liuyi.core.errors import ArtifactError, LedgerError, LiuyiError, did_you_me
 from liuyi.core.home import Home
 from liuyi.core.records import Answer
 from liuyi.core.rows import ROW_TABLES, find_dropped, find_row
+from liuyi.core.secrets import hide_secrets
 from liuyi.core.store import AmbiguousDigest
 
 
@@ -135,6 +136,10 @@ def _output(home: Home, ref: str) -> str:
     except LedgerError as error:
         if run_ref[:1].isdigit() or run_ref == "last":
             raise
+        if "://" in ref:
+            raise LedgerError(
+                "an address is no artifact, and no path", where=hide_secrets(ref), hint="liuyi chat takes one by --url"
+            ) from None
         hint = f"a run has an id, or is 'last'; a model of Hugging Face's hub is fetched first: hf download {ref}"
         raise LedgerError(f"there is no run '{run_ref}', and no path '{ref}'", hint=hint) from error
     name, _, output = place.partition(".")
