@@ -13,6 +13,7 @@ import pytest
 from crawl_support import archived, crawl, done, page, states
 from web_support import Answer, Page, served
 
+from liuyi.data.sources.crawl import crawler as crawler_module
 from liuyi.data.sources.crawl.pages import read_sitemap
 
 
@@ -253,6 +254,35 @@ def test_passing_failures_are_tried_again(tmp_path: Path) -> None:
         assert done(crawler, site) == {"/", "/busy", "/ill"}
         assert site.paths().count("/dead") == 3
         assert states(crawler, site)["/dead"] == ("failed", "the answer was HTTP 500")
+
+
+def test_headers_that_make_no_sense_end_no_crawl(tmp_path: Path) -> None:
+    pages: dict[str, Page] = {
+        "/robots.txt": (302, {"Location": "http://[rules"}, b""),
+        "/": page("home", "/lost", "/busy", "/fine"),
+        "/lost": (301, {"Location": "http://[::1"}, b""),
+        "/busy": (429, {"Retry-After": "²".encode().decode("latin-1")}, b""),
+        "/fine": page("fine"),
+    }
+    with served(pages) as site:
+        crawler = crawl(site, tmp_path)
+        assert done(crawler, site) == {"/", "/fine"}
+        assert states(crawler, site)["/lost"] == ("refused", "redirects to 'http://[::1'")
+        assert states(crawler, site)["/busy"] == ("failed", "the answer was HTTP 429")
+
+
+def test_sitemaps_without_end_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawler_module, "_MOST_SITEMAPS_PER_HOST", 3)
+
+    def children(request: BaseHTTPRequestHandler) -> Answer:
+        places = "".join(f"<sitemap><loc>{request.path[:-4]}{n}.xml</loc></sitemap>" for n in range(9))
+        return 200, {"Content-Type": "application/xml"}, f"<sitemapindex>{places}</sitemapindex>".encode()
+
+    with served({"/": page("home"), "/sitemap*": children}) as site:
+        crawler = crawl(site, tmp_path, per_host=1)
+        assert len([path for _, path in site.requests if path.startswith("/sitemap")]) == 3
+        reasons = Counter(reason for path, (_, reason) in states(crawler, site).items() if path.endswith(".xml"))
+        assert reasons == {"": 3, "more than 3 sitemaps of a host": 1}
 
 
 def test_the_wishes_of_pages(tmp_path: Path) -> None:

@@ -190,9 +190,14 @@ def test_html_paragraphs_come_back(paragraphs: list[str]) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.text(st.sampled_from("<>/pnavscripredivbtl !-&;\"'=\n"), max_size=80))
+@given(st.text(st.sampled_from("<>/pnavscripredivbtl !-[]&;\"'=\n"), max_size=80))
 def test_any_html_gives_text(page: str) -> None:
     assert isinstance(html_text(page), str)
+
+
+@pytest.mark.parametrize("mark", ["<![bogus[x]]>", "<![é>", "<![if IE]>", "<![CDATA[x]]>"])
+def test_a_section_that_browsers_do_not_know_is_a_comment(mark: str) -> None:
+    assert html_text(f"<p>before{mark}after") == "beforeafter"
 
 
 def test_json_of_any_depth_is_one_wrong_row(tmp_path: Path) -> None:

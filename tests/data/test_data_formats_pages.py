@@ -157,6 +157,10 @@ def test_declared_encodings(data: bytes, charset: str) -> None:
     assert text.partition("<p>")[2] in (CHINESE, TRADITIONAL, "日本語のページ", "Привет", "é")
 
 
+def test_a_declared_encoding_gives_no_unpaired_surrogates() -> None:
+    assert decode_page(b'<meta charset="utf-7"><p>a+2AA-b').endswith("<p>a\ufffdb")
+
+
 def test_pages_are_the_same_whatever_the_workers(tmp_path: Path) -> None:
     from liuyi.data.sources.files import Reading, read_files
 

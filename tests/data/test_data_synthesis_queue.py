@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from model_support import Asked, Model, ModelServer, Reply, completion, model_server
 
 from liuyi.core.errors import DataError, StepError
+from liuyi.data.retry import retry_after_s
 from liuyi.data.synthesis.ask import Answer, Ask, Sampling
-from liuyi.data.synthesis.endpoint import LARGEST_ANSWER_BYTES, HttpEndpoint, retry_after_s
+from liuyi.data.synthesis.endpoint import LARGEST_ANSWER_BYTES, HttpEndpoint
 from liuyi.data.synthesis.queue import Patience
 from liuyi.data.synthesis.session import Session
 from liuyi.data.synthesis.store import AnswerStore
@@ -182,7 +183,7 @@ def test_retry_after_forms() -> None:
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
     assert 25 < retry_after_s(soon) <= 30
     assert retry_after_s("2.5") == 2.5
-    for wrong in ("", "soon", "-1", "nan", "inf", email.utils.formatdate(0, usegmt=True)):
+    for wrong in ("", "soon", "²", "-1", "nan", "inf", email.utils.formatdate(0, usegmt=True)):
         assert retry_after_s(wrong) == 0
 
 

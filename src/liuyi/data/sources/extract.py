@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from liuyi.core.errors import DataError
 from liuyi.data.sources.web import html_text
-from liuyi.data.text import decode, encoding_of
+from liuyi.data.text import decode, encoding_of, mend_surrogates
 
 Extractor = Literal["trafilatura", "resiliparse", "plain"]
 EXTRACTORS: tuple[Extractor, ...] = get_args(Extractor)
@@ -54,7 +54,7 @@ def decode_page(data: bytes, charset: str = "") -> str:
         for name in filter(None, said):
             try:
                 known = codecs.lookup(name).name
-                return data.decode(_MEANT.get(known, known))
+                return mend_surrogates(data.decode(_MEANT.get(known, known)))
             except (LookupError, ValueError):
                 continue
     encoding_of(data)

@@ -65,6 +65,12 @@ class _Reader(HTMLParser):
                 data = data.lstrip()
         self.parts.append(data)
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:  # what no browser knows either is a comment to them
+            return self.parse_bogus_comment(i, report)
+
     def _break(self, tag: str) -> None:
         if tag in _PARAGRAPH:
             self.parts.append("\n\n")

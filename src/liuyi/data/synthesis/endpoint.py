@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -14,6 +12,7 @@ import httpx
 
 from liuyi.core.errors import DataError
 from liuyi.core.secrets import hide_secrets
+from liuyi.data.retry import retry_after_s
 from liuyi.data.synthesis.ask import Answer, Ask, Failed
 from liuyi.data.text import mend
 
@@ -186,18 +185,6 @@ def _refusal(response: httpx.Response, content: bytes) -> Failed:
     if status in (408, 409, 425) or status >= 500:
         return Failed("server error", f"{status} {detail}")
     return Failed("refused", f"{status} {detail}", retry=False)
-
-
-def retry_after_s(value: str) -> float:
-    """Seconds that a `Retry-After` asks for, which is a number or a date (RFC 9110, 10.2.3); 0 for neither."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
-    return seconds if 0 < seconds < float("inf") else 0.0
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -7,11 +7,10 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import urljoin
 
 from liuyi.core.errors import DataError
+from liuyi.data.retry import retry_after_s
 from liuyi.data.sources.crawl.address import Lookup, Policy, RefusedAddress
 from liuyi.data.sources.crawl.archive import Archive
 from liuyi.data.sources.crawl.fetch import Fetched, Fetcher, FetchError
@@ -227,14 +226,14 @@ class Crawler:
         elif fetched.status == 200:
             self._learn(target, fetched)
         elif fetched.status == 429 or fetched.status >= 500:
-            self._wait(host, _retry_after(fetched.header("Retry-After")))
+            self._wait(host, retry_after_s(fetched.header("Retry-After")))
             raise FetchError(f"the answer was HTTP {fetched.status}", passing=True)
         else:
             self.frontier.settle(target.url, "failed", f"the answer was HTTP {fetched.status}")
 
     def _redirect(self, target: Target, fetched: Fetched) -> None:
         place = fetched.header("Location")
-        address = canonical(urljoin(target.url, place))
+        address = canonical(place, target.url)
         if address is None or target.redirects == _MOST_REDIRECTS:
             reason = f"redirects to {place!r}" if address is None else f"more than {_MOST_REDIRECTS} redirects"
             self.frontier.settle(target.url, "refused", reason)
@@ -311,6 +310,9 @@ class Crawler:
                     self._add(Target(place, "sitemap", host_of(place), 0, 0), via=f"{origin(target.url)}/robots.txt")
 
     async def _read_sitemap(self, host: _Host, target: Target) -> None:
+        if host.sitemaps == _MOST_SITEMAPS_PER_HOST:
+            self.frontier.settle(target.url, "refused", f"more than {_MOST_SITEMAPS_PER_HOST} sitemaps of a host")
+            return
         host.sitemaps += 1
         fetched = await self._fetcher.get(target.url, _LARGEST_SITEMAP_BYTES)
         if fetched.is_redirect:
@@ -347,16 +349,6 @@ def _refused(fetched: Fetched) -> str:
     if fetched.status == 200 and fetched.content_type not in KEPT:
         return f"not a page: {fetched.content_type or 'of no type'}"
     return ""
-
-
-def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for; 0 where it says nothing."""
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return 0.0
 
 
 def _digest(body: bytes) -> str:

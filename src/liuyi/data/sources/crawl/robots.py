@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin
 
 from liuyi.data.sources.crawl.address import RefusedAddress
 from liuyi.data.sources.crawl.fetch import Fetcher, FetchError
@@ -90,7 +89,7 @@ class Robots:
             try:
                 for _ in range(_MOST_REDIRECTS + 1):
                     fetched = await self._fetcher.get(url, _LARGEST_BYTES, truncate=True)
-                    target = canonical(urljoin(url, fetched.header("Location"))) if fetched.is_redirect else None
+                    target = canonical(fetched.header("Location"), url) if fetched.is_redirect else None
                     if target is None:
                         break
                     url = target
