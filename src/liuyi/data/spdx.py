@@ -32,7 +32,7 @@ def allows(allowed: Sequence[str], expression: str) -> bool:
     tokens = _TOKEN.findall(expression if known == UNKNOWN else known)
     try:
         value, rest = _either(tokens, patterns)
-    except IndexError:
+    except (IndexError, RecursionError):
         return False
     return value and not rest
 
