@@ -335,6 +335,19 @@ def test_a_facility_says_what_is_wrong_with_it(tmp_path: Path) -> None:
         Facility.load(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("areas", ["{}", "{a: {en: [hall], zh: [厅]}}"])
+def test_a_small_facility_gives_what_it_can(areas: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liuyi.data.desk.build.available_cores", lambda: 1)
+    path = tmp_path / "small.yaml"
+    lamp = "{l: {en: [lamp], zh: [灯], domain: light}}"
+    path.write_text(f"name: F\nintents: [HassTurnOn]\nfloors: {{}}\nareas: {areas}\ndevices: {lamp}\nzones: {{}}\n")
+    sizes = dict.fromkeys(("test_items", "dev_items", "familiar_items", "typo_items", "outside_items"), 10)
+    made = build_desk(Facility.load(path), Plan(train_rows=100, practice_rows=10, compound_items=20, **sizes), 1)
+    kinds = {row.kind for row in made.rows["compound"]}
+    assert len({row.text for row in made.rows["compound"]}) == 20
+    assert kinds == ({"joined"} if areas == "{}" else {"joined", "shared"})
+
+
 def test_free_text_that_a_facility_lacks_is_named(facility: Facility) -> None:
     announcing = facility.model_copy(update={"intents": ("HassBroadcast",)})
     grammar = load_grammar("en", announcing)

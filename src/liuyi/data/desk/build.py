@@ -24,6 +24,8 @@ from liuyi.data.desk.typos import mistype
 from liuyi.data.pool import available_cores, map_ordered
 
 _PATIENCE = 8
+_COMPOUNDS_TRIED = 100
+"""For each that is wanted: a small facility has few requests that can be put together."""
 
 
 @dataclass(frozen=True)
@@ -279,15 +281,15 @@ class _Writer:
         rng = random.Random(f"compound/{self._seed}/{salt}/{self._language}")
         whole = [sentence for sentence in sentences if not sentence.free_text]
         rows: list[Row] = []
-        for number in cycle(range(3)):
+        for number, _ in zip(cycle(range(3)), range(count * _COMPOUNDS_TRIED), strict=False):
             if len(rows) == count:
                 break
-            made: Compound
+            made: Compound | None = None
             if number == 0:
                 made = share_words(self._facility, self._language, rng)
-            else:
+            elif len(whole) >= 3:
                 made = join_requests(rng.sample(whole, rng.choice((2, 2, 3))), self._language, rng)
-            if (key := _key(made.text)) not in self._taken:
+            if made is not None and (key := _key(made.text)) not in self._taken:
                 self._taken.add(key)
                 kind = "shared" if made.shared else "joined"
                 rows.append(Row(made.text, made.reference, self._language, f"compound.{number}.{key}", kind))

@@ -38,11 +38,16 @@ def join_requests(sentences: Sequence[Sentence], language: Language, rng: random
     return Compound(text, tuple(sentence.answer for sentence in sentences), shared=False)
 
 
-def share_words(facility: Facility, language: Language, rng: random.Random) -> Compound:
-    """One verb for two rooms, for two devices, or for two things in one room."""
+def share_words(facility: Facility, language: Language, rng: random.Random) -> Compound | None:
+    """One verb for two rooms, for two devices, or for two things in one room; None where there are too few of all."""
     act, intent = rng.choice((("on", "HassTurnOn"), ("off", "HassTurnOff")))
-    make = rng.choice((_two_rooms, _two_devices, _two_covers))
-    return make(facility, language, rng, act, intent)
+    makers = (
+        (_two_rooms, len(facility.areas) >= 2),
+        (_two_devices, len(_switched(facility)) >= 2),
+        (_two_covers, len(facility.areas) >= 1),
+    )
+    possible = [make for make, enough in makers if enough]
+    return rng.choice(possible)(facility, language, rng, act, intent) if possible else None
 
 
 def _names(facility: Facility, language: Language, rng: random.Random, keys: Sequence[str]) -> list[tuple[str, str]]:
@@ -62,10 +67,13 @@ def _two_rooms(facility: Facility, language: Language, rng: random.Random, act: 
     return Compound(text, answers, shared=True)
 
 
-def _two_devices(facility: Facility, language: Language, rng: random.Random, act: str, intent: str) -> Compound:
+def _switched(facility: Facility) -> list[str]:
     domains = ("light", "switch", "fan")
-    switched = sorted(k for k, device in facility.devices.items() if device.domain in domains and not device.guarded)
-    (first, one), (second, two) = _names(facility, language, rng, rng.sample(switched, 2))
+    return sorted(k for k, device in facility.devices.items() if device.domain in domains and not device.guarded)
+
+
+def _two_devices(facility: Facility, language: Language, rng: random.Random, act: str, intent: str) -> Compound:
+    (first, one), (second, two) = _names(facility, language, rng, rng.sample(_switched(facility), 2))
     if language == "en":
         text = rng.choice((f"turn {act} the {one} and the {two}", f"switch {act} the {one} and {two}"))
     else:
