@@ -4,7 +4,8 @@
     python benchmarks/infer/pacing.py MODEL --stretches 1.5 3
 
 The native kernels alone, without a server: steps of four streams, then the prompt in pieces as `Pace` has them. The
-streams begin with 64 tokens and grow meanwhile. Steps are compared with the median of those before the prompt.
+streams begin with 64 tokens and grow meanwhile. Steps are compared with the median of those before the prompt. Steps in
+which one of the threads waited for a core are left out, for what they say is of the machine's other work (Linux).
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from liuyi.model.load import load
 
 STREAMS, BEGIN, BEFORE = 4, 64, 300
 BLOCK = 32
+WAITED_S = 50e-6
+"""A step whose threads waited for longer has been interrupted."""
+
+Step = tuple[float, bool]
+"""Seconds, and whether it was interrupted."""
 
 
 class Steps:
@@ -35,8 +41,8 @@ class Steps:
         self._tables = ids(range((STREAMS + 1) * self._blocks)).reshape(STREAMS + 1, self._blocks)
         self._length = BEGIN
 
-    def take(self, count: int, position: int) -> float:
-        """Seconds of a step that reads `count` tokens of the prompt, 0 for none."""
+    def take(self, count: int, position: int) -> Step:
+        """A step that reads `count` tokens of the prompt, 0 for none."""
         counts, lengths = [1] * STREAMS, [self._length] * STREAMS
         if count:
             counts, lengths = [*counts, count], [*lengths, position]
@@ -48,10 +54,17 @@ class Steps:
             rows=ids(range(STREAMS)),
             adapters=ids([-1] * len(counts)),
         )
-        began = time.perf_counter()
+        waited, began = _waited_s(), time.perf_counter()
         self._runner.logits(batch)
+        seconds = time.perf_counter() - began
         self._length += 1
-        return time.perf_counter() - began
+        return seconds, _waited_s() - waited > WAITED_S
+
+
+def _waited_s() -> float:
+    """For how long the threads of this process have waited for a core in all."""
+    threads = Path("/proc/self/task")
+    return sum(int((thread / "schedstat").read_text().split()[1]) for thread in threads.iterdir()) / 1e9
 
 
 def main() -> None:
@@ -63,31 +76,40 @@ def main() -> None:
     asked = parser.parse_args()
     model, _ = load(asked.model, torch.float32)
     blocks = (STREAMS + 1) * ((BEGIN + BEFORE + asked.prompt_tokens) // BLOCK + 1)
-    runner = NativeRunner(model, blocks, weights="int8", threads=torch.get_num_threads())
-    print("stretch  prompt read in, s  steps before, ms: p50  p99  steps meanwhile, ms: p50  p99   of the p50 before")
+    runner = NativeRunner(model, blocks, weights="int8", kv="int8", threads=torch.get_num_threads())
+    print(
+        "stretch  prompt read in, s  steps before, ms: p50  p99  meanwhile, ms: p50  p99  of the p50 before  left out"
+    )
     for _ in range(asked.repeats):
         for stretch in asked.stretches:
             before, during = _measure(Steps(runner, asked.prompt_tokens), stretch, asked.prompt_tokens)
-            usual, uneven = np.percentile(before, (50, 99)) * 1000
-            middle, late = np.percentile(during, (50, 99)) * 1000
+            usual, uneven = np.percentile(_undisturbed(before), (50, 99)) * 1000
+            middle, late = np.percentile(_undisturbed(during), (50, 99)) * 1000
+            left_out = sum(waited for _, waited in before + during) / len(before + during)
             print(
-                f"{stretch:7.1f} {sum(during):18.1f} {usual:22.1f} {uneven:4.1f} {middle:24.1f} {late:4.1f} "
-                f"{late / usual:16.2f}x",
+                f"{stretch:7.1f} {sum(seconds for seconds, _ in during):18.1f} {usual:22.1f} {uneven:4.1f} "
+                f"{middle:18.1f} {late:4.1f} {late / usual:17.2f}x {left_out:9.0%}",
                 flush=True,
             )
 
 
-def _measure(steps: Steps, stretch: float, prompt: int) -> tuple[list[float], list[float]]:
-    """Seconds of the steps before the prompt, and of those that read it."""
+def _undisturbed(steps: list[Step]) -> list[float]:
+    return [seconds for seconds, waited in steps if not waited]
+
+
+def _measure(steps: Steps, stretch: float, prompt: int) -> tuple[list[Step], list[Step]]:
+    """The steps before the prompt, and those that read it."""
     pace = Pace(prefill_tokens=512, stretch=stretch)
-    before, during, position = [], [], 0
+    before: list[Step] = []
+    during: list[Step] = []
+    position = 0
     for _ in range(BEFORE):
         before.append(steps.take(0, 0))
-        pace.observe(STREAMS, 0, [], before[-1])
+        pace.observe(STREAMS, 0, [], before[-1][0])
     while position < prompt:
         count = min(pace.budget(STREAMS, 1).tokens(position), prompt - position)
         during.append(steps.take(count, position))
-        pace.observe(STREAMS, 0, [(count, position)] if count else [], during[-1])
+        pace.observe(STREAMS, 0, [(count, position)] if count else [], during[-1][0])
         position += count
     return before, during
 
