@@ -5,7 +5,12 @@
 // on its own query and keys only, in an order that nothing else in the batch changes.
 #pragma once
 
-#include "kv.h"
+#include "kv_float.h"
+#include "kv_int8.h"
+#if defined(__AMX_TILE__)
+#include "kv_amx_bf16.h"
+#include "kv_amx_int8.h"
+#endif
 
 namespace liuyi {
 namespace LIUYI_ISA {
@@ -27,30 +32,26 @@ LIUYI_INLINE Sight look(const Step& step, int window, const Tile& tile, const ui
     return sight;
 }
 
-// What each row of a tile sees of them.
+// What each row of a tile sees of them, and what all of them see.
 LIUYI_INLINE void look_from(Range rows, const int* positions, int group, int window, Sight& sight) {
-    for (int row = rows.begin; row < rows.end; ++row) {
-        const int position = positions[row / group];
+    const int end = sight.keys();
+    sight.low_of_all = 0;
+    sight.high_of_all = end;
+    int token = rows.begin / group, head = rows.begin % group;
+    for (int row = 0; row < rows.end - rows.begin; ++row) {
+        const int position = positions[token];
         const int from = (window > 0 && position >= window ? position - window + 1 : 0) - sight.origin;
-        const int to = position + 1 - sight.origin, end = sight.keys();
+        const int to = position + 1 - sight.origin;
         const int low = from > 0 ? from : 0, high = to < end ? to : end;
-        sight.low[row - rows.begin] = low < high ? low : 0;
-        sight.high[row - rows.begin] = low < high ? high : 0;
+        sight.low[row] = low < high ? low : 0;
+        sight.high[row] = low < high ? high : 0;
+        if (sight.low[row] > sight.low_of_all) sight.low_of_all = sight.low[row];
+        if (sight.high[row] < sight.high_of_all) sight.high_of_all = sight.high[row];
+        if (++head == group) {
+            head = 0;
+            ++token;
+        }
     }
-}
-
-// The softmax of rows over the keys in sight, and values mixed with it.
-template <class Kv>
-LIUYI_INLINE void attend_rows(typename Kv::Session& session, int rows, const uint8_t* queries, const KvLayout& kv,
-                              const Sight& sight, const Work& work, Results& results) {
-    float units[kMostKernelRows];
-    Kv::score(session, rows, queries, kv, sight, work);
-    for (int r = 0; r < rows; ++r) {
-        units[r] = Kv::unit(queries + r * kv.query_bytes, kv.dim);
-        results.most[r] = units[r] * highest(work.scores + r * kSpanTokens, sight.seen(r));
-    }
-    Kv::weigh(rows, units, sight, kv.dim, work, results);
-    Kv::mix(session, rows, sight, kv.dim, work);
 }
 
 // Partial results lie as [row][part of the tile's spans].
@@ -83,9 +84,11 @@ void attend(const Step& step, const Plan& plan, const Unit& unit, int layer, uin
     const int chunks = (count + Kv::kMostRows - 1) / Kv::kMostRows;
     typename Kv::Session session((count + chunks - 1) / chunks);
 
+    const int stretches = (unit.end_span - 1) / kStretchSpans - unit.first_span / kStretchSpans + 1;
     work.all.clear(count);
     for (int span = unit.first_span; span < unit.end_span; ++span) {
-        if (span == unit.first_span || span % kStretchSpans == 0) work.stretch.clear(count);
+        const bool first = span == unit.first_span || span % kStretchSpans == 0;
+        if (first) work.stretch.clear(count);
         Sight sight = look(step, plan.window, tile, heads, span);
         sight.once = chunks == 1;
         if (sight.blocks > 0) Kv::open_span(session, sight, dim, work);
@@ -93,12 +96,16 @@ void attend(const Step& step, const Plan& plan, const Unit& unit, int layer, uin
             const Range rows{static_cast<int>(static_cast<int64_t>(count) * chunk / chunks),
                              static_cast<int>(static_cast<int64_t>(count) * (chunk + 1) / chunks)};
             const int here = rows.end - rows.begin;
+            const Joined joined = work.stretch.from(rows.begin, dim);
             Results results{};
+            Work own = work;
+            if (first) own.mixed = joined.mixed;
             look_from(rows, step.positions + tile.token, group, plan.window, sight);
-            attend_rows<Kv>(session, here, queries + rows.begin * step.kv.query_bytes, step.kv, sight, work, results);
-            join_rows(work.stretch.from(rows.begin, dim), work.mixed, results.most, results.total, here, dim);
+            Kv::attend_span(session, here, queries + rows.begin * step.kv.query_bytes, step.kv, sight, own, results);
+            if (first) joined.take(results, here);
+            else join_rows(joined, own.mixed, results.most, results.total, here, dim);
         }
-        if (tile.unit_spans == 0 && (span + 1 == unit.end_span || (span + 1) % kStretchSpans == 0)) {
+        if (stretches > 1 && (span + 1 == unit.end_span || (span + 1) % kStretchSpans == 0)) {
             for (int row = 0; row < count; row += kMostKernelRows) {
                 const Joined next = work.stretch.from(row, dim);
                 const int here = count - row < kMostKernelRows ? count - row : kMostKernelRows;
@@ -113,7 +120,7 @@ void attend(const Step& step, const Plan& plan, const Unit& unit, int layer, uin
     for (int row = 0; row < count; ++row) {
         const int head = unit.kv_head * group + row % group;
         float* out = step.attended + (static_cast<size_t>(tile.token + row / group) * shape.heads + head) * shape.head_dim;
-        const Joined done = work.all.from(row, dim);
+        const Joined done = (stretches > 1 ? work.all : work.stretch).from(row, dim);
         finish(Partial{done.mixed, done.most[0], done.total[0]}, shape.head_dim, out);
     }
 }

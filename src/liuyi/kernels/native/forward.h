@@ -7,9 +7,6 @@
 #pragma once
 
 #include "attention.h"
-#if defined(__AMX_TILE__)
-#include "kv_amx.h"
-#endif
 #include "linear.h"
 #include "lora.h"
 #include "norm.h"

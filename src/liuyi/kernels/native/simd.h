@@ -78,6 +78,10 @@ LIUYI_INLINE Floats load_bf16(const void* p) {
 LIUYI_INLINE void store_bf16(void* p, Floats v) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 }
+// The same to p[0], p[2], … without what lies between.
+LIUYI_INLINE void store_bf16_apart(uint16_t* p, Floats v) {
+    _mm512_mask_storeu_epi16(p, 0x55555555, _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v))));
+}
 // The same for numbers too small to be normal too, which the conversion above makes zero.
 LIUYI_INLINE void store_bf16_exactly(void* p, Floats v) {
     const __m512i bits = _mm512_castps_si512(v);
@@ -162,6 +166,11 @@ LIUYI_INLINE void store_bf16(void* p, Floats v) {
     rounded = _mm256_srli_epi32(_mm256_blendv_epi8(_mm256_set1_epi32(0x7fc00000), rounded, numbers), 16);
     const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0xd8);
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(halves));
+}
+LIUYI_INLINE void store_bf16_apart(uint16_t* p, Floats v) {
+    uint16_t rounded[kWidth];
+    store_bf16(rounded, v);
+    for (int i = 0; i < kWidth; ++i) p[2 * i] = rounded[i];
 }
 LIUYI_INLINE void store_bf16_exactly(void* p, Floats v) { store_bf16(p, v); }
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }

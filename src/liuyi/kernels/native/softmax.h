@@ -74,6 +74,11 @@ struct Joined {
     float* total;  // the same; 0 while nothing has been joined
 
     Joined from(int row, int dim) const { return {mixed + static_cast<size_t>(row) * dim, most + row, total + row}; }
+    // The first that there is of some rows; their `mixed` is here already.
+    void take(const Results& results, int rows) const {
+        std::memcpy(most, results.most, rows * sizeof(float));
+        std::memcpy(total, results.total, rows * sizeof(float));
+    }
     void clear(int rows) const {
         for (int row = 0; row < rows; ++row) {
             most[row] = kUnseen;

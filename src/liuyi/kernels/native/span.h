@@ -12,7 +12,8 @@ struct Sight {
     const uint8_t* heads[kSpanBlocks];  // where a kv head lies in each block
     int blocks = 0, origin = 0;         // 0 blocks if no row sees a key; the position of the first one's first key
     bool once;                          // whether there are no other rows
-    int low[kMostKernelRows], high[kMostKernelRows];  // row r sees keys low[r]..high[r], counted from the first block
+    int low[kMostKernelRows] = {}, high[kMostKernelRows] = {};  // row r sees keys low[r]..high[r], counted from the first block
+    int low_of_all, high_of_all;                                // every row sees these
 
     Seen seen(int row) const { return {low[row], high[row]}; }
     int keys() const { return blocks * kBlockTokens; }
@@ -22,7 +23,7 @@ struct Sight {
 // Scratch of one thread.
 struct Work {
     float* scores;    // [most rows][256]: scores, then weights
-    float* mixed;     // [most rows][dim]
+    float* mixed;     // [most rows][dim]: what the rows of a kernel get of a span
     uint8_t* packed;  // [most rows][256] weights of two bytes, or of two digits of a byte each
     float* scales;    // [most rows], of the packed weights
     float* sums;      // [4][16][16]
@@ -33,6 +34,7 @@ struct Work {
 };
 
 LIUYI_INLINE Work lay_out(uint8_t* memory, int dim, int tile_rows) {
+    const int room = tile_rows + kMostKernelRows;  // kernels write whole vectors, and whole tiles
     Work work;
     work.scores = reinterpret_cast<float*>(memory);
     work.mixed = work.scores + kMostKernelRows * kSpanTokens;
@@ -43,9 +45,9 @@ LIUYI_INLINE Work lay_out(uint8_t* memory, int dim, int tile_rows) {
     float* next = reinterpret_cast<float*>(work.values + kSpanTokens * dim);
     for (Joined* joined : {&work.stretch, &work.all}) {
         joined->mixed = next;
-        joined->most = joined->mixed + static_cast<size_t>(tile_rows) * dim;
-        joined->total = joined->most + tile_rows + kMostKernelRows;
-        next = joined->total + tile_rows + kMostKernelRows;
+        joined->most = joined->mixed + static_cast<size_t>(room) * dim;
+        joined->total = joined->most + room;
+        next = joined->total + room;
     }
     return work;
 }

@@ -150,10 +150,10 @@ inline size_t partial_floats(int dim) { return static_cast<size_t>(dim) + 16; }
 constexpr int kMostKernelRows = 32;
 constexpr int kTileSums = 4 * 16 * 16;
 inline size_t work_bytes(const Shape& shape, int dim) {
-    const size_t rows = tile_tokens(shape) * (shape.heads / shape.kv_heads);
+    const size_t rows = tile_tokens(shape) * (shape.heads / shape.kv_heads) + kMostKernelRows;
     const size_t kernel = kMostKernelRows * ((kSpanTokens + dim + 1) * sizeof(float) + 2 * kSpanTokens);
     const size_t span = kTileSums * sizeof(float) + kSpanTokens * dim;
-    const size_t attention = kernel + span + 2 * (rows * (dim + 2) + 2 * kMostKernelRows) * sizeof(float);
+    const size_t attention = kernel + span + 2 * rows * (dim + 2) * sizeof(float);
     const size_t row = (shape.hidden + 64) * sizeof(float);
     return ((attention > row ? attention : row) + 4095) / 4096 * 4096;
 }

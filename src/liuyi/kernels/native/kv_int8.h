@@ -1,0 +1,242 @@
+// Keys and values in int8: on vectors.
+#pragma once
+
+#include "kv.h"
+#include "linear_dot.h"
+#include "linear_rotate.h"
+
+namespace liuyi {
+namespace LIUYI_ISA {
+
+// Keys and values in int8 with one scale for each token and head. Queries are taken in two bytes (16 bits) and
+// probabilities in two times 7 bits, so that what is lost is the rounding of keys and values alone: in one byte, a span
+// where one key takes nearly everything (the first token of many models) would round the rest of it to nothing.
+struct Int8Kv {
+    static constexpr int kMostRows = kWidth == 16 ? 6 : 2;
+    using Session = NoSession;
+    static void open_span(const NoSession&, const Sight&, int, const Work&) {}
+    static void attend_span(NoSession& session, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight,
+                            const Work& work, Results& results) {
+        attend_in_steps<Int8Kv>(session, rows, queries, kv, sight, work, results);
+    }
+
+    // A query: [dim] high bytes, [dim] low bytes, then this.
+    struct QueryScale {
+        float scale;
+        int32_t high_start, low_start;  // take the +128 of the keys out again
+        int32_t unused;
+    };
+
+    static uint8_t* values(uint8_t* head, int dim) { return head + kBlockTokens * dim; }
+    static const uint8_t* values(const uint8_t* head, int dim) { return head + kBlockTokens * dim; }
+    static float* scales(uint8_t* head, int dim) { return reinterpret_cast<float*>(head + 2 * kBlockTokens * dim); }
+    static const float* scales(const uint8_t* head, int dim) {
+        return reinterpret_cast<const float*>(head + 2 * kBlockTokens * dim);
+    }
+
+    LIUYI_INLINE static float largest_magnitude(const float* x, int dim) {
+        Floats most = zero();
+        for (int d = 0; d < dim; d += kWidth) most = max(most, abs(load(x + d)));
+        return largest(most);
+    }
+
+    // Queries and keys are rotated alike before they are rounded, where a head is of whole groups of 64: their products
+    // stay, and the few columns in which all keys are large no longer make the steps of the others coarse.
+    LIUYI_INLINE static const float* rotated(const float* x, int dim, float* space) {
+        if (dim % kRotated != 0) return x;
+        for (int d = 0; d < dim; d += kRotated) rotate_block(x + d, space + d);
+        return space;
+    }
+
+    static void write_query(const float* q, int dim, uint8_t* query) {
+        alignas(64) float space[512];
+        q = rotated(q, dim, space);
+        const float most = largest_magnitude(q, dim);
+        const float inverse = most > 0 ? 32512.0f / most : 0.0f;
+        int8_t* high = reinterpret_cast<int8_t*>(query);
+        int8_t* low = high + dim;
+        Ints high_sum = all(0), low_sum = all(0);
+        for (int d = 0; d < dim; d += kWidth) {
+            const Floats whole = nearest(mul(load(q + d), all(inverse)));
+            const Floats top = nearest(mul(add(whole, all(0.5f)), all(1.0f / 256.0f)));  // the rest is in −128..127
+            const Ints first = to_ints(top), rest = to_ints(fma(top, all(-256.0f), whole));
+            store_bytes(high + d, first);
+            store_bytes(low + d, rest);
+            high_sum = add(high_sum, first);
+            low_sum = add(low_sum, rest);
+        }
+        const QueryScale meta{most / 32512.0f, kWeightOffset * sum(high_sum), kWeightOffset * sum(low_sum), 0};
+        std::memcpy(query + 2 * dim, &meta, sizeof meta);
+    }
+
+    LIUYI_INLINE static QueryScale scale_of(const uint8_t* query, int dim) {
+        QueryScale scale;
+        std::memcpy(&scale, query + 2 * dim, sizeof scale);
+        return scale;
+    }
+    static float unit(const uint8_t* query, int dim) { return scale_of(query, dim).scale; }
+
+    LIUYI_INLINE static void round_row(const float* x, int dim, float* scale, int8_t* out) {
+        const float most = largest_magnitude(x, dim);
+        const Floats inverse = all(most > 0 ? 127.0f / most : 0.0f);
+        *scale = most / 127.0f;
+        for (int d = 0; d < dim; d += kWidth) store_bytes(out + d, to_ints(mul(load(x + d), inverse)));
+    }
+
+    static void write_key(uint8_t* head, int dim, int slot, const float* k) {
+        alignas(64) float space[512];
+        alignas(64) int8_t row[512];
+        round_row(rotated(k, dim, space), dim, scales(head, dim) + slot, row);
+        for (int d = 0; d < dim; d += 4) {
+            uint32_t four;
+            std::memcpy(&four, row + d, 4);
+            four ^= 0x80808080u;
+            std::memcpy(head + d * kBlockTokens + 4 * slot, &four, 4);
+        }
+    }
+    static void write_value(uint8_t* head, int dim, int slot, const float* v) {
+        alignas(64) int8_t row[512];
+        round_row(v, dim, scales(head, dim) + kBlockTokens + slot, row);
+        uint8_t* quad = values(head, dim) + slot / 4 * 4 * dim + slot % 4;
+        for (int d = 0; d < dim; ++d) quad[4 * d] = static_cast<uint8_t>(row[d]);
+    }
+
+    template <int R>
+    static void score_block(const uint8_t* queries, const KvLayout& kv, const Sight& sight, int block, float* out) {
+        const uint8_t* head = sight.heads[block];
+        const Ahead ahead{sight.next(block), values(head, kv.dim)};
+        const int dim = kv.dim;
+        for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
+            Ints high[R][2], low[R][2];
+#pragma GCC unroll 6
+            for (int r = 0; r < R; ++r) {
+                const QueryScale start = scale_of(queries + r * kv.query_bytes, dim);
+                high[r][0] = high[r][1] = all(start.high_start);
+                low[r][0] = low[r][1] = all(start.low_start);
+            }
+            const uint8_t* keys = head + 4 * column;
+            for (int d = 0; d < dim; d += 4, keys += 4 * kBlockTokens) {
+                ask_for<R>(ahead, d * kBlockTokens);
+                const Ints first = load_ints(keys), second = load_ints(keys + 4 * kWidth);
+#pragma GCC unroll 6
+                for (int r = 0; r < R; ++r) {
+                    const uint8_t* query = queries + r * kv.query_bytes + d;
+                    const Ints top = all_ints(query), rest = all_ints(query + dim);
+                    high[r][0] = dot_weights(high[r][0], first, top);
+                    high[r][1] = dot_weights(high[r][1], second, top);
+                    low[r][0] = dot_weights(low[r][0], first, rest);
+                    low[r][1] = dot_weights(low[r][1], second, rest);
+                }
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+                for (int c = 0; c < 2; ++c) {
+                    const Floats whole = fma(to_floats(high[r][c]), all(256.0f), to_floats(low[r][c]));
+                    const int at = column + c * kWidth;
+                    store(out + r * kSpanTokens + at, mul(whole, load(scales(head, dim) + at)));
+                }
+            }
+        }
+    }
+
+    static void score(NoSession&, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight, const Work& work) {
+        with_rows<kMostRows>(rows, [&](auto constant) {
+            for (int block = 0; block < sight.blocks; ++block) {
+                score_block<constant.value>(queries, kv, sight, block, work.scores + block * kBlockTokens);
+            }
+        });
+    }
+
+    // Weights times the scales of the values, in two digits of 7 bits; Work::scales makes them what they were.
+    static void weigh(int rows, const float* units, const Sight& sight, int dim, const Work& work, Results& results) {
+        float tops[kMostKernelRows];
+        for (int r = 0; r < rows; ++r) {
+            float* row = work.scores + r * kSpanTokens;
+            Floats most = zero();
+            const auto put = [&](int key, Floats weight) {
+                const float* scale = scales(sight.heads[key / kBlockTokens], dim) + kBlockTokens + key % kBlockTokens;
+                const Floats scaled = mul(weight, load(scale));
+                most = max(most, scaled);
+                store(row + key, scaled);
+            };
+            results.total[r] = soften(row, sight.seen(r), sight.keys(), units[r], results.most[r], put);
+            tops[r] = largest(most);
+            for (int key = sight.keys(); key % 64 != 0; key += kWidth) store(row + key, zero());
+        }
+        for (int r = 0; r < rows; ++r) {
+            const Floats inverse = all(tops[r] > 0 ? 16383.0f / tops[r] : 0.0f);
+            work.scales[r] = tops[r] / 16383.0f;
+            split(work.scores + r * kSpanTokens, sight.keys(), inverse, work.digits(r, 0), work.digits(r, 1));
+        }
+    }
+
+    LIUYI_INLINE static void split(const float* weights, int keys, Floats inverse, uint8_t* high, uint8_t* low) {
+        const auto whole = [&](int key) { return to_ints(mul(load(weights + key), inverse)); };
+#if defined(__AVX512F__)
+        const Ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), seven = _mm512_set1_epi16(127);
+        for (int key = 0; key < keys; key += 64) {
+            const Ints a = _mm512_packs_epi32(whole(key), whole(key + 16)), b = _mm512_packs_epi32(whole(key + 32), whole(key + 48));
+            const Ints tops = _mm512_packus_epi16(_mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7));
+            const Ints rests = _mm512_packus_epi16(_mm512_and_si512(a, seven), _mm512_and_si512(b, seven));
+            _mm512_storeu_si512(high + key, _mm512_permutexvar_epi32(order, tops));
+            _mm512_storeu_si512(low + key, _mm512_permutexvar_epi32(order, rests));
+        }
+#else
+        for (int key = 0; key < keys; key += kWidth) {
+            const Ints v = whole(key);
+            store_bytes(reinterpret_cast<int8_t*>(high + key), shift_right<7>(v));
+            store_bytes(reinterpret_cast<int8_t*>(low + key), bits_and(v, all(127)));
+        }
+#endif
+    }
+
+    template <int R, int C>
+    LIUYI_INLINE static void mix_columns(const Sight& sight, int dim, int column, const Work& work) {
+        Ints high[R][C], low[R][C];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+            for (int c = 0; c < C; ++c) high[r][c] = low[r][c] = all(0);
+        }
+        for (int block = 0; block < sight.blocks; ++block) {
+            const uint8_t* v = values(sight.heads[block], dim) + 4 * column;
+            for (int token = block * kBlockTokens; token < (block + 1) * kBlockTokens; token += 4, v += 4 * dim) {
+                Ints four[C];
+#pragma GCC unroll 2
+                for (int c = 0; c < C; ++c) four[c] = load_ints(v + 4 * c * kWidth);
+#pragma GCC unroll 6
+                for (int r = 0; r < R; ++r) {
+                    const Ints top = all_ints(work.digits(r, 0) + token), rest = all_ints(work.digits(r, 1) + token);
+#pragma GCC unroll 2
+                    for (int c = 0; c < C; ++c) {
+                        high[r][c] = dot_unsigned(high[r][c], top, four[c]);
+                        low[r][c] = dot_unsigned(low[r][c], rest, four[c]);
+                    }
+                }
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+            for (int c = 0; c < C; ++c) {
+                const Floats whole = fma(to_floats(high[r][c]), all(128.0f), to_floats(low[r][c]));
+                store(work.mixed + r * dim + column + c * kWidth, mul(whole, all(work.scales[r])));
+            }
+        }
+    }
+
+    template <int R>
+    static void mix_rows(const Sight& sight, int dim, const Work& work) {
+        int column = 0;
+        for (; column + 2 * kWidth <= dim; column += 2 * kWidth) mix_columns<R, 2>(sight, dim, column, work);
+        if (column < dim) mix_columns<R, 1>(sight, dim, column, work);
+    }
+
+    static void mix(NoSession&, int rows, const Sight& sight, int dim, const Work& work) {
+        with_rows<kMostRows>(rows, [&](auto constant) { mix_rows<constant.value>(sight, dim, work); });
+    }
+};
+
+}  // namespace LIUYI_ISA
+}  // namespace liuyi
