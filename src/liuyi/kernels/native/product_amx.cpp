@@ -23,35 +23,65 @@ constexpr int kBlockSize = kBlock * kBlock;
 constexpr int kLongestChunk = 18;  // a row of so many blocks, and sums, fit the L1 cache
 constexpr int kCacheBlocks = 640;  // so many fit the L2 cache: 1.25 MiB
 constexpr int64_t kCacheNumbers = 1 << 20;  // so many do not, with what else is there
+constexpr int kBlocksAhead = 2;  // asked for before they are packed
 
 int parts_of(int count, int each) { return (count + each - 1) / each; }
 
 enum class Side { kLeft, kRight };
 
-// The block of an operand that begins at `line` (a row of the left one, a column of the right one) and `inner`; zero beyond
-// the end of either.
+// A block of an operand as it lies in memory, as many of 32 rows of 32 numbers as there are, and where it is packed.
+struct Block {
+    const uint16_t* from;
+    int64_t stride;
+    int rows, numbers;
+    bool by_line;  // The lines lie one after the other, unless the inner dimension does.
+    uint16_t* to;
+};
+
+// The one that begins at `line` (a row of the left operand, a column of the right one) and `inner`.
 template <Side side>
-void pack_block(const Operand& operand, int line, int lines, int inner, int inners, uint16_t* to) {
+Block block_of(const Operand& operand, int line, int lines, int inner, int inners, uint16_t* to) {
     const int seen_lines = std::min(kBlock, lines - line), seen_inners = std::min(kBlock, inners - inner);
-    // The lines lie one after the other, unless the inner dimension does.
     const bool by_line = (side == Side::kLeft) != operand.across;
-    const int rows = by_line ? seen_lines : seen_inners, numbers = by_line ? seen_inners : seen_lines;
     const uint16_t* from = operand.values + (by_line ? line * operand.stride + inner : inner * operand.stride + line);
-    int64_t stride = operand.stride;
-    alignas(64) uint16_t edge[kBlockSize];
-    if (rows < kBlock || numbers < kBlock) {
-        std::memset(edge, 0, sizeof(edge));
-        for (int i = 0; i < rows; ++i) std::memcpy(edge + i * kBlock, from + i * stride, numbers * 2);
-        from = edge;
-        stride = kBlock;
-    }
-    if (by_line) pack_rows<side == Side::kRight>(from, stride, to);
-    else pack_pairs<side == Side::kLeft>(from, stride, to);
+    if (by_line) return {from, operand.stride, seen_lines, seen_inners, true, to};
+    return {from, operand.stride, seen_inners, seen_lines, false, to};
 }
 
-// sums += left · right, over so many blocks of both. The right one streams past: it must not drive the left one, which is
-// used again, out of the L1 cache.
-LIUYI_INLINE void multiply(const uint16_t* left, const uint16_t* right, int blocks) {
+// Zero beyond the end of the operand.
+template <Side side>
+void pack(Block block) {
+    alignas(64) uint16_t edge[kBlockSize];
+    if (block.rows < kBlock || block.numbers < kBlock) {
+        std::memset(edge, 0, sizeof(edge));
+        for (int i = 0; i < block.rows; ++i) std::memcpy(edge + i * kBlock, block.from + i * block.stride, block.numbers * 2);
+        block.from = edge;
+        block.stride = kBlock;
+    }
+    if (block.by_line) pack_rows<side == Side::kRight>(block.from, block.stride, block.to);
+    else pack_pairs<side == Side::kLeft>(block.from, block.stride, block.to);
+}
+
+// Pack blocks one after the other, and ask for the memory of those that follow: their rows lie too far apart for the processor
+// to do so by itself.
+template <Side side, class At>
+LIUYI_INLINE void pack_blocks(int count, const At& at) {
+    const auto ask_for = [&](int i) {
+        if (i >= count) return;
+        const Block block = at(i);
+        for (int row = 0; row < block.rows; ++row) __builtin_prefetch(block.from + row * block.stride);
+    };
+    for (int i = 0; i < kBlocksAhead; ++i) ask_for(i);
+    for (int i = 0; i < count; ++i) {
+        ask_for(i + kBlocksAhead);
+        pack<side>(at(i));
+    }
+}
+
+// sums += left · right, over so many blocks of both, with some other work beside each: the core has time for it while the unit
+// multiplies. The right one streams past: it must not drive the left one, which is used again, out of the L1 cache.
+template <class Beside>
+LIUYI_INLINE void multiply(const uint16_t* left, const uint16_t* right, int blocks, const Beside& beside) {
     for (int k = 0; k < blocks; ++k, left += kBlockSize, right += kBlockSize) {
         _tile_loadd(4, left, 64);
         _tile_stream_loadd(6, right, 64);
@@ -61,6 +91,7 @@ LIUYI_INLINE void multiply(const uint16_t* left, const uint16_t* right, int bloc
         _tile_stream_loadd(7, right + kTile, 64);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(3, 5, 7);
+        beside();
     }
 }
 
@@ -69,37 +100,69 @@ LIUYI_INLINE void multiply(const uint16_t* left, const uint16_t* right, int bloc
 struct Result {
     uint16_t* values;
     int64_t stride;
+    int rows, columns;
     bool turned, streamed;
 };
 
-LIUYI_INLINE __m512i round_line(const float* sums) {
-    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(sums + 16), load(sums)));
-}
+// A block of sums on its way to the result as bfloat16, some of its lines at a time, while the next one is multiplied, whose
+// lines in memory are asked for meanwhile.
+class Finish {
+  public:
+    explicit Finish(const Result& out) : out_(out) {}
 
-// So many lines of so many numbers each, of up to 32.
-template <class Line>
-LIUYI_INLINE void store_lines(uint16_t* to, const Result& out, int lines, int numbers, const Line& line) {
-    if (out.streamed && numbers == kBlock) {
-        for (int i = 0; i < lines; ++i) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i * out.stride), line(i));
-        return;
+    // The block of the product that begins there is multiplied next.
+    LIUYI_INLINE void expect(int row, int column) {
+        const int high = std::min(kBlock, out_.rows - row), wide = std::min(kBlock, out_.columns - column);
+        uint16_t* to = out_.values + (out_.turned ? column * out_.stride + row : row * out_.stride + column);
+        const int lines = out_.turned ? wide : high, numbers = out_.turned ? high : wide;
+        expected_ = {to, lines, numbers, out_.streamed && numbers == kBlock};
+        asked_ = expected_.streamed ? lines : 0;
     }
-    const __mmask32 seen = numbers < kBlock ? (1u << numbers) - 1 : ~0u;
-    for (int i = 0; i < lines; ++i) _mm512_mask_storeu_epi16(to + i * out.stride, seen, line(i));
-}
+    // Its sums are there, and all lines of the one before are written.
+    LIUYI_INLINE void begin() {
+        now_ = expected_;
+        next_ = 0;
+    }
+    float* sums() { return sums_; }
 
-// A block of sums as bfloat16, as many of the 32 × 32 as there are from `row` and `column` on.
-void round_block(const float* sums, int row, int column, int rows, int columns, const Result& out) {
-    const int high = std::min(kBlock, rows - row), wide = std::min(kBlock, columns - column);
-    if (!out.turned) {
-        store_lines(out.values + row * out.stride + column, out, high, wide, [&](int i) { return round_line(sums + i * kBlock); });
-        return;
+    LIUYI_INLINE void some(int lines) {
+        for (int i = 0; i < lines && asked_ < expected_.lines; ++i, ++asked_) {
+            __builtin_prefetch(expected_.to + asked_ * out_.stride, 1);
+        }
+        if (next_ == now_.lines) return;
+        if (next_ == 0 && out_.turned) turn();
+        const __mmask32 seen = now_.numbers < kBlock ? (1u << now_.numbers) - 1 : ~0u;
+        for (const int end = std::min(next_ + lines, now_.lines); next_ < end; ++next_) {
+            const __m512i line = out_.turned ? _mm512_load_si512(turned_ + next_ * kBlock) : rounded(next_);
+            uint16_t* to = now_.to + next_ * out_.stride;
+            if (now_.streamed) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+            else _mm512_mask_storeu_epi16(to, seen, line);
+        }
     }
-    alignas(64) uint16_t rounded[kBlockSize], turned[kBlockSize];
-    for (int i = 0; i < kBlock; ++i) _mm512_store_si512(rounded + i * kBlock, round_line(sums + i * kBlock));
-    pack_pairs<true>(rounded, kBlock, turned);
-    store_lines(out.values + column * out.stride + row, out, wide, high,
-                [&](int i) { return _mm512_load_si512(turned + i * kBlock); });
-}
+
+  private:
+    struct Place {
+        uint16_t* to;
+        int lines, numbers;
+        bool streamed;
+    };
+
+    LIUYI_INLINE __m512i rounded(int line) const {
+        const float* sums = sums_ + line * kBlock;
+        return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(sums + 16), load(sums)));
+    }
+    void turn() {
+        alignas(64) uint16_t lines[kBlockSize];
+        for (int i = 0; i < kBlock; ++i) _mm512_store_si512(lines + i * kBlock, rounded(i));
+        pack_pairs<true>(lines, kBlock, turned_);
+    }
+
+    alignas(64) float sums_[kBlockSize];
+    alignas(64) uint16_t turned_[kBlockSize];
+    const Result out_;
+    Place now_{}, expected_{};
+    int asked_ = 0, next_ = 0;
+};
 
 // How a product is cut, in blocks: rows and columns of a part, and what of the inner dimension is packed of the right
 // operand and of a row of the left one at a time.
@@ -136,46 +199,49 @@ void pack_right(const Operand& right, int first, int last, int columns, int begi
     for (int k = begin; k < end; k += chunk) {
         const int count = std::min(chunk, end - k), lines = last - first;
         // Along what is neighbours in memory.
-        for (int i = 0; i < count * lines; ++i) {
+        pack_blocks<Side::kRight>(count * lines, [&](int i) {
             const int column = right.across ? i / count : i % lines, at = right.across ? i % count : i / lines;
-            pack_block<Side::kRight>(right, (first + column) * kBlock, columns, (k + at) * kBlock, inner,
-                                     to + (column * count + at) * kBlockSize);
-        }
+            return block_of<Side::kRight>(right, (first + column) * kBlock, columns, (k + at) * kBlock, inner,
+                                          to + (column * count + at) * kBlockSize);
+        });
         to += int64_t{count} * lines * kBlockSize;
     }
 }
 
 // So many blocks of a row of a left operand, from block `k` on.
 void pack_row(const Operand& left, int row, int rows, int k, int count, int inner, uint16_t* to) {
-    for (int i = 0; i < count; ++i) {
-        pack_block<Side::kLeft>(left, row * kBlock, rows, (k + i) * kBlock, inner, to + i * kBlockSize);
-    }
+    pack_blocks<Side::kLeft>(count, [&](int i) {
+        return block_of<Side::kLeft>(left, row * kBlock, rows, (k + i) * kBlock, inner, to + i * kBlockSize);
+    });
 }
 
-// All of a left operand, row after row, in memory that lasts until the next one.
+// All of a left operand that lies across, row after row, in memory that lasts until the next one.
 const uint16_t* pack_left(const Team& team, const Operand& left, int rows, int inner) {
     thread_local Buffer memory;
-    const int64_t row_size = int64_t{parts_of(inner, kBlock)} * kBlockSize;
-    memory.grow(parts_of(rows, kBlock) * row_size * 2);
+    const int row_blocks = parts_of(rows, kBlock), inner_blocks = parts_of(inner, kBlock);
+    memory.grow(int64_t{row_blocks} * inner_blocks * kBlockSize * 2);
     uint16_t* to = memory.as<uint16_t>();
-    for_each_part(team, parts_of(rows, kBlock), [&](int row) {
-        pack_row(left, row, rows, 0, parts_of(inner, kBlock), inner, to + row * row_size);
+    for_each_part(team, inner_blocks, [&](int k) {
+        pack_blocks<Side::kLeft>(row_blocks, [&](int row) {
+            return block_of<Side::kLeft>(left, row * kBlock, rows, k * kBlock, inner,
+                                         to + (int64_t{row} * inner_blocks + k) * kBlockSize);
+        });
     });
     return to;
 }
 
 // A row of blocks times some columns of blocks. Sums begin at zero with the first chunk of the inner dimension; those of the
-// last one are given to `finish`, others kept.
-template <class Finish>
-LIUYI_INLINE void multiply_row(const uint16_t* left, const uint16_t* right, int blocks, int columns, bool first, bool last,
-                               float* sums, const Finish& finish) {
-    alignas(64) float finished[kBlockSize];
-    for (int column = 0; column < columns; ++column, sums += kBlockSize, right += blocks * kBlockSize) {
+// last one are finished while the next block is multiplied, others kept.
+LIUYI_INLINE void multiply_row(const uint16_t* left, const uint16_t* right, int blocks, int row, int first_column, int end_column,
+                               bool first, bool last, float* sums, Finish& finish) {
+    const int lines = parts_of(kBlock, blocks);
+    for (int column = first_column; column < end_column; ++column, sums += kBlockSize, right += blocks * kBlockSize) {
         if (first) clear_sums();
         else load_sums(sums, kBlock);
-        multiply(left, right, blocks);
-        store_sums(last ? finished : sums, kBlock);
-        if (last) finish(column, finished);
+        if (last) finish.expect(row * kBlock, column * kBlock);
+        multiply(left, right, blocks, [&] { finish.some(lines); });
+        store_sums(last ? finish.sums() : sums, kBlock);
+        if (last) finish.begin();
     }
 }
 
@@ -199,6 +265,7 @@ void multiply_in_parts(const Team& team, const Operand& left, const Operand& rig
         uint16_t *packed_left = memory.as<uint16_t>(), *packed_right = packed_left + left_size;
         float* sums = reinterpret_cast<float*>(packed_right + right_size);
         const Tiles tiles;
+        Finish finish(out);
         for (int begin = 0; begin < inner_blocks; begin += cut.depth) {
             const int end = std::min(begin + cut.depth, inner_blocks);
             pack_right(right, first_column, end_column, columns, begin, end, cut.chunk, inner, packed_right);
@@ -211,14 +278,12 @@ void multiply_in_parts(const Team& team, const Operand& left, const Operand& rig
                     else pack_row(left, row, rows, k, count, inner, packed_left);
                     float* so_far = sums + int64_t{kept_rows > 1 ? row - first_row : 0} * cut.columns * kBlockSize;
                     const bool last = k + count == inner_blocks;
-                    const auto finish = [&](int column, const float* block) {
-                        round_block(block, row * kBlock, (first_column + column) * kBlock, rows, columns, out);
-                    };
-                    multiply_row(line, from, count, end_column - first_column, k == 0, last, so_far, finish);
+                    multiply_row(line, from, count, row, first_column, end_column, k == 0, last, so_far, finish);
                     from += int64_t{count} * (end_column - first_column) * kBlockSize;
                 }
             }
         }
+        finish.some(kBlock);
         _mm_sfence();  // What was streamed is seen by whoever waits for this part.
     });
 }
@@ -229,11 +294,17 @@ void product(const Team& team, const Operand& left, const Operand& right, int ro
              int64_t out_stride) {
     // (left · right)ᵀ = rightᵀ · leftᵀ: of two operands that are summed over their rows the smaller is packed as the left one.
     const bool turned = left.across && !right.across && rows > columns;
+    // What is summed over rows of both is the gradient of a weight, which nobody reads soon.
+    const bool reread = int64_t{rows} * columns <= kCacheNumbers && !(left.across && !right.across);
     const bool in_lines = reinterpret_cast<uintptr_t>(out) % 64 == 0 && out_stride % kBlock == 0;
-    const bool streamed = in_lines && int64_t{rows} * columns > kCacheNumbers;
+    const bool streamed = in_lines && !reread;
     const auto as_other = [](const Operand& one) { return Operand{one.values, one.stride, !one.across}; };
-    if (turned) multiply_in_parts(team, as_other(right), as_other(left), columns, rows, inner, {out, out_stride, true, streamed});
-    else multiply_in_parts(team, left, right, rows, columns, inner, {out, out_stride, false, streamed});
+    if (turned) {
+        const Result result{out, out_stride, columns, rows, true, streamed};
+        multiply_in_parts(team, as_other(right), as_other(left), columns, rows, inner, result);
+    } else {
+        multiply_in_parts(team, left, right, rows, columns, inner, {out, out_stride, rows, columns, false, streamed});
+    }
 }
 
 }  // namespace liuyi

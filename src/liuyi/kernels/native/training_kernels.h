@@ -183,6 +183,14 @@ struct Words {
     }
 };
 
+// Long arrays are read once, and asked for this far ahead: the processor by itself stops at the end of each page.
+constexpr int64_t kAheadBytes = 2048;
+
+template <class T>
+LIUYI_INLINE void ask_ahead(const T* from) {
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes);
+}
+
 LIUYI_INLINE Floats gradient_at(const float* grad, const uint16_t* rounded, int64_t i) {
     return grad != nullptr ? load(grad + i) : load_bf16(rounded + i);
 }
@@ -193,6 +201,8 @@ double squares(const Team& team, const float* grad, const uint16_t* rounded, int
     for_each_part(team, parts, [&](int part) {
         Floats total = zero();
         for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
+            if (grad != nullptr) ask_ahead(grad + i);
+            else ask_ahead(rounded + i);
             const Floats g = gradient_at(grad, rounded, i);
             total = fma(g, g, total);
         }
@@ -211,7 +221,11 @@ Sums adamw(const Team& team, const AdamW& a, const float* grad, const uint16_t* 
     for_each_part(team, parts, [&](int part) {
         Words before, after;
         for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
-            for (const float* values : {weight, first, second}) before.add(values + i);
+            for (const float* values : {weight, first, second}) {
+                ask_ahead(values + i);
+                before.add(values + i);
+            }
+            if (grad == nullptr) ask_ahead(rounded + i);
             const Floats g = mul(gradient_at(grad, rounded, i), all(a.grad_scale));
             const Floats m = fma(sub(g, load(first + i)), all(1.0f - a.beta1), load(first + i));
             const Floats v = fma(mul(g, g), all(1.0f - a.beta2), mul(load(second + i), all(a.beta2)));
