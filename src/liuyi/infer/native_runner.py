@@ -123,6 +123,8 @@ class _Angles:
     def of(self, batch: Batch) -> tuple[Floats, Floats, bool]:
         """Both [positions, head_dim / 2] from position 0 on, or [tokens, head_dim / 2] and True."""
         room = batch.tables.shape[1] * BLOCK_TOKENS
+        if room <= self._longest:
+            return self._cosines, self._sines, False
         longest = min(int((batch.lengths + batch.counts).max(initial=0)), room)
         if self._stretches_beyond is not None and longest > self._stretches_beyond:
             return *self._compute(_positions(batch)), True
