@@ -19,10 +19,9 @@ from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect, Table
 from liuyi.core.errors import DataError
 from liuyi.data.attributes import read_groups
+from liuyi.data.instructions.tables import CHATS
 from liuyi.data.shares import fair_shares
 from liuyi.model.tokenizer import Tokenizer, train_bpe
-
-CHATS = "chats.parquet"
 
 _MOST_CHARS = 20_000
 _TESTED_BYTES = 400_000

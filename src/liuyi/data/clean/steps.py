@@ -69,7 +69,6 @@ def language(ctx: Context, params: LanguageParams) -> None:
 
 def _measure(ctx: Context, schema: pa.Schema, function: Callable[[pa.Table], pa.Table]) -> None:
     """Put the attributes that `function` measures of each row group beside the documents."""
-
     from liuyi.data.attributes import with_columns
     from liuyi.data.corpus import count_documents
     from liuyi.data.parts import map_groups
