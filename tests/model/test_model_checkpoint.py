@@ -150,6 +150,7 @@ def _edit(folder: Path, **fields: Any) -> None:
         ({"num_attention_heads": 0, "head_dim": None}, "a value that it cannot have"),
         ({"rope_parameters": ["default"]}, "a value that it cannot have"),
         ({"rope_parameters": {"rope_theta": "large"}}, "a value that it cannot have"),
+        ({"rope_parameters": {"rope_theta": -1}}, "must be a number above 0, not -1"),
         ({"head_dim": 7}, "must be even"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "lacks factor"),

@@ -138,13 +138,23 @@ def test_templates_are_found_where_folders_keep_them(tmp_path: Path) -> None:
         ("tokenizer.json", "{", "cannot be read"),
         ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer_config.json", "[]", "is not a JSON object"),
+        ("tokenizer_config.json", '{"bos_token": 5}', "'bos_token' must be a text"),
+        ("tokenizer_config.json", '{"eos_token": {"content": ["x"]}}', "'eos_token' must be a text"),
+        ("tokenizer_config.json", r'{"chat_template": "\ud800"}', "is not JSON"),
+        ("chat_template.jinja", "\xff", "the chat template cannot be read"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     every_byte_tokenizer().save(tmp_path)
-    (tmp_path / name).unlink()
+    (tmp_path / name).unlink(missing_ok=True)
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(ModelError, match=message) as raised:
         Tokenizer.load(tmp_path)
     assert str(tmp_path) in str(raised.value)
+
+
+def test_a_setting_may_hold_any_character(tmp_path: Path) -> None:
+    every_byte_tokenizer().save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(r'{"chat_template": "\ud83d\ude00"}')
+    assert Tokenizer.load(tmp_path).chat_template == "😀"

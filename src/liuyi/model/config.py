@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -147,6 +148,8 @@ class DecoderConfig:
             value = (self.rope_scaling or {})[name]
             if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
                 raise ModelError(f"'{name}' must be a number above 0, not {value!r}", where="rope_scaling")
+        if not 0 < self.rope_theta < math.inf:
+            raise ModelError(f"must be a number above 0, not {self.rope_theta}", where="rope_theta")
 
     @property
     def rope_type(self) -> str:

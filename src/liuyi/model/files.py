@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 def read_json(path: Path, hint: str = "") -> dict[str, Any]:
     """The object in a JSON file. Raises ModelError if there is no such file, or no object in it."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, which JSON may hold, could not be written again
+            json.dumps(values, ensure_ascii=False).encode()
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError("there is no such file", where=str(path), hint=hint) from None
     except OSError as error:

@@ -55,8 +55,15 @@ class Tokenizer:
             settings = read_json(path)
         path = folder / "chat_template.jinja"
         if path.exists():
-            settings["chat_template"] = path.read_text(encoding="utf-8")
-        return cls(backend, settings)
+            try:
+                settings["chat_template"] = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ModelError(f"the chat template cannot be read: {error}", where=str(path)) from error
+        made = cls(backend, settings)
+        for name in ("bos_token", "eos_token", "pad_token"):
+            if not isinstance(made._named(name), str):
+                raise ModelError(f"'{name}' must be a text", where=str(folder / "tokenizer_config.json"))
+        return made
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, the same bytes for the same tokenizer."""
@@ -185,8 +192,8 @@ class Tokenizer:
         """The Jinja template of conversations, empty if the tokenizer has none."""
         template = self.settings.get("chat_template") or ""
         if isinstance(template, list):
-            named = {entry["name"]: entry["template"] for entry in template}
-            template = named.get("default", "")
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = named.get("default") or ""
         return str(template)
 
     @chat_template.setter
@@ -195,7 +202,7 @@ class Tokenizer:
 
     def _named(self, name: str) -> str:
         token = self.settings.get(name)
-        return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+        return (token.get("content") if isinstance(token, dict) else token) or ""
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) -> Tokenizer:
