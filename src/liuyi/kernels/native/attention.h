@@ -28,7 +28,9 @@ LIUYI_INLINE Sight look(const Step& step, int window, const Tile& tile, const ui
     sight.origin = first_block * kBlockTokens;
     sight.blocks = (to - 1) / kBlockTokens + 1 - first_block;
     const int32_t* table = step.tables + static_cast<size_t>(tile.sequence) * step.most_blocks + first_block;
+    const int ahead = (first_block + sight.blocks) * kBlockTokens <= last ? sight.blocks : sight.blocks - 1;
     for (int block = 0; block < sight.blocks; ++block) sight.heads[block] = heads + table[block] * step.kv.block_bytes;
+    sight.heads[sight.blocks] = heads + table[ahead] * step.kv.block_bytes;
     return sight;
 }
 

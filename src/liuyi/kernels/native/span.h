@@ -9,15 +9,17 @@ namespace LIUYI_ISA {
 
 // The blocks of a span in which the rows of a unit see keys, and which keys some of these rows see.
 struct Sight {
-    const uint8_t* heads[kSpanBlocks];  // where a kv head lies in each block
-    int blocks = 0, origin = 0;         // 0 blocks if no row sees a key; the position of the first one's first key
-    bool once;                          // whether there are no other rows
-    int low[kMostKernelRows] = {}, high[kMostKernelRows] = {};  // row r sees keys low[r]..high[r], counted from the first block
-    int low_of_all, high_of_all;                                // every row sees these
+    // Where a kv head lies in each block, and in the one after them; in the last again if there is none.
+    const uint8_t* heads[kSpanBlocks + 1];
+    int blocks = 0, origin = 0;  // 0 blocks if no row sees a key; the position of the first one's first key
+    bool once;                   // whether there are no other rows
+    // Row r sees keys low[r]..high[r], counted from the first block; every row sees low_of_all..high_of_all.
+    int low[kMostKernelRows] = {}, high[kMostKernelRows] = {};
+    int low_of_all, high_of_all;
 
     Seen seen(int row) const { return {low[row], high[row]}; }
     int keys() const { return blocks * kBlockTokens; }
-    const uint8_t* next(int block) const { return heads[block + 1 < blocks ? block + 1 : block]; }
+    const uint8_t* next(int block) const { return heads[block + 1]; }
 };
 
 // Scratch of one thread.
