@@ -6,13 +6,16 @@ other dtypes, or cut up over processes. Results agree to rounding. The sums are 
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from liuyi.kernels.training import LANES, AdamWSettings, Sums, TrainingKernels, takes_gradient, training_kernels
-from liuyi.model.working import working_copy
+from liuyi.model.working import WorkingCopy, working_copy
 
 
 class OnePassAdamW(torch.optim.AdamW):
@@ -41,18 +44,27 @@ class OnePassAdamW(torch.optim.AdamW):
         Returns the sums of all words of these weights and of their state before and after, and the `id` of all these
         tensors.
         """
-        sums, stepped = Sums(), set[int]()
+        sums, stepped = Sums(), list[nn.Parameter]()
         native = training_kernels()
         for group in self.param_groups if native else ():
+            settings = cache(partial(_settings, group, grad_scale))
             for parameter in filter(_fits, group["params"]):
                 assert native
-                self._step_one(native, parameter, group, grad_scale, sums)
-                stepped |= {id(parameter), *map(id, self.state[parameter].values())}
-        return sums, stepped
+                self._step_one(native, parameter, settings, sums)
+                stepped.append(parameter)
+        torch.autograd.graph.increment_version(stepped)
+        for parameter in stepped:
+            if kept := _written_copy(parameter):
+                kept.was_written(parameter)
+        return sums, {id(tensor) for parameter in stepped for tensor in (parameter, *self.state[parameter].values())}
 
     @torch.no_grad()
     def _step_one(
-        self, native: TrainingKernels, parameter: nn.Parameter, group: dict[str, Any], grad_scale: float, sums: Sums
+        self,
+        native: TrainingKernels,
+        parameter: nn.Parameter,
+        settings: Callable[[float], AdamWSettings],
+        sums: Sums,
     ) -> None:
         grad = parameter.grad
         assert grad is not None
@@ -60,31 +72,40 @@ class OnePassAdamW(torch.optim.AdamW):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        sums.before += _word(state["step"])
-        state["step"] += 1
-        sums.after += _word(state["step"])
-        step, (beta1, beta2), lr = int(state["step"]), group["betas"], group["lr"]
-        settings = AdamWSettings(
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            decay=lr * group["weight_decay"],
-            correction1=1 - beta1**step,
-            correction2=1 - beta2**step,
-            grad_scale=grad_scale,
-        )
-        kept = working_copy(parameter)
-        copy = kept.values if kept and kept.values.dtype == torch.bfloat16 else None
-        native.adamw(settings, grad, parameter, state["exp_avg"], state["exp_avg_sq"], copy, sums)
-        torch.autograd.graph.increment_version(parameter)
-        if kept and copy is not None:
-            kept.was_written(parameter)
+        taken = state["step"].item()
+        sums.before += _word(taken)
+        sums.after += _word(taken + 1)
+        state["step"].fill_(taken + 1)
+        kept = _written_copy(parameter)
+        copy = kept.values if kept else None
+        first, second = state["exp_avg"], state["exp_avg_sq"]
+        native.adamw(settings(taken + 1), grad, parameter, first, second, copy, sums)
         parameter.grad = None
 
 
-def _word(number: Tensor) -> int:
-    return int(number.view(torch.int32))
+def _settings(group: dict[str, Any], grad_scale: float, step: float) -> AdamWSettings:
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    return AdamWSettings(
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=group["eps"],
+        decay=lr * group["weight_decay"],
+        correction1=1 - beta1**step,
+        correction2=1 - beta2**step,
+        grad_scale=grad_scale,
+    )
+
+
+def _written_copy(parameter: Tensor) -> WorkingCopy | None:
+    """The copy that a step writes, if one is kept."""
+    kept = working_copy(parameter)
+    return kept if kept and kept.values.dtype == torch.bfloat16 else None
+
+
+def _word(number: float) -> int:
+    """A float32 number's bits."""
+    return int.from_bytes(struct.pack("<f", number), "little")
 
 
 def _fits(parameter: Tensor) -> bool:
