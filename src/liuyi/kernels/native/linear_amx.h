@@ -221,7 +221,7 @@ void multiply_in_tiles(const Linear& w, const uint8_t* x, int tokens, Range pane
                     Kernel::template multiply<false>(w, panel, first, count, from, rows, ahead, sums + token);
                 }
                 if (i + 1 < pieces) continue;
-                for (int r = 0; r < rows; ++r) finish_row(w, at, sums[token + r], y + (token + r) * stride, epilogue);
+                finish_rows(w, at, sums + token, rows, y + token * stride, stride, epilogue);
             }
         }
     }

@@ -104,6 +104,25 @@ LIUYI_INLINE void finish_row(const Linear& w, int panel, float* sums, float* y, 
     put(sums, count, y + first, false);
 }
 
+// The sums of some tokens with a panel become results. Nearly always the panel is whole and there is no bias.
+LIUYI_INLINE void finish_rows(const Linear& w, int panel, Sums* sums, int rows, float* y, size_t stride, Epilogue epilogue) {
+    constexpr int half = kPanel / 2;
+    const bool whole = (panel + 1) * kPanel <= w.rows && w.bias.bytes() == 0 && w.gated == (epilogue == Epilogue::swiglu);
+    if (!whole) {
+        for (int r = 0; r < rows; ++r) finish_row(w, panel, sums[r], y + r * stride, epilogue);
+        return;
+    }
+    float* to = y + panel * (w.gated ? half : kPanel);
+    for (int r = 0; r < rows; ++r, to += stride) {
+        if (w.gated) {
+            for (int i = 0; i < half; i += kWidth) store(to + i, mul(silu(load(sums[r] + i)), load(sums[r] + half + i)));
+        } else {
+            const bool add_to_y = epilogue == Epilogue::add;
+            for (int i = 0; i < kPanel; i += kWidth) store(to + i, add_to_y ? add(load(to + i), load(sums[r] + i)) : load(sums[r] + i));
+        }
+    }
+}
+
 template <class Kernel>
 void multiply_panels(const Linear& w, const uint8_t* x, int tokens, Range panels, float* y, size_t stride,
                      Epilogue epilogue) {
@@ -114,7 +133,8 @@ void multiply_panels(const Linear& w, const uint8_t* x, int tokens, Range panels
         for (int tile = 0, token = 0; tile < tiles; ++tile) {
             const int count = (tokens - token + tiles - tile - 1) / (tiles - tile);
             multiply_tokens<Kernel>(count, {w, weights, x + token * w.prepared_bytes, tile, tiles}, sums);
-            for (int r = 0; r < count; ++r, ++token) finish_row(w, panel, sums[r], y + token * stride, epilogue);
+            finish_rows(w, panel, sums, count, y + token * stride, stride, epilogue);
+            token += count;
         }
     }
 }

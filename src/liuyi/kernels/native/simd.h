@@ -56,10 +56,6 @@ template <int bits>
 LIUYI_INLINE Ints shift_right(Ints a) {
     return _mm512_srli_epi32(a, bits);
 }
-// 2^n for whole n in −126..127.
-LIUYI_INLINE Floats power_of_two(Floats n) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
-}
 // p·2^n, where n is what the low bits of `shifted`, which is n + 1.5·2^23, count.
 LIUYI_INLINE Floats times_power(Floats p, Floats shifted) {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
@@ -140,9 +136,6 @@ template <int bits>
 LIUYI_INLINE Ints shift_right(Ints a) {
     return _mm256_srli_epi32(a, bits);
 }
-LIUYI_INLINE Floats power_of_two(Floats n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-}
 LIUYI_INLINE Floats times_power(Floats p, Floats shifted) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
 }
@@ -210,25 +203,10 @@ LIUYI_INLINE float largest(Floats v) { return largest(_mm256_max_ps(lower_half(v
 LIUYI_INLINE int32_t sum(Ints v) { return sum(_mm256_add_epi32(lower_half(v), upper_half(v))); }
 #endif
 
-// e^x to 2 units in the last place; 0 below −87, and no more than e^88. NaN stays NaN: of two operands the processor
-// gives the second where one of them is none.
-LIUYI_INLINE Floats exp(Floats x) {
-    x = min(all(88.0f), max(all(-87.3f), x));
-    const Floats n = nearest(mul(x, all(1.44269504f)));
-    const Floats r = fma(n, all(-1.42860677e-6f), fma(n, all(-0.693145752f), x));  // x − n·ln 2, in two parts
-    Floats p = all(1.9875691500e-4f);  // Cephes' expf
-    p = fma(p, r, all(1.3981999507e-3f));
-    p = fma(p, r, all(8.3334519073e-3f));
-    p = fma(p, r, all(4.1665795894e-2f));
-    p = fma(p, r, all(1.6666665459e-1f));
-    p = fma(p, r, all(5.0000001201e-1f));
-    p = fma(mul(p, r), r, add(r, all(1.0f)));
-    return mul(p, power_of_two(n));
-}
-
 constexpr float kLog2E = 1.44269504f;
 
-// 2^x to a relative error of 2e-7 for x up to 127, and 2^0 is 1; no less than 2^−64. NaN stays NaN, as above.
+// 2^x to a relative error of 2e-7 for x up to 127, and 2^0 is 1; no less than 2^−64. NaN stays NaN: of two
+// operands the processor gives the second where one of them is none.
 LIUYI_INLINE Floats exp2(Floats x) {
     constexpr float kShift = 12582912.0f;  // 1.5·2^23: what is added to it is rounded to a whole number
     x = max(all(-64.0f), x);
@@ -243,7 +221,10 @@ LIUYI_INLINE Floats exp2(Floats x) {
     return times_power(p, shifted);
 }
 
-LIUYI_INLINE Floats silu(Floats x) { return div(x, add(all(1.0f), exp(sub(zero(), x)))); }
+// 1 + e^−x, no more than 2^126.
+LIUYI_INLINE Floats inverse_sigmoid(Floats x) { return add(all(1.0f), exp2(min(all(126.0f), mul(x, all(-kLog2E))))); }
+
+LIUYI_INLINE Floats silu(Floats x) { return div(x, inverse_sigmoid(x)); }
 
 // The same four bytes in every lane.
 LIUYI_INLINE Ints all_ints(const void* p) {

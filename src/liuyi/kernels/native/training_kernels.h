@@ -85,7 +85,7 @@ void add(const Team& team, const float* x, const uint16_t* delta, int64_t count,
 }
 
 LIUYI_INLINE Floats sigmoid(Floats x) {
-    const Floats grown = add(all(1.0f), exp2(min(all(126.0f), mul(x, all(-kLog2E)))));
+    const Floats grown = inverse_sigmoid(x);
 #if defined(__AVX512F__)
     const Floats nearly = _mm512_rcp14_ps(grown);  // and one step of Newton's, in place of a division
     return mul(nearly, sub(all(2.0f), mul(grown, nearly)));
