@@ -82,10 +82,12 @@ class Remote:
 
 
 @contextmanager
-def engines(asked: argparse.Namespace, weights: str, names: Sequence[str]) -> Iterator[dict[str, Remote]]:
+def engines(
+    asked: argparse.Namespace, weights: str, names: Sequence[str], kv: str = "auto"
+) -> Iterator[dict[str, Remote]]:
     """Ours under the name `Liuyi`, and the named peers whose venv is there."""
     models, workers = asked.peers / "models", HERE / "workers"
-    commands = {"Liuyi": [sys.executable, workers / "liuyi_engine.py", models / "fp32", asked.threads, weights]}
+    commands = {"Liuyi": [sys.executable, workers / "liuyi_engine.py", models / "fp32", asked.threads, weights, kv]}
     for name in names:
         venv, script, model = PEERS[name]
         if not (asked.peers / venv).exists():

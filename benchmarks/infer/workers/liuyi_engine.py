@@ -1,4 +1,4 @@
-"""Liuyi: `PYTHON liuyi_engine.py FOLDER THREADS FORMAT`; FORMAT is how weights are kept, as `open_runner` names it."""
+"""Liuyi: `PYTHON liuyi_engine.py FOLDER THREADS FORMAT KV`; the last two are `open_runner`'s `weights` and `kv`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from liuyi.model.tokenizer import Tokenizer
 class Liuyi:
     """The engine as `liuyi serve` has it, with 16 slots."""
 
-    def __init__(self, path: str, threads: int, weights: str) -> None:
+    def __init__(self, path: str, threads: int, weights: str, kv: str) -> None:
         torch.set_num_threads(threads)
-        self.runner = open_runner(load_model(Path(path)), weights=weights, kv_tokens=16 * 1024)
+        self.runner = open_runner(load_model(Path(path)), weights=weights, kv=kv, kv_tokens=16 * 1024)
         self.engine = Engine(self.runner, Tokenizer.load(Path(path)), max_slots=16)
 
     def decode(self, prompt: list[int], tokens: int) -> dict:
@@ -83,4 +83,4 @@ class Liuyi:
 
 
 if __name__ == "__main__":
-    serve(Liuyi(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    serve(Liuyi(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]))
