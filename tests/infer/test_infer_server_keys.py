@@ -50,7 +50,7 @@ class TestFile:
 
     @pytest.mark.parametrize(
         "text",
-        ["[", "a: 1", "keys: 3", "keys: [3]", "keys: [{sha256: x}]", "keys: [{name: a, sha256: x}]", "\x00"]
+        ["[", "a: 1", "keys: 3", "keys: [3]", "keys: [{sha256: x}]", "keys: [{name: a, sha256: x}]", "\x00", "[" * 5000]
         + [f"keys: [{{name: a, sha256: '{'0' * 64}', {more}}}]" for more in ("x: 1", "requests_per_minute: 0")]
         + [f"keys: [{entry}, {entry}]" for entry in (f"{{name: a, sha256: '{'0' * 64}'}}",)],
     )

@@ -57,7 +57,7 @@ class KeyFile:
             values = yaml.safe_load(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise LiuyiError(f"the keys cannot be read: {error}", where=str(self.path)) from error
         entries = values.get("keys") if isinstance(values, dict) else None
         if not isinstance(entries, list):
