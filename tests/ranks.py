@@ -92,6 +92,7 @@ def _rank(
     try:
         store = dist.FileStore(meeting, size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT_S))
+        dist.barrier()  # Whoever leaves before the others have reached it would end them.
         result = True, function(*args)
     except BaseException:
         result = False, traceback.format_exc()

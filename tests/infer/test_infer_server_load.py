@@ -105,4 +105,6 @@ def _refuses(url: str) -> bool:
         httpx.get(f"{url}/health")
     except httpx.ConnectError:
         return True
+    except httpx.RemoteProtocolError:  # It came while the socket was being closed.
+        pass
     return False

@@ -205,13 +205,10 @@ LIUYI_INLINE int32_t sum(Ints v) { return sum(_mm256_add_epi32(lower_half(v), up
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^x to a relative error of 2e-7 for x up to 127, and 2^0 is 1; no less than 2^−64. NaN stays NaN: of two
-// operands the processor gives the second where one of them is none.
-LIUYI_INLINE Floats exp2(Floats x) {
-    constexpr float kShift = 12582912.0f;  // 1.5·2^23: what is added to it is rounded to a whole number
-    x = max(all(-64.0f), x);
-    const Floats shifted = add(x, all(kShift));
-    const Floats r = sub(x, sub(shifted, all(kShift)));
+constexpr float kShift = 12582912.0f;  // 1.5·2^23: what is added to it is rounded to a whole number
+
+// 2^(r + n) to a relative error of 2e-7, and 2^0 is 1; r in −0.5..0.5, n = shifted − kShift in −126..127.
+LIUYI_INLINE Floats exp2_of_parts(Floats r, Floats shifted) {
     Floats p = all(1.3264727e-3f);  // of all polynomials with p(0) = 1 the one of the least relative error
     p = fma(p, r, all(9.671513e-3f));
     p = fma(p, r, all(5.5507336e-2f));
@@ -221,8 +218,20 @@ LIUYI_INLINE Floats exp2(Floats x) {
     return times_power(p, shifted);
 }
 
-// 1 + e^−x, no more than 2^126.
-LIUYI_INLINE Floats inverse_sigmoid(Floats x) { return add(all(1.0f), exp2(min(all(126.0f), mul(x, all(-kLog2E))))); }
+// 2^x for x up to 127; no less than 2^−64. NaN stays NaN: of two operands the processor gives the second where one of them
+// is none.
+LIUYI_INLINE Floats exp2(Floats x) {
+    x = max(all(-64.0f), x);
+    const Floats shifted = add(x, all(kShift));
+    return exp2_of_parts(sub(x, sub(shifted, all(kShift))), shifted);
+}
+
+// 1 + e^−x, no more than e^87, to a relative error of 2e-7 and 1.3e-8 for each unit of x.
+LIUYI_INLINE Floats inverse_sigmoid(Floats x) {
+    x = min(all(44.0f), max(all(-87.0f), x));
+    const Floats shifted = fma(x, all(-kLog2E), all(kShift));
+    return add(all(1.0f), exp2_of_parts(fma(x, all(-kLog2E), sub(all(kShift), shifted)), shifted));
+}
 
 LIUYI_INLINE Floats silu(Floats x) { return div(x, inverse_sigmoid(x)); }
 
