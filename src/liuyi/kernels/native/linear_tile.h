@@ -118,7 +118,10 @@ LIUYI_INLINE void finish_rows(const Linear& w, int panel, Sums* sums, int rows, 
             for (int i = 0; i < half; i += kWidth) store(to + i, mul(silu(load(sums[r] + i)), load(sums[r] + half + i)));
         } else {
             const bool add_to_y = epilogue == Epilogue::add;
-            for (int i = 0; i < kPanel; i += kWidth) store(to + i, add_to_y ? add(load(to + i), load(sums[r] + i)) : load(sums[r] + i));
+            for (int i = 0; i < kPanel; i += kWidth) {
+                const Floats value = load(sums[r] + i);
+                store(to + i, add_to_y ? add(load(to + i), value) : value);
+            }
         }
     }
 }
