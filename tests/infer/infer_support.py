@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from liuyi.infer.engine import Engine
+from liuyi.infer.pace import Pace
 from liuyi.infer.process.channel import Channel
 from liuyi.infer.process.client import EngineClient
 from liuyi.infer.process.worker import Worker
@@ -27,6 +28,7 @@ from liuyi.infer.server.gate import Gate
 from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.infer.server.run import make_server
 from liuyi.infer.server.sockets import bind, url_of
+from liuyi.infer.verify_cost import VerifyCost
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
 
@@ -177,3 +179,11 @@ def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[Li
 def client_of(live: LiveServer) -> openai.OpenAI:
     """The official client."""
     return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0, timeout=30)
+
+
+def let_drafts_cost(monkeypatch: pytest.MonkeyPatch, token_s: float = 0.001) -> None:
+    """Each drafted token adds so much to a step, of which each takes a second: drafting follows no clock."""
+    monkeypatch.setattr(VerifyCost, "seconds", lambda self, tokens: token_s * tokens)
+    monkeypatch.setattr(VerifyCost, "most", 1000)
+    monkeypatch.setattr(Pace, "step_s", lambda self, generating: 1.0)
+    monkeypatch.setattr(Pace, "looks", lambda self, generating: False)

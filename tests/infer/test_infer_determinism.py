@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from infer_support import VOCAB, tiny_model
+from infer_support import VOCAB, let_drafts_cost, tiny_model
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.native_runner import NativeRunner
@@ -102,7 +102,7 @@ def _speculated(engine: Engine, asked: Sequence[Request]) -> list[Completion]:
 def test_the_same_request_gives_the_same_answer_in_every_circumstance(
     name: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liuyi.infer.speculate.speculator.Speculator._cost", lambda self, sequences: 0.01)
+    let_drafts_cost(monkeypatch)
     model = tiny_model(hidden_size=64, head_dim=16, num_hidden_layers=3)
     found = circumstances(RUNNERS[name], model, tokenizer)
     alone = found.pop("alone")

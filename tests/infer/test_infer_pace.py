@@ -157,11 +157,12 @@ def test_pieces_of_one_step_share_its_time() -> None:
 def test_prompts_and_drafts_are_told_apart() -> None:
     pace = Pace(prefill_tokens=512, stretch=1.5)
     pace.observe(2, 0, [], 0.004)
-    assert pace.token_s is None
-    pace.observe(2, 4, [], 0.006)
-    assert pace.token_s == pytest.approx(0.0005)
+    assert pace.verify_cost.seconds(4) == 0
+    for _ in range(5):
+        pace.observe(2, 4, [], 0.006)
+    assert pace.verify_cost.seconds(4) == pytest.approx(0.002)
     for _ in range(50):
         pace.observe(2, 4, [(10, 0)], 0.007)
-    assert pace.token_s == pytest.approx(0.0005)
+    assert pace.verify_cost.seconds(4) == pytest.approx(0.002)
     count = pace.budget(generating=2, reading=1).tokens(0)
     assert 18 <= count <= 22

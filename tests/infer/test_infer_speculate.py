@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from history_runner import HistoryRunner
-from infer_support import VOCAB, tiny_model
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from infer_support import VOCAB, let_drafts_cost, tiny_model
 from scipy import stats
 
 from liuyi.infer.engine import Engine
@@ -19,8 +21,9 @@ from liuyi.infer.request import Completion, Request
 from liuyi.infer.sequence import Sequence as Running
 from liuyi.infer.speculate.draft_model import DraftModel
 from liuyi.infer.speculate.lookup import PromptLookup
-from liuyi.infer.speculate.speculator import Sample
+from liuyi.infer.speculate.speculator import Sample, Speculator
 from liuyi.infer.torch_runner import TorchRunner
+from liuyi.infer.verify_cost import VerifyCost
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
@@ -47,12 +50,15 @@ FEATURES: list[dict[str, Any]] = [
 class Oracle:
     """Drafts what is known to come, with a mistake now and then."""
 
-    most, token_s = 6, 0.0
+    token_s = 0.0
 
     def __init__(self, known: dict[tuple[int, ...], Completion], every: int) -> None:
         self.known = known
         self.every = every
         self.asked = 0
+
+    def offers(self, sequence: Running) -> int:
+        return 6
 
     def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
         drafts = []
@@ -74,12 +80,7 @@ class Oracle:
 def cheap_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where a step's time is that of reading the weights."""
 
-    def observe(self: Pace, *_: object) -> None:
-        self.token_s = 0.001
-
-    monkeypatch.setattr(Pace, "observe", observe)
-    monkeypatch.setattr(Pace, "step_s", lambda self, generating: 1.0)
-    monkeypatch.setattr(Pace, "looks", lambda self, generating: False)
+    let_drafts_cost(monkeypatch)
 
 
 def requests(tokenizer: Tokenizer) -> list[Request]:
@@ -144,16 +145,61 @@ def test_drafts_survive_preemption_and_little_room(tokenizer: Tokenizer) -> None
     assert engine.stats.accepted_tokens
 
 
-def test_lookup_finds_what_followed_the_same_tokens_before(tokenizer: Tokenizer) -> None:
+def running(id: int, tokens: list[int]) -> Running:
+    return Running(id, Request(prompt_ids=tokens, max_tokens=500), seed=0, limit=1000, stop_ids=frozenset())
+
+
+def test_lookup_finds_what_followed_the_same_tokens_before() -> None:
     lookup = PromptLookup(grams=(3, 2))
-    tokens = [1, 2, 3, 4, 5, 9, 2, 3, 7, 7, 1, 2, 3]
-    assert lookup._follow(0, tokens, 4) == [4, 5, 9, 2]
-    tokens += [8, 2, 3]
-    # The latest occurrence of two tokens, since three were never seen.
-    assert lookup._follow(0, tokens, 3) == [8, 2, 3]
-    tokens += [50]
-    assert lookup._follow(0, tokens, 3) == []
-    assert lookup._follow(1, [1], 3) == []
+
+    def found(sequence: Running, length: int) -> list[int]:
+        ((draft),) = lookup.draft([(sequence, length)], no_sample)
+        assert bool(draft) == (lookup.offers(sequence) > 0)
+        return draft
+
+    def no_sample(*_: object) -> list[int]:
+        raise AssertionError("lookup needs no model")
+
+    sequence = running(0, [1, 2, 3, 4, 5, 9, 2, 3, 7, 7, 1, 2, 3])
+    assert found(sequence, 4) == [4, 5, 9, 2]
+    sequence.tokens += [8, 2, 3]
+    # The latest occurrence of two tokens, since three were never seen; what repeats itself is taken to go on.
+    assert found(sequence, 8) == [8, 2, 3, 8, 2, 3, 8, 2]
+    sequence.tokens += [50]
+    assert found(sequence, 3) == []
+    assert found(running(1, [1]), 3) == []
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4)), min_size=1, max_size=4),
+    st.floats(0, 0.5),
+    st.floats(0, 0.5),
+    st.integers(1, 6),
+)
+def test_no_other_lengths_give_more_tokens_in_a_time(
+    drafts: list[tuple[float, int]], token_s: float, draft_s: float, stair: int
+) -> None:
+    """Against all choices of lengths, for costs that rise in stairs."""
+    assume(any(room for _, room in drafts))
+    pace = Pace(prefill_tokens=1)
+    drafter = Oracle({}, 1)
+    drafter.token_s = draft_s
+    speculator = Speculator(drafter, pace)
+    for id, (agreement, _) in enumerate(drafts):
+        speculator._record(id).agreement = agreement
+
+    def cost(self: VerifyCost, tokens: int) -> float:
+        return token_s * -(-tokens // stair)
+
+    def rate(lengths: Sequence[int]) -> float:
+        expected = sum(sum(a**depth for depth in range(1, n + 1)) for (a, _), n in zip(drafts, lengths, strict=True))
+        return (len(drafts) + expected) / (1 + cost(pace.verify_cost, sum(lengths)) + draft_s * max(lengths))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(VerifyCost, "seconds", cost)
+        lengths = speculator._lengths({id: room for id, (_, room) in enumerate(drafts)}, len(drafts))
+    best = max(rate(each) for each in itertools.product(*(range(room + 1) for _, room in drafts)))
+    assert rate([lengths.get(id, 0) for id in range(len(drafts))]) == pytest.approx(best)
 
 
 def test_lookup_pays_where_the_output_repeats_itself(model: Decoder, tokenizer: Tokenizer) -> None:
@@ -180,15 +226,11 @@ def test_a_draft_model_changes_nothing(model: Decoder, tokenizer: Tokenizer, dra
 
 
 def test_short_drafts_are_made_beside_one_that_is_still_being_read(model: Decoder) -> None:
-    def running(id: int, tokens: int) -> Running:
-        prompt = [10 + at % 50 for at in range(tokens)]
-        return Running(id, Request(prompt_ids=prompt), seed=0, limit=1000, stop_ids=frozenset())
-
     def likeliest(sequences: Sequence[Running], ahead: Sequence[int], logits: torch.Tensor) -> list[int]:
         return [int(token) for token in logits.argmax(dim=-1)]
 
     drafter = DraftModel(TorchRunner(model, 100))
-    short, long = drafter.draft([(running(0, 5), 2), (running(1, 300), 5)], likeliest)
+    short, long = drafter.draft([(running(0, [10] * 5), 2), (running(1, [*range(300)]), 5)], likeliest)
     assert (len(short), long) == (2, [])
 
 
@@ -213,10 +255,7 @@ def test_drafts_grow_with_agreement_and_cease_where_they_cost_more_than_they_giv
     known = {tuple(asked[0].prompt_ids): plain[0]}
 
     def drafted(every: int, token_s: float) -> int:
-        def observe(self: Pace, *_: object) -> None:
-            self.token_s = token_s
-
-        monkeypatch.setattr(Pace, "observe", observe)
+        let_drafts_cost(monkeypatch, token_s)
         engine = Engine(model, tokenizer, drafter=Oracle(known, every))
         assert engine.generate(asked) == plain
         return engine.stats.drafted_tokens

@@ -10,13 +10,12 @@ import llguidance
 import numpy as np
 import pytest
 import tokenizers
-from infer_support import LINES, VOCAB, tiny_model
+from infer_support import LINES, VOCAB, let_drafts_cost, tiny_model
 from tokenizers import AddedToken
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import ControlTokens, GrammarCompiler, Matcher, fill_masks, schema_grammar
-from liuyi.infer.pace import Pace
 from liuyi.infer.request import Grammar, Request
 from liuyi.infer.sampling import unpack_mask
 from liuyi.infer.speculate.lookup import PromptLookup
@@ -190,10 +189,7 @@ def test_speculation_changes_no_call(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, required: bool, temperature: float
 ) -> None:
     model = tiny_model(vocab_size=tokenizer.vocab_size)
-    # As where drafts cost nothing, so that there are as many as may be.
-    monkeypatch.setattr(Pace, "looks", lambda self, generating: False)
-    monkeypatch.setattr(Pace, "observe", lambda self, *_: vars(self).update(token_s=0.001))
-    monkeypatch.setattr(Pace, "step_s", lambda self, generating: 1.0)
+    let_drafts_cost(monkeypatch)
     grammar = tool_grammar(HERMES, FUNCTIONS, ControlTokens.of(tokenizer), required=required, parallel=True)
     ids = tokenizer.encode((TWO["hermes"] + "\n") * 2)
     requests = [

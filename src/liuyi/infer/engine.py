@@ -249,6 +249,8 @@ class Engine:
     def _sample(self, turns: Items[Turn], logits: Tensor) -> None:
         """Give each sequence that may go on its next token, and those that grammar or draft let follow at once."""
         speaking = [turn for turn in turns if turn.speaks and not turn.sequence.is_closed]
+        if any(turn.drafts for turn in speaking):
+            speaking = self._sample_drafted(speaking, logits)
         while speaking:
             rows = [turn.row_of(turn.sequence.computed - 1) for turn in speaking]
             sequences = [turn.sequence for turn in speaking]
@@ -261,6 +263,21 @@ class Engine:
             for turn in turns:
                 if turn.drafts:
                     self._speculator.learn(turn.sequence, len(turn.drafts), turn.agreed)
+
+    def _sample_drafted(self, speaking: Items[Turn], logits: Tensor) -> list[Turn]:
+        """Go through the drafts of all whose choice is the most probable token, which one pass finds for all rows;
+        the others are left."""
+        left = []
+        for turn in speaking:
+            sequence = turn.sequence
+            if sequence.matcher is not None or not self._sampler.is_greedy(sequence.slot):
+                left.append(turn)
+                continue
+            begin = turn.row_of(sequence.computed - 1)
+            for token in logits[begin : begin + 1 + len(turn.drafts)].numpy().argmax(axis=-1).tolist():
+                if not self._say(turn, token):
+                    break
+        return left
 
     def _choose(
         self, sequences: Items[Sequence], ahead: Items[int], logits: Tensor, allowed: Tensor | None = None

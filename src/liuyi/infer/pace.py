@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from liuyi.infer.reading_cost import Piece, ReadingCost
+from liuyi.infer.verify_cost import VerifyCost
 
 _FIRST = 8
 """Tokens of the first paced step, which nothing is known of."""
@@ -23,8 +24,6 @@ _LOOK_AGAIN = 64
 """Steps after which one without prompts and drafts is taken, to see what that takes now."""
 _RECENT = 15
 """Steps without prompts and drafts of which the median is taken: what came between a few of them does not count."""
-_SLOWLY, _AT_ONCE = 0.2, 0.5
-_LEAP = 8.0
 
 
 class Budget:
@@ -61,8 +60,8 @@ class Pace:
         """
         self.prefill_tokens = prefill_tokens
         self.stretch = stretch
-        self.token_s: float | None = None
-        """Seconds that a drafted token adds to a step; None while that is unknown."""
+        self.verify_cost = VerifyCost()
+        """What drafted tokens add to a step."""
         self._reading = ReadingCost()
         self._most = _FIRST
         self._bare_s: dict[int, deque[float]] = {}
@@ -93,13 +92,14 @@ class Pace:
             size = generating.bit_length()
             self._looked[size] = self._steps
             self._bare_s.setdefault(size, deque(maxlen=_RECENT)).append(seconds)
+            self.verify_cost.learn(0, 0.0)
         elif step_s is not None:
             more_s = max(seconds - step_s, 0.01 * seconds)
             if read:
-                self._reading.learn(read, max(0.0, more_s - drafted * (self.token_s or 0.0)))
+                self._reading.learn(read, max(0.0, more_s - self.verify_cost.seconds(drafted)))
                 self._most = max(_FIRST, _GROWTH * sum(count for count, _ in read))
             else:
-                self.token_s = _toward(self.token_s, more_s / drafted)
+                self.verify_cost.learn(drafted, more_s)
 
     def step_s(self, generating: int) -> float | None:
         """Seconds of a step without other tokens, of the most similar number of sequences seen; None before any."""
@@ -107,10 +107,3 @@ class Pace:
             return None
         size = generating.bit_length()
         return median(self._bare_s[min(self._bare_s, key=lambda seen: abs(seen - size))])
-
-
-def _toward(mean: float | None, value: float) -> float:
-    """A running mean that follows at once upward, slowly downward, and no single outlier far."""
-    if mean is None:
-        return value
-    return mean + (_AT_ONCE if value > mean else _SLOWLY) * (min(value, _LEAP * mean) - mean)

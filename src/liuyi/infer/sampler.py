@@ -56,6 +56,11 @@ class Sampler:
         if self._history is not None and request is not None and _penalised(request):
             self._history.add(slot, tokens)
 
+    def is_greedy(self, slot: int) -> bool:
+        """Whether the slot's next token is the one with the largest logit, whatever came before."""
+        request = self._request(slot)
+        return request.temperature < COLDEST and not _penalised(request) and not request.logit_bias
+
     def sample(
         self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], allowed: Tensor | None
     ) -> list[int]:

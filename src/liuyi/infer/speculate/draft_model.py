@@ -39,17 +39,21 @@ class DraftModel:
 
     def __init__(self, runner: Runner, most: int = 5) -> None:
         """`runner` holds the draft model, whose vocabulary is the large one's; `most` is the longest draft."""
-        self.most = most
         self.token_s = 0.0
+        self._most = most
         self._runner = runner
         self._pool = BlockPool(runner.blocks)
         self._readers: dict[int, _Reader] = {}
+
+    def offers(self, sequence: Running) -> int:
+        """See `Drafter.offers`."""
+        return self._most
 
     def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
         """See `Drafter.draft`."""
         drafts: dict[int, list[int]] = {sequence.id: [] for sequence, _ in wanted}
         drafting = [(sequence, length) for sequence, length in wanted if self._follow(sequence, length)]
-        for at in range(self.most):
+        for at in range(self._most):
             began = perf_counter()
             drafting = [(sequence, length) for sequence, length in drafting if length > at]
             if not drafting:

@@ -1,6 +1,7 @@
 """Prompt lookup: what followed the last few tokens when they came before (Saxena 2023; arXiv 2304.04487).
 
-Good where the output repeats its input: summaries, edits, answers with quotes, code. Costs nothing where it does not.
+Good where the output repeats its input or itself: summaries, edits, answers with quotes, code, lists. Costs nothing
+where it does not.
 """
 
 from __future__ import annotations
@@ -19,25 +20,39 @@ class PromptLookup:
 
     def __init__(self, most: int = 10, grams: Sequence[int] = (4, 3, 2)) -> None:
         """`most` is the longest draft; `grams` are how many last tokens are looked for, the first that is found."""
-        self.most = most
         self.token_s = 0.0
+        self._most = most
         self._grams = grams
         self._places: dict[int, _Places] = {}
 
+    def offers(self, sequence: Running) -> int:
+        """See `Drafter.offers`."""
+        return self._most if self._place(sequence) is not None else 0
+
     def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
         """See `Drafter.draft`."""
-        return [self._follow(sequence.id, sequence.tokens, length) for sequence, length in wanted]
+        drafts = []
+        for sequence, length in wanted:
+            place = self._place(sequence)
+            drafts.append([] if place is None else _follow(sequence.tokens, place, length))
+        return drafts
 
     def forget(self, sequence: Running) -> None:
         """See `Drafter.forget`."""
         self._places.pop(sequence.id, None)
 
-    def _follow(self, id: int, tokens: list[int], length: int) -> list[int]:
-        places = self._places.get(id)
+    def _place(self, sequence: Running) -> int | None:
+        places = self._places.get(sequence.id)
         if places is None:
-            places = self._places[id] = _Places(self._grams, max(0, len(tokens) - _INDEXED))
-        at = places.find(tokens)
-        return [] if at is None else tokens[at : at + length]
+            begin = max(0, len(sequence.tokens) - _INDEXED)
+            places = self._places[sequence.id] = _Places(self._grams, begin)
+        return places.find(sequence.tokens)
+
+
+def _follow(tokens: list[int], place: int, length: int) -> list[int]:
+    """So many tokens from a place on; what repeats itself up to its end is taken to go on so."""
+    period = len(tokens) - place
+    return [tokens[place + at % period] for at in range(length)]
 
 
 class _Places:
