@@ -20,7 +20,7 @@ from liuyi.kernels.training import FlashShape, training_kernels
 torch.set_num_threads(2)
 native = training_kernels()
 left, right, out = (torch.ones(*shape, dtype=torch.bfloat16) for shape in ((2048, 4096), (2048, 64), (4096, 64)))
-shape = FlashShape(1, 2048, 8, 8, 128, 0, 0.1)
+shape = FlashShape(1, 2048, 8, 8, 128, 0, 0.1, 1024, 1024)
 q, grad_q, grad_k, grad_v, mixed = (torch.ones(1, 2048, 8, 128, dtype=torch.bfloat16) for _ in range(5))
 lse = torch.ones(1, 8, 2048)
 run = {

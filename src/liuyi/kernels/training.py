@@ -10,6 +10,7 @@ or `train/one_pass.py`, which also choose between the two. Activations are conti
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from typing import Any
@@ -26,13 +27,36 @@ LANES = 16
 class AdamWSettings(Structure):
     """As in `native/training.h`."""
 
-    _fields_ = tuple(
-        (name, c_float) for name in ("lr", "beta1", "beta2", "eps", "decay", "correction1", "correction2", "grad_scale")
+    _fields_ = (
+        *((name, c_double) for name in ("beta1", "beta2")),
+        *((name, c_float) for name in ("lr", "eps", "decay", "grad_scale")),
+    )
+
+
+class Gradient(Structure):
+    """Where a gradient lies, in float32 or in bfloat16; as in `native/training.h`."""
+
+    _fields_ = (("grad", c_void_p), ("rounded", c_void_p), ("count", c_int64))
+
+    @classmethod
+    def of(cls, grad: Tensor) -> Gradient:
+        """Of one that `takes_gradient`."""
+        place = grad.data_ptr()
+        return cls(place, None, grad.numel()) if grad.dtype == torch.float32 else cls(None, place, grad.numel())
+
+
+class AdamWTensor(Structure):
+    """As in `native/training.h`."""
+
+    _fields_ = (
+        ("settings", AdamWSettings),
+        ("gradient", Gradient),
+        *((name, c_void_p) for name in ("weight", "first", "second", "step", "copy")),
     )
 
 
 class Sums(Structure):
-    """Sums of all 64-bit words before and after, modulo 2⁶⁴."""
+    """Sums of all words before and after, modulo 2⁶⁴."""
 
     _fields_ = (("before", c_uint64), ("after", c_uint64))
 
@@ -43,7 +67,48 @@ class FlashShape(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("batch", "seq", "heads", "kv_heads", "head_dim", "window")),
         ("scale", c_float),
+        ("q_stride", c_int64),
+        ("kv_stride", c_int64),
     )
+
+
+class LayerShape(Structure):
+    """As in `native/training_layer.h`."""
+
+    _fields_ = (
+        *(
+            (name, c_int32)
+            for name in ("batch", "seq", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "window")
+        ),
+        ("angle_rows", c_int64),
+        ("attention_eps", c_float),
+        ("mlp_eps", c_float),
+    )
+
+
+class LayerInputs(Structure):
+    """Where they lie; as in `native/training_layer.h`."""
+
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in (
+            "x", "cosines", "sines", "starts", "attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down",
+        )
+    )  # fmt: skip
+
+
+class LayerGradients(Structure):
+    """Where they lie; as in `native/training_layer.h`."""
+
+    _fields_ = tuple(
+        (name, c_void_p) for name in ("x", "attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down")
+    )
+
+
+class LayerBytes(Structure):
+    """As in `native/training_layer.h`."""
+
+    _fields_ = (("kept", c_int64), ("forward", c_int64), ("backward", c_int64))
 
 
 def training_kernels() -> TrainingKernels | None:
@@ -90,10 +155,8 @@ class TrainingKernels:
         )
         self._turn = self._declare(library, "turn", *(pointer,) * 3, count, size, size, count, number, pointer)
         self._cross_entropy = self._declare(library, "cross_entropy", *(pointer,) * 3, count, size, pointer)
-        self._adamw = self._declare(
-            library, "adamw", POINTER(AdamWSettings), pointer, pointer, count, *(pointer,) * 4, POINTER(Sums)
-        )
-        self._squares = self._declare(library, "squares", pointer, pointer, count)
+        self._adamw = self._declare(library, "adamw", POINTER(AdamWTensor), size, POINTER(Sums))
+        self._squares = self._declare(library, "squares", POINTER(Gradient), size)
         self._squares.restype = c_double
         if self.has_amx:
             operand = (pointer, count, size)
@@ -102,6 +165,13 @@ class TrainingKernels:
             self._attention_backward = self._declare_scratch(
                 library, "attention_backward", POINTER(FlashShape), *(pointer,) * 10
             )
+            layer = POINTER(LayerShape), POINTER(LayerInputs)
+            self._layer = self._declare_scratch(library, "layer", *layer, *(pointer,) * 3)
+            self._layer_backward = self._declare_scratch(
+                library, "layer_backward", *layer, *(pointer,) * 3, POINTER(LayerGradients)
+            )
+            self._layer_bytes = library.functions.liuyi_training_layer_bytes
+            self._layer_bytes.restype, self._layer_bytes.argtypes = None, (POINTER(LayerShape), POINTER(LayerBytes))
 
     @staticmethod
     def _declare(library: Library, name: str, *arguments: Any) -> Any:
@@ -189,28 +259,17 @@ class TrainingKernels:
             torch.get_num_threads(), logits.data_ptr(), targets.data_ptr(), _of(weights), rows, vocab, losses.data_ptr()
         )
 
-    def adamw(
-        self,
-        settings: AdamWSettings,
-        grad: Tensor,
-        weight: Tensor,
-        first: Tensor,
-        second: Tensor,
-        copy: Tensor | None,
-        sums: Sums,
-    ) -> None:
-        """One step of a float32 weight and its moments, which `sums` grows by; `copy` becomes it in bfloat16.
+    def adamw(self, tensors: Sequence[AdamWTensor]) -> Sums:
+        """One step of each of these float32 weights and their moments, and of their working copies."""
+        sums = Sums()
+        array = (AdamWTensor * len(tensors))(*tensors)
+        self._adamw(torch.get_num_threads(), array, len(tensors), byref(sums))
+        return sums
 
-        The gradient is float32 or bfloat16.
-        """
-        self._adamw(
-            torch.get_num_threads(), byref(settings), *_gradient(grad), weight.numel(), weight.data_ptr(),
-            first.data_ptr(), second.data_ptr(), _of(copy), byref(sums),
-        )  # fmt: skip
-
-    def squares(self, grad: Tensor) -> float:
-        """The sum of all squares of a gradient in float32 or bfloat16."""
-        return float(self._squares(torch.get_num_threads(), *_gradient(grad), grad.numel()))
+    def squares(self, grads: Sequence[Tensor]) -> float:
+        """The sum of all squares of gradients, each in float32 or bfloat16."""
+        array = (Gradient * len(grads))(*map(Gradient.of, grads))
+        return float(self._squares(torch.get_num_threads(), array, len(grads)))
 
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         """out [rows, columns] = left · right, which may be transposed views of such matrices; needs `has_amx`."""
@@ -237,15 +296,37 @@ class TrainingKernels:
             torch.get_num_threads(), byref(shape), *map(_of, kept), grad.data_ptr(), *(one.data_ptr() for one in grads)
         )
 
+    def layer_bytes(self, shape: LayerShape) -> LayerBytes:
+        """What a layer keeps for its backward pass, and what each pass needs for itself; needs `has_amx`."""
+        found = LayerBytes()
+        self._layer_bytes(byref(shape), byref(found))
+        return found
+
+    def layer(self, shape: LayerShape, inputs: LayerInputs, kept: Tensor, scratch: Tensor, out: Tensor) -> None:
+        """A layer of the decoder, as a whole; needs `has_amx`."""
+        self._layer(
+            torch.get_num_threads(), byref(shape), byref(inputs), kept.data_ptr(), scratch.data_ptr(), out.data_ptr()
+        )
+
+    def layer_backward(
+        self,
+        shape: LayerShape,
+        inputs: LayerInputs,
+        kept: Tensor,
+        grad: Tensor,
+        scratch: Tensor,
+        grads: LayerGradients,
+    ) -> None:
+        """The gradients of its input and of its weights."""
+        self._layer_backward(
+            torch.get_num_threads(), byref(shape), byref(inputs), kept.data_ptr(), grad.data_ptr(), scratch.data_ptr(),
+            byref(grads),
+        )  # fmt: skip
+
 
 def _with_memory(status: int, function: Any, _: Any) -> None:
     if status:
         raise MemoryError(f"there is no memory for what {function.__name__} keeps meanwhile")
-
-
-def _gradient(grad: Tensor) -> tuple[int | None, int | None]:
-    """Where it lies in float32, and where in bfloat16; one of them."""
-    return (grad.data_ptr(), None) if grad.dtype == torch.float32 else (None, grad.data_ptr())
 
 
 def _operand(matrix: Tensor) -> tuple[int, int, bool]:

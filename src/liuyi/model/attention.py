@@ -66,8 +66,9 @@ class _NativeAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | None, native: TrainingKernels
     ) -> Tensor:
         batch, heads, seq, head_dim = q.shape
-        shape = FlashShape(batch, seq, heads, k.shape[1], head_dim, window or 0, head_dim**-0.5)
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        kv_heads, strides = k.shape[2], (q.stride(1), k.stride(1))
+        shape = FlashShape(batch, seq, heads, kv_heads, head_dim, window or 0, head_dim**-0.5, *strides)
         mixed, lse = torch.empty_like(q), q.new_empty(batch, heads, seq, dtype=torch.float32)
         native.attention(shape, q, k, v, mask.starts, mixed, lse)
         ctx.save_for_backward(q, k, v, mask.starts, mixed, lse)

@@ -21,6 +21,7 @@ from liuyi.model.attention import CausalMask, KVCache, attention, segment_starts
 from liuyi.model.config import DecoderConfig
 from liuyi.model.fused import add, add_norm, norm_to, rotate, swiglu
 from liuyi.model.joined import joined_mlp, joined_products
+from liuyi.model.joined_layer import joined_layer
 from liuyi.model.moe import SparseMLP, balance_loss
 from liuyi.model.products import linear
 from liuyi.model.rope import Rope
@@ -168,6 +169,11 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], mask: CausalMask, cache: KVCache | None
     ) -> Tensor:
+        if cache is None and type(self.self_attn) is Attention and type(self.mlp) is MLP:
+            norms = self.input_layernorm, self.post_attention_layernorm
+            made = joined_layer(x, self.self_attn, self.mlp, norms, dtype, rope, mask)
+            if made is not None:
+                return made
         mixed = self.self_attn(self.input_layernorm(x, dtype), rope, mask, cache)
         x, normed = self.post_attention_layernorm.of_sum(x, mixed, dtype)
         return add(x, self.mlp(normed))

@@ -82,7 +82,7 @@ def add_norm_reference(
 
 def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`add_norm_reference`: what a layer adds to the residual stream x [..., size], and the norm that comes next."""
-    if dtype == torch.bfloat16 and _is_stream(x, weight) and (native := native_for(delta, width=x.shape[-1])):
+    if dtype == torch.bfloat16 and is_stream(x, weight) and (native := native_for(delta, width=x.shape[-1])):
         return _NativeAddNorm.apply(x, delta, weight, eps, native)  # type: ignore[no-untyped-call, no-any-return]
     total = x + delta
     return total, rms_norm(total, weight, eps).to(dtype)
@@ -91,19 +91,19 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.
 def add(x: Tensor, delta: Tensor) -> Tensor:
     """x + delta in the dtype of x: what a layer adds to the residual stream x [..., size]."""
     same = x.shape == delta.shape
-    if same and _is_stream(x) and (native := native_for(delta, width=x.shape[-1])):
+    if same and is_stream(x) and (native := native_for(delta, width=x.shape[-1])):
         return _NativeAdd.apply(x, delta, native)  # type: ignore[no-untyped-call, no-any-return]
     return x + delta
 
 
 def norm_to(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """`rms_norm` with its result in `dtype`."""
-    if dtype == torch.bfloat16 and _is_stream(x, weight) and (native := native_for(width=x.shape[-1])):
+    if dtype == torch.bfloat16 and is_stream(x, weight) and (native := native_for(width=x.shape[-1])):
         return _NativeNorm.apply(x, weight, eps, native)  # type: ignore[no-untyped-call, no-any-return]
     return rms_norm(x, weight, eps).to(dtype)
 
 
-def _is_stream(x: Tensor, weight: Tensor | None = None) -> bool:
+def is_stream(x: Tensor, weight: Tensor | None = None) -> bool:
     """Whether they are a float32 residual stream and its norm's weight, plain ones in a CPU's memory."""
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
     if weight is None:

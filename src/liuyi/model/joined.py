@@ -25,7 +25,7 @@ from liuyi.model.working import joined
 
 def joined_products(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...] | None:
     """What each of the layers makes of x [..., in_features]."""
-    weights = _plain_weights(layers)
+    weights = plain_weights(layers)
     if weights is None or not native_for(x, width=x.shape[-1]) or (matrix := joined(weights, x.dtype)) is None:
         return None
     made: tuple[Tensor, ...] = _JoinedProducts.apply(x, matrix, *weights)  # type: ignore[no-untyped-call]
@@ -37,7 +37,7 @@ def joined_mlp(x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Te
     if type(gate) is type(up) is type(down) and (of_kind := getattr(type(gate), "mlp", None)) is not None:
         made: Tensor | None = of_kind(x, gate, up, down)
         return made
-    weights = _plain_weights((gate, up, down))
+    weights = plain_weights((gate, up, down))
     if weights is None or weights[0].shape != weights[1].shape:
         return None
     if not (native := native_for(x, width=weights[0].shape[0])):
@@ -55,7 +55,7 @@ def is_watched(layer: nn.Module) -> bool:
     return "forward" in vars(layer) or any(hooks)
 
 
-def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
+def plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
     """The layers' weights, if these are all that they multiply by and nobody looks on."""
     if torch.compiler.is_compiling():
         return None

@@ -26,7 +26,7 @@ class WorkingCopy:
 
     def __init__(self, values: Tensor, scale: float = 1.0) -> None:
         self.values, self.scale = values, scale
-        self._is_looked_up = False
+        self._is_looked_up = self._is_written_out = False
         self._gradient: Tensor | None = None
         self._state = (-1, 0)
 
@@ -45,6 +45,9 @@ class WorkingCopy:
         """Say that rows of the weight are taken. Where its gradient stays as made, that is one tensor of which nobody
         else makes a sum: theirs are then added to it in place."""
         self._is_looked_up = weight.grad_dtype is None
+        if not self._is_written_out:
+            weight.register_post_accumulate_grad_hook(_write_out)  # type: ignore[no-untyped-call]
+            self._is_written_out = True
 
     def lend_gradient(self, gradient: Tensor) -> None:
         """Of the weight, before autograd has it: rows that are looked up may add theirs."""
@@ -78,7 +81,6 @@ def keep_working_copies(model: nn.Module, dtype: torch.dtype) -> None:
     for matrix, values in zip(matrices, torch.split(memory, [matrix.numel() for matrix in matrices]), strict=True):
         # `data`, for each has its own count of writes: autograd would take one for a change of all.
         matrix.working_copy = WorkingCopy(values.view_as(matrix).data)  # type: ignore[attr-defined]
-        matrix.register_post_accumulate_grad_hook(_write_out)  # type: ignore[no-untyped-call]
 
 
 def working_copy(weight: Tensor) -> WorkingCopy | None:

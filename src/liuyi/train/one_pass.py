@@ -6,15 +6,20 @@ other dtypes, or cut up over processes. Results agree to rounding. The sums are 
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from liuyi.kernels.training import LANES, AdamWSettings, Sums, TrainingKernels, takes_gradient, training_kernels
+from liuyi.kernels.training import (
+    LANES,
+    AdamWSettings,
+    AdamWTensor,
+    Gradient,
+    Sums,
+    takes_gradient,
+    training_kernels,
+)
 from liuyi.model.working import WorkingCopy, working_copy
 
 
@@ -44,56 +49,39 @@ class OnePassAdamW(torch.optim.AdamW):
         Returns the sums of all words of these weights and of their state before and after, and the `id` of all these
         tensors.
         """
-        sums, stepped = Sums(), list[nn.Parameter]()
         native = training_kernels()
-        for group in self.param_groups if native else ():
-            settings = cache(partial(_settings, group, grad_scale))
+        if native is None:
+            return Sums(), set()
+        stepped: list[nn.Parameter] = []
+        tensors: list[AdamWTensor] = []
+        for group in self.param_groups:
+            settings = _settings(group, grad_scale)
             for parameter in filter(_fits, group["params"]):
-                assert native
-                self._step_one(native, parameter, settings, sums)
                 stepped.append(parameter)
+                tensors.append(self._tensor(parameter, settings))
+        sums = native.adamw(tensors)
         torch.autograd.graph.increment_version(stepped)
         for parameter in stepped:
+            parameter.grad = None
             if kept := _written_copy(parameter):
                 kept.was_written(parameter)
         return sums, {id(tensor) for parameter in stepped for tensor in (parameter, *self.state[parameter].values())}
 
-    @torch.no_grad()
-    def _step_one(
-        self,
-        native: TrainingKernels,
-        parameter: nn.Parameter,
-        settings: Callable[[float], AdamWSettings],
-        sums: Sums,
-    ) -> None:
-        grad = parameter.grad
-        assert grad is not None
+    def _tensor(self, parameter: nn.Parameter, settings: AdamWSettings) -> AdamWTensor:
+        assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        taken = state["step"].item()
-        sums.before += _word(taken)
-        sums.after += _word(taken + 1)
-        state["step"].fill_(taken + 1)
         kept = _written_copy(parameter)
-        copy = kept.values if kept else None
-        first, second = state["exp_avg"], state["exp_avg_sq"]
-        native.adamw(settings(taken + 1), grad, parameter, first, second, copy, sums)
-        parameter.grad = None
+        places = (tensor.data_ptr() for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"]))
+        return AdamWTensor(settings, Gradient.of(parameter.grad), *places, kept.values.data_ptr() if kept else None)
 
 
-def _settings(group: dict[str, Any], grad_scale: float, step: float) -> AdamWSettings:
+def _settings(group: dict[str, Any], grad_scale: float) -> AdamWSettings:
     (beta1, beta2), lr = group["betas"], group["lr"]
     return AdamWSettings(
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=group["eps"],
-        decay=lr * group["weight_decay"],
-        correction1=1 - beta1**step,
-        correction2=1 - beta2**step,
-        grad_scale=grad_scale,
+        beta1=beta1, beta2=beta2, lr=lr, eps=group["eps"], decay=lr * group["weight_decay"], grad_scale=grad_scale
     )
 
 
@@ -101,11 +89,6 @@ def _written_copy(parameter: Tensor) -> WorkingCopy | None:
     """The copy that a step writes, if one is kept."""
     kept = working_copy(parameter)
     return kept if kept and kept.values.dtype == torch.bfloat16 else None
-
-
-def _word(number: float) -> int:
-    """A float32 number's bits."""
-    return int.from_bytes(struct.pack("<f", number), "little")
 
 
 def _fits(parameter: Tensor) -> bool:

@@ -132,13 +132,13 @@ LIUYI_INLINE float soften(const float* scores, int begin, int end, int first, in
 void flash_forward(const Team& team, const FlashShape& s, const uint16_t* q, const uint16_t* k, const uint16_t* v,
                    const int64_t* starts, uint16_t* out, float* lse) {
     const int blocks = blocks_of(s.seq), size = s.head_dim, block_size = kBlock * size;
-    const int64_t q_stride = static_cast<int64_t>(s.heads) * size, kv_stride = static_cast<int64_t>(s.kv_heads) * size;
+    const int64_t q_stride = s.q_stride, kv_stride = s.kv_stride, out_stride = static_cast<int64_t>(s.heads) * size;
     const int64_t of_head = static_cast<int64_t>(blocks) * block_size;
     const Room<uint16_t> packed = room<uint16_t>(2 * of_head * s.batch * s.kv_heads);
     uint16_t *keys = packed.get(), *values = keys + of_head * s.batch * s.kv_heads;
     for_each_part(team, s.batch * s.kv_heads, [&](int part) {
         const Room<uint16_t> block = room<uint16_t>(block_size);
-        const int64_t at = (static_cast<int64_t>(part / s.kv_heads) * s.seq * s.kv_heads + part % s.kv_heads) * size;
+        const int64_t at = static_cast<int64_t>(part / s.kv_heads) * s.seq * kv_stride + part % s.kv_heads * size;
         for (int b = 0; b < blocks; ++b) {
             const int64_t row = at + b * kBlock * kv_stride;
             copy_block(k + row, kv_stride, s.seq - b * kBlock, size, block.get());
@@ -157,8 +157,8 @@ void flash_forward(const Team& team, const FlashShape& s, const uint16_t* q, con
         const Room<uint16_t> block = room<uint16_t>(block_size), weights = room<uint16_t>(kBlock * keys_here);
         const Room<float> scores = room<float>(kBlock * keys_here), mixed = room<float>(block_size);
         float sums[kBlock];
-        const int64_t first_q = (static_cast<int64_t>(row) * s.seq + query) * q_stride + head * size;
-        copy_block(q + first_q, q_stride, queries, size, block.get());
+        const int64_t token = static_cast<int64_t>(row) * s.seq + query;
+        copy_block(q + token * q_stride + head * size, q_stride, queries, size, block.get());
         const Tiles tiles;
         for (int kb = low; kb <= b; ++kb) {
             clear_sums();
@@ -181,9 +181,8 @@ void flash_forward(const Team& team, const FlashShape& s, const uint16_t* q, con
             store_sums(mixed.get() + c, size);
         }
         for (int i = 0; i < queries; ++i) {
-            for (int c = 0; c < size; c += kWidth) {
-                store_bf16(out + first_q + i * q_stride + c, mul(load(mixed.get() + i * size + c), all(1.0f / sums[i])));
-            }
+            uint16_t* to = out + (token + i) * out_stride + head * size;
+            for (int c = 0; c < size; c += kWidth) store_bf16(to + c, mul(load(mixed.get() + i * size + c), all(1.0f / sums[i])));
         }
     });
 }
@@ -192,7 +191,7 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
                     const int64_t* starts, const uint16_t* out, const float* lse, const uint16_t* grad, uint16_t* grad_q,
                     uint16_t* grad_k, uint16_t* grad_v) {
     const int blocks = blocks_of(s.seq), size = s.head_dim, block_size = kBlock * size, padded = blocks * kBlock;
-    const int64_t q_stride = static_cast<int64_t>(s.heads) * size, kv_stride = static_cast<int64_t>(s.kv_heads) * size;
+    const int64_t q_stride = s.q_stride, kv_stride = s.kv_stride, out_stride = static_cast<int64_t>(s.heads) * size;
     const int64_t of_head = static_cast<int64_t>(padded) * size;
     // The gradients of keys and values that each query head gives, summed over the heads of a group below.
     const Room<float> for_keys = room<float>(of_head * s.batch * s.heads), for_values = room<float>(of_head * s.batch * s.heads);
@@ -200,6 +199,7 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
         const int row = part / s.heads, head = part % s.heads, kv_head = head / (s.heads / s.kv_heads);
         const Sight sight{starts != nullptr ? starts + static_cast<int64_t>(row) * s.seq : nullptr, s.window};
         const int64_t q_at = static_cast<int64_t>(row) * s.seq * q_stride + head * size;
+        const int64_t out_at = static_cast<int64_t>(row) * s.seq * out_stride + head * size;
         const int64_t kv_at = static_cast<int64_t>(row) * s.seq * kv_stride + kv_head * size;
         const float* row_lse = lse + static_cast<int64_t>(part) * s.seq;
         // Of all queries: as right operands with columns summed over (for scores) and with rows (for gradients).
@@ -216,11 +216,10 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
         std::memset(for_queries.get(), 0, of_head * sizeof(float));
         const Room<int> firsts = room<int>(padded);
         for (int b = 0; b < blocks; ++b) {
-            const int64_t at = q_at + b * kBlock * q_stride;
-            copy_block(q + at, q_stride, s.seq - b * kBlock, size, keys);
+            copy_block(q + q_at + b * kBlock * q_stride, q_stride, s.seq - b * kBlock, size, keys);
             transpose_pairs(keys, size, q_columns + b * block_size);
             pair_rows(keys, size, q_rows + b * block_size);
-            copy_block(grad + at, q_stride, s.seq - b * kBlock, size, keys);
+            copy_block(grad + out_at + b * kBlock * out_stride, out_stride, s.seq - b * kBlock, size, keys);
             transpose_pairs(keys, size, grad_columns + b * block_size);
             pair_rows(keys, size, grad_rows + b * block_size);
         }
@@ -230,9 +229,8 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
             if (i >= s.seq) continue;
             logs[i] = row_lse[i];
             Floats total = zero();
-            for (int c = 0; c < size; c += kWidth) {
-                total = fma(load_bf16(out + q_at + i * q_stride + c), load_bf16(grad + q_at + i * q_stride + c), total);
-            }
+            const int64_t at = out_at + i * out_stride;
+            for (int c = 0; c < size; c += kWidth) total = fma(load_bf16(out + at + c), load_bf16(grad + at + c), total);
             along[i] = sum(total);
         }
         const Tiles tiles;

@@ -21,7 +21,8 @@ namespace {
 
 constexpr int kBlockSize = kBlock * kBlock;
 constexpr int kLongestChunk = 18;  // a row of so many blocks, and sums, fit the L1 cache
-constexpr int kCacheBlocks = 640;  // so many fit the L2 cache: 1.25 MiB
+constexpr int kCacheBlocks = 640;  // so many fit the L2 cache beside what streams past: 1.25 MiB
+constexpr int kFullCacheBlocks = 1024;  // and so many with sums that are kept there, a block of which counts twice: 2 MiB
 constexpr int64_t kCacheNumbers = 1 << 20;  // so many do not, with what else is there
 constexpr int kBlocksAhead = 2;  // asked for before they are packed
 
@@ -178,11 +179,12 @@ Cut cut_of(const Operand& right, int rows, int columns, int inner, int threads) 
     double least = -1.0;
     for (int across = 1; across <= columns; ++across) {
         const int wide = parts_of(columns, across);
-        const int depths = parts_of(inner, std::max<int>(kCacheBlocks / wide, 1));
-        const int most_rows = depths > 1 ? std::max(kCacheBlocks / 2 / wide, 1) : rows;
-        int down = parts_of(rows, most_rows);
+        const bool keeps_sums = wide * inner > kCacheBlocks;
+        int down = parts_of(rows, keeps_sums ? std::max(kCacheBlocks / 2 / wide, 1) : rows);
         while (down < rows && across * down % threads != 0) ++down;
         const int tall = parts_of(rows, down), turns = parts_of(across * down, threads);
+        const int room = keeps_sums ? kFullCacheBlocks - 2 * wide * tall : kCacheBlocks;
+        const int depths = parts_of(inner, std::max(room / wide, 1));
         const double packing = inner * (rows * left_cost * across + columns * right_cost * down);
         const double cost = packing + sums_cost * rows * columns * (depths - 1) + double(turns) * threads * tall * wide * inner;
         if (least < 0.0 || cost < least) {

@@ -11,12 +11,27 @@
 namespace liuyi {
 
 struct AdamW {
-    float lr, beta1, beta2, eps, decay;     // decay: the part of the weight that a step takes away
-    float correction1, correction2;         // 1 − β^step
-    float grad_scale;
+    double beta1, beta2;
+    float lr, eps, decay, grad_scale;  // decay: the part of the weight that a step takes away
 };
 
-// Sums of the 64-bit words of weight and moments, modulo 2⁶⁴.
+// A gradient is either `grad` or, where that is null, `rounded`.
+struct Gradient {
+    const float* grad;
+    const uint16_t* rounded;
+    int64_t count;
+};
+
+// A weight and its state; copy: the new weight as bfloat16, or null.
+struct AdamWTensor {
+    AdamW settings;
+    Gradient gradient;
+    float *weight, *first, *second;
+    float* step;  // how many were taken
+    uint16_t* copy;
+};
+
+// Sums of the 64-bit words of weights and moments, and of the bits of counts, modulo 2⁶⁴.
 struct Sums {
     uint64_t before, after;
 };
@@ -32,23 +47,26 @@ struct Sums {
                        uint16_t* grad_delta, float* grad_weight);                                                       \
     /* out = x + delta */                                                                                               \
     void add(const Team&, const float* x, const uint16_t* delta, int64_t count, float* out);                            \
+    /* out = x as bfloat16 */                                                                                           \
+    void narrow(const Team&, const float* x, int64_t count, uint16_t* out);                                             \
     /* gate and up [rows, width], `stride` from row to row; out [rows, width] side by side */                           \
     void swiglu_rows(const Team&, const uint16_t* gate, const uint16_t* up, int64_t rows, int width, int64_t stride,     \
                      uint16_t* out);                                                                                    \
-    /* grad [rows, width]; gradients lie as gate and up do; activated [rows, width] is what came out, or null */        \
+    /* grad [rows, width]; gradients lie as gate and up do; activated [rows, width] is what came out, or null;       \
+       it may be grad */                                                                                                \
     void swiglu_backward(const Team&, const uint16_t* gate, const uint16_t* up, const uint16_t* grad, int64_t rows,      \
                          int width, int64_t stride, uint16_t* grad_gate, uint16_t* grad_up, uint16_t* activated);       \
-    /* x [rows, heads, 2 · half], angles [angle_rows, half] repeated over the rows; sign −1 turns back */               \
+    /* x [rows, heads, 2 · half], rows `stride` apart, those of out too, which may be x; angles [angle_rows, half]      \
+       repeated over the rows; sign −1 turns back */                                                                    \
     void turn(const Team&, const uint16_t* x, const float* cosines, const float* sines, int64_t rows, int heads,        \
-              int half, int64_t angle_rows, float sign, uint16_t* out);                                                 \
+              int half, int64_t stride, int64_t angle_rows, float sign, uint16_t* out);                                 \
     /* losses [rows] in nats, each times its weight; logits [rows, vocab] become their gradient */                      \
     void cross_entropy(const Team&, uint16_t* logits, const int64_t* targets, const float* weights, int64_t rows,       \
                        int vocab, float* losses);                                                                       \
-    /* the gradient is either `grad` or, where that is null, `rounded`; copy: the new weight as bfloat16, or null */     \
-    Sums adamw(const Team&, const AdamW&, const float* grad, const uint16_t* rounded, int64_t count, float* weight,     \
-               float* first, float* second, uint16_t* copy);                                                            \
-    /* the sum of all squares of a gradient, given as for adamw */                                                      \
-    double squares(const Team&, const float* grad, const uint16_t* rounded, int64_t count);
+    /* one step of each */                                                                                             \
+    Sums adamw(const Team&, const AdamWTensor* tensors, int count);                                                     \
+    /* the sum of all squares of gradients */                                                                           \
+    double squares(const Team&, const Gradient* gradients, int count);
 
 namespace avx2 {
 LIUYI_TRAINING_KERNELS

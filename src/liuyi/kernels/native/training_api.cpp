@@ -7,6 +7,7 @@
 #include "flash.h"
 #include "product.h"
 #include "training.h"
+#include "training_layer.h"
 
 using namespace liuyi;
 
@@ -68,8 +69,9 @@ LIUYI_API void liuyi_training_swiglu_backward(int threads, const uint16_t* gate,
 
 LIUYI_API void liuyi_training_turn(int threads, const uint16_t* x, const float* cosines, const float* sines, int64_t rows,
                                    int heads, int half, int64_t angle_rows, float sign, uint16_t* out) {
-    (newest() ? avx512::turn : avx2::turn)({borrowed, threads}, x, cosines, sines, rows, heads, half, angle_rows, sign, out);
-}
+    (newest() ? avx512::turn : avx2::turn)({borrowed, threads}, x, cosines, sines, rows, heads, half,
+                                           static_cast<int64_t>(heads) * 2 * half, angle_rows, sign, out);
+ }
 
 LIUYI_API void liuyi_training_cross_entropy(int threads, uint16_t* logits, const int64_t* targets, const float* weights,
                                             int64_t rows, int vocab, float* losses) {
@@ -77,17 +79,12 @@ LIUYI_API void liuyi_training_cross_entropy(int threads, uint16_t* logits, const
                                                           losses);
 }
 
-LIUYI_API double liuyi_training_squares(int threads, const float* grad, const uint16_t* rounded, int64_t count) {
-    return (newest() ? avx512::squares : avx2::squares)({borrowed, threads}, grad, rounded, count);
+LIUYI_API double liuyi_training_squares(int threads, const Gradient* gradients, int count) {
+    return (newest() ? avx512::squares : avx2::squares)({borrowed, threads}, gradients, count);
 }
 
-LIUYI_API void liuyi_training_adamw(int threads, const AdamW* settings, const float* grad, const uint16_t* rounded,
-                                    int64_t count, float* weight, float* first, float* second, uint16_t* copy,
-                                    Sums* sums) {
-    const Sums found = (newest() ? avx512::adamw : avx2::adamw)({borrowed, threads}, *settings, grad, rounded, count, weight,
-                                                             first, second, copy);
-    sums->before += found.before;
-    sums->after += found.after;
+LIUYI_API void liuyi_training_adamw(int threads, const AdamWTensor* tensors, int count, Sums* sums) {
+    *sums = (newest() ? avx512::adamw : avx2::adamw)({borrowed, threads}, tensors, count);
 }
 
 #ifdef LIUYI_AMX
@@ -112,5 +109,17 @@ LIUYI_API int liuyi_training_attention_backward(int threads, const FlashShape* s
     return with_memory([&] {
         flash_backward({borrowed, threads}, *shape, q, k, v, starts, out, lse, grad, grad_q, grad_k, grad_v);
     });
+}
+
+LIUYI_API void liuyi_training_layer_bytes(const LayerShape* shape, LayerBytes* bytes) { *bytes = layer_bytes(*shape); }
+
+LIUYI_API int liuyi_training_layer(int threads, const LayerShape* shape, const LayerInputs* inputs, void* kept, void* scratch,
+                                   float* out) {
+    return with_memory([&] { layer_forward({borrowed, threads}, *shape, *inputs, kept, scratch, out); });
+}
+
+LIUYI_API int liuyi_training_layer_backward(int threads, const LayerShape* shape, const LayerInputs* inputs, void* kept,
+                                            const float* grad, void* scratch, const LayerGradients* grads) {
+    return with_memory([&] { layer_backward({borrowed, threads}, *shape, *inputs, kept, grad, scratch, *grads); });
 }
 #endif

@@ -84,6 +84,12 @@ void add(const Team& team, const float* x, const uint16_t* delta, int64_t count,
     });
 }
 
+void narrow(const Team& team, const float* x, int64_t count, uint16_t* out) {
+    for_each_part(team, parts_of(count, kElements), [&](int part) {
+        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) store_bf16(out + i, load(x + i));
+    });
+}
+
 LIUYI_INLINE Floats sigmoid(Floats x) {
     const Floats grown = inverse_sigmoid(x);
 #if defined(__AVX512F__)
@@ -125,13 +131,13 @@ void swiglu_backward(const Team& team, const uint16_t* gate, const uint16_t* up,
 }
 
 void turn(const Team& team, const uint16_t* x, const float* cosines, const float* sines, int64_t rows, int heads, int half,
-          int64_t angle_rows, float sign, uint16_t* out) {
+          int64_t stride, int64_t angle_rows, float sign, uint16_t* out) {
     for_each_part(team, parts_of(rows, kRows), [&](int part) {
         for (int64_t row = part * kRows; row < end_of(part, rows, kRows); ++row) {
             const float *cosine = cosines + row % angle_rows * half, *sine = sines + row % angle_rows * half;
             for (int head = 0; head < heads; ++head) {
-                const uint16_t* low = x + (row * heads + head) * 2 * half;
-                uint16_t* to = out + (row * heads + head) * 2 * half;
+                const uint16_t* low = x + row * stride + head * 2 * half;
+                uint16_t* to = out + row * stride + head * 2 * half;
                 for (int i = 0; i < half; i += kWidth) {
                     const Floats a = load_bf16(low + i), b = load_bf16(low + half + i);
                     const Floats c = load(cosine + i), s = mul(load(sine + i), all(sign));
@@ -191,58 +197,104 @@ LIUYI_INLINE void ask_ahead(const T* from) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes);
 }
 
-LIUYI_INLINE Floats gradient_at(const float* grad, const uint16_t* rounded, int64_t i) {
-    return grad != nullptr ? load(grad + i) : load_bf16(rounded + i);
+LIUYI_INLINE Floats gradient_at(const Gradient& g, int64_t i) {
+    return g.grad != nullptr ? load(g.grad + i) : load_bf16(g.rounded + i);
+}
+LIUYI_INLINE void ask_ahead(const Gradient& g, int64_t i) {
+    if (g.grad != nullptr) ask_ahead(g.grad + i);
+    else ask_ahead(g.rounded + i);
 }
 
-double squares(const Team& team, const float* grad, const uint16_t* rounded, int64_t count) {
-    const int parts = parts_of(count, kElements);
-    const std::unique_ptr<double[]> sums(new double[parts]);
-    for_each_part(team, parts, [&](int part) {
+// Several arrays cut into parts of elements, numbered through.
+class Parts {
+  public:
+    template <class Size>
+    Parts(int arrays, const Size& size) : ends_(new int[arrays]) {
+        for (int i = 0; i < arrays; ++i) ends_[i] = count_ += parts_of(size(i), kElements);
+    }
+    int count() const { return count_; }
+    // Which array a part is of, and its number there.
+    void find(int part, int* array, int* own) const {
+        *array = 0;
+        while (ends_[*array] <= part) ++*array;
+        *own = *array == 0 ? part : part - ends_[*array - 1];
+    }
+
+  private:
+    const std::unique_ptr<int[]> ends_;
+    int count_ = 0;
+};
+
+double squares(const Team& team, const Gradient* gradients, int count) {
+    const Parts parts(count, [&](int i) { return gradients[i].count; });
+    const std::unique_ptr<double[]> sums(new double[parts.count()]);
+    for_each_part(team, parts.count(), [&](int number) {
+        int array, part;
+        parts.find(number, &array, &part);
+        const Gradient& g = gradients[array];
         Floats total = zero();
-        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
-            if (grad != nullptr) ask_ahead(grad + i);
-            else ask_ahead(rounded + i);
-            const Floats g = gradient_at(grad, rounded, i);
-            total = fma(g, g, total);
+        for (int64_t i = part * kElements; i < end_of(part, g.count, kElements); i += kWidth) {
+            ask_ahead(g, i);
+            const Floats v = gradient_at(g, i);
+            total = fma(v, v, total);
         }
-        sums[part] = sum(total);
+        sums[number] = sum(total);
     });
     double total = 0.0;
-    for (int part = 0; part < parts; ++part) total += sums[part];
+    for (int number = 0; number < parts.count(); ++number) total += sums[number];
     return total;
 }
 
-Sums adamw(const Team& team, const AdamW& a, const float* grad, const uint16_t* rounded, int64_t count, float* weight,
-           float* first, float* second, uint16_t* copy) {
-    const int parts = parts_of(count, kElements);
-    const std::unique_ptr<Sums[]> sums(new Sums[parts]);
-    const Floats rate = all(a.lr / a.correction1), root = all(1.0f / std::sqrt(a.correction2));
-    for_each_part(team, parts, [&](int part) {
-        Words before, after;
-        for (int64_t i = part * kElements; i < end_of(part, count, kElements); i += kWidth) {
-            for (const float* values : {weight, first, second}) {
-                ask_ahead(values + i);
-                before.add(values + i);
-            }
-            if (grad == nullptr) ask_ahead(rounded + i);
-            const Floats g = mul(gradient_at(grad, rounded, i), all(a.grad_scale));
-            const Floats m = fma(sub(g, load(first + i)), all(1.0f - a.beta1), load(first + i));
-            const Floats v = fma(mul(g, g), all(1.0f - a.beta2), mul(load(second + i), all(a.beta2)));
-            const Floats kept = mul(load(weight + i), all(1.0f - a.decay));
-            const Floats w = sub(kept, div(mul(rate, m), fma(square_root(v), root, all(a.eps))));
-            store(first + i, m);
-            store(second + i, v);
-            store(weight + i, w);
-            if (copy != nullptr) store_bf16_exactly(copy + i, w);
-            for (const float* values : {weight, first, second}) after.add(values + i);
+// From element to element of one tensor, after so many steps; sums of what was there and of what is.
+Sums adamw_part(const AdamWTensor& t, double steps, int64_t begin, int64_t end) {
+    const AdamW& a = t.settings;
+    const Floats rate = all(static_cast<float>(a.lr / (1.0 - std::pow(a.beta1, steps))));
+    const Floats root = all(static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(a.beta2, steps))));
+    const float new_first = static_cast<float>(1.0 - a.beta1), new_second = static_cast<float>(1.0 - a.beta2);
+    Words before, after;
+    for (int64_t i = begin; i < end; i += kWidth) {
+        for (const float* values : {t.weight, t.first, t.second}) {
+            ask_ahead(values + i);
+            before.add(values + i);
         }
-        sums[part] = {before.sum(), after.sum()};
+        ask_ahead(t.gradient, i);
+        const Floats g = mul(gradient_at(t.gradient, i), all(a.grad_scale));
+        const Floats m = fma(sub(g, load(t.first + i)), all(new_first), load(t.first + i));
+        const Floats v = fma(mul(g, g), all(new_second), mul(load(t.second + i), all(static_cast<float>(a.beta2))));
+        const Floats kept = mul(load(t.weight + i), all(1.0f - a.decay));
+        const Floats w = sub(kept, div(mul(rate, m), fma(square_root(v), root, all(a.eps))));
+        store(t.first + i, m);
+        store(t.second + i, v);
+        store(t.weight + i, w);
+        if (t.copy != nullptr) store_bf16_exactly(t.copy + i, w);
+        for (const float* values : {t.weight, t.first, t.second}) after.add(values + i);
+    }
+    return {before.sum(), after.sum()};
+}
+
+inline uint32_t bits_of(float number) {
+    uint32_t bits;
+    std::memcpy(&bits, &number, sizeof(bits));
+    return bits;
+}
+
+Sums adamw(const Team& team, const AdamWTensor* tensors, int count) {
+    const Parts parts(count, [&](int i) { return tensors[i].gradient.count; });
+    const std::unique_ptr<Sums[]> sums(new Sums[parts.count()]);
+    for_each_part(team, parts.count(), [&](int number) {
+        int array, part;
+        parts.find(number, &array, &part);
+        const AdamWTensor& t = tensors[array];
+        sums[number] = adamw_part(t, *t.step + 1.0, part * kElements, end_of(part, t.gradient.count, kElements));
     });
     Sums total{0, 0};
-    for (int part = 0; part < parts; ++part) {
-        total.before += sums[part].before;
-        total.after += sums[part].after;
+    for (int i = 0; i < count; ++i) {
+        total.before += bits_of(*tensors[i].step);
+        total.after += bits_of(*tensors[i].step += 1.0f);
+    }
+    for (int number = 0; number < parts.count(); ++number) {
+        total.before += sums[number].before;
+        total.after += sums[number].after;
     }
     return total;
 }

@@ -94,9 +94,9 @@ def gradient_norm(grads: Sequence[Tensor], world: World) -> float:
 
 def _length(grads: Sequence[Tensor]) -> float:
     native = training_kernels()
-    one_by_one = [grad for grad in grads if native and takes_gradient(grad)]
+    taken = [grad for grad in grads if native and takes_gradient(grad)]
     together = float(nn.utils.get_total_norm([grad for grad in grads if not (native and takes_gradient(grad))]))
-    return math.sqrt(sum((native.squares(grad) for grad in one_by_one if native), together * together))
+    return math.sqrt((native.squares(taken) if native else 0.0) + together * together)
 
 
 def _copies(grad: Tensor, world: World) -> int:
