@@ -4,7 +4,7 @@
 
 A decoder of SmolLM2-135M's shape is trained on 2 × 512 tokens a step by AdamW: 1.6 GB of weights and moments. The bar
 is for one checkpoint a minute; here they come more often, so that there are several, and are scaled to one a minute.
-The first copy of each size finds its buffers new; those after it are what a long run has.
+The first copy of each size takes new memory; those after it are what a long run has.
 """
 
 from __future__ import annotations

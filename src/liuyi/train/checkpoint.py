@@ -71,7 +71,6 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._serial = 0
         self._anchors: Sequence[int] | None = None  # of the last one that was saved
-        self._staging: dict[str, Tensor] = {}
         self._held: dict[str, tuple[Piece, int]] = {}
         self._writes: set[str] = set()
 
@@ -130,13 +129,9 @@ class Checkpoints:
         self._pending = self._pool.submit(self._write, name, copies, state, written, anchors)
 
     def hold(self, snapshot: Snapshot) -> Held:
-        """A copy of the snapshot in the host's memory, good until the next one is saved.
-
-        It lies in the buffers that checkpoints are written from, as far as they reach and nobody reads them.
-        """
+        """A copy of the snapshot in the host's memory."""
         parts = held_parts(snapshot)
-        writing = self._pending is not None and not self._pending.done()
-        copies = copied({name: local for name, (_, local) in parts.items()}, {} if writing else self._staging)
+        copies = copied({name: local for name, (_, local) in parts.items()})
         held = {name: (piece, copies[name]) for name, (piece, _) in parts.items()}
         return Held(snapshot.step, held, deepcopy(snapshot.state), deepcopy(snapshot.own))
 
@@ -205,12 +200,13 @@ class Checkpoints:
         shutil.rmtree(doomed)
 
     def _copy(self, snapshot: Snapshot) -> tuple[dict[str, Piece], dict[str, Tensor]]:
-        """This process's share of the snapshot, in buffers that are the same from checkpoint to checkpoint."""
+        """This process's share of the snapshot. The memory of the copies is training's own again once they are
+        written, and has its pages already when the next ones are made."""
         parts = held_parts(snapshot)
         self._agree_on_shares({name: (piece, local.nbytes) for name, (piece, local) in parts.items()})
         mine = {name: parts[name] for name in parts if name in self._writes}
-        self._staging = copied({name: local for name, (_, local) in mine.items()}, self._staging)
-        return {name: piece for name, (piece, _) in mine.items()}, self._staging
+        copies = copied({name: local for name, (_, local) in mine.items()})
+        return {name: piece for name, (piece, _) in mine.items()}, copies
 
     def _agree_on_shares(self, held: dict[str, tuple[Piece, int]]) -> None:
         """Who writes what, decided anew when what is held has changed: the optimiser's state appears after a step."""

@@ -60,14 +60,12 @@ def held_parts(snapshot: Snapshot) -> dict[str, tuple[Piece, Tensor]]:
     }
 
 
-def copied(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the host's memory, in the buffers of these names where they fit."""
-    copies: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        buffer = buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        copies[name] = buffer.copy_(tensor, non_blocking=True)
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory."""
+    copies = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items()
+    }
     if any(tensor.is_cuda for tensor in tensors.values()):
         torch.cuda.synchronize()
     return copies
