@@ -105,6 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight = of_part.to(weight.dtype)
             else:
                 grad_weight.add_(of_part)
+            del of_part  # Or it is there when the next one is made.
         if weight_learns and grad_weight is None:
             grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
