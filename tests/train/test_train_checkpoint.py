@@ -378,4 +378,3 @@ def test_copies_go_once_they_are_written(tmp_path: Path, monkeypatch: pytest.Mon
             assert all(copy() is None for copy in copies)
     for step, path in enumerate(sorted(tmp_path.iterdir())):
         assert dict(Stored(path).group("model"))["w"].tolist() == [step] * 3
-
