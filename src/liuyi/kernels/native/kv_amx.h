@@ -45,6 +45,29 @@ LIUYI_INLINE int tile_depth(int bytes) { return bytes % 64 == 0 ? 64 : bytes % 3
 // The compiler does not know that tiles read memory: what was stored before must be there.
 LIUYI_INLINE void settle() { asm volatile("" ::: "memory"); }
 
+// Lane i of the result is what `join` makes of all lanes of vector i, in the order in which `sum` adds them up.
+template <class Join>
+LIUYI_INLINE Floats join_lanes(const Floats* of, const Join& join) {
+    Floats eights[8], fours[4], pairs[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        const Floats a = of[2 * i], b = of[2 * i + 1];
+        eights[i] = join(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const Floats a = eights[2 * i], b = eights[2 * i + 1];
+        fours[i] = join(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        const __m512d a = _mm512_castps_pd(fours[2 * i]), b = _mm512_castps_pd(fours[2 * i + 1]);
+        pairs[i] = join(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    const Floats turned = join(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd));
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), turned);
+}
+
 LIUYI_INLINE void ask_for(const uint8_t* from, int bytes) {
     for (int at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
 }

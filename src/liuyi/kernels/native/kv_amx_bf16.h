@@ -13,35 +13,6 @@
 namespace liuyi {
 namespace amx {
 
-// 2^x to a relative error of 9e-5, a twentieth of what rounding to bfloat16 costs; 2^0 is 1.
-LIUYI_INLINE Floats short_exp2(Floats x) {
-    const Floats r = _mm512_reduce_ps(x, 1);  // x − floor x
-    Floats p = all(0.07706735f);              // of all polynomials with p(0) = 1 the one of the least relative error
-    p = fma(p, r, all(0.22764465f));
-    p = fma(p, r, all(0.69511686f));
-    p = fma(p, r, all(1.0f));
-    return _mm512_scalef_ps(p, x);
-}
-
-// Lane i of the result is what `join` makes of all lanes of vector i.
-template <class Join>
-LIUYI_INLINE Floats join_lanes(const Floats* of, const Join& join) {
-    Floats pairs[8], fours[4];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-        pairs[i] = join(_mm512_unpacklo_ps(of[2 * i], of[2 * i + 1]), _mm512_unpackhi_ps(of[2 * i], of[2 * i + 1]));
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-        fours[i] = join(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-    }
-    const auto halves = [&](Floats a, Floats b) {
-        return join(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-    };
-    return halves(halves(fours[0], fours[1]), halves(fours[2], fours[3]));
-}
-
 // The attention of R rows over the keys in sight, of heads that are `Dim` wide, or of any width where it is 0: loops that
 // are unrolled overlap better. Tiles 0–3 hold sums: [rows][32] of the first 16 rows, then of the others.
 template <int R, int Dim>
@@ -71,8 +42,6 @@ class TileRows {
     static constexpr int kRowsAtOnce = R < 32 || Dim > 64 ? 4 : 8;
     // So far below kUnseen that it weighs nothing beside it.
     static constexpr float kHidden = -3e38f;
-    // The total of weights that joins other spans without loss, whose own may then weigh no less than 2^−64.
-    static constexpr float kMostTotal = 1 << 24;
 
     int dim() const { return Dim > 0 ? Dim : kv_.dim; }
     size_t query_bytes() const { return Dim > 0 ? 4 * Dim : kv_.query_bytes; }

@@ -8,21 +8,227 @@
 namespace liuyi {
 namespace amx {
 
+// The attention of up to 16 rows over the keys in sight, of heads that are `Dim` wide, or of any width where it is 0. Tiles
+// 0 and 1 hold sums of high and of low digits, 2 and 3 those of the other half of the keys or columns.
+template <int Dim>
+class Int8Rows {
+  public:
+    Int8Rows(AttentionTiles& tiles, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight, const Work& work,
+             Results& results)
+        : tiles_(tiles), rows_(rows), queries_(queries), kv_(kv), sight_(sight), work_(work), results_(results),
+          sums_(reinterpret_cast<int32_t*>(work.sums)) {
+        for (int row = 0; row < rows; ++row) {
+            const Int8Kv::QueryScale scale = Int8Kv::scale_of(queries + row * kv.query_bytes, kv.dim);
+            units_[row] = scale.scale;
+            _mm512_store_si512(starts_[row], all(256 * scale.high_start + scale.low_start));
+        }
+        for (int row = rows; row < kRows; ++row) units_[row] = 0;
+    }
+
+    void attend() {
+        store(results_.most, all(kUnseen));
+        weigh();
+        const uint32_t above = there() & _mm512_cmp_ps_mask(load(results_.total), all(kMostTotal), _CMP_NLE_UQ);
+        if (above != 0) {
+            for (int block = 0; block < sight_.blocks; ++block) {
+                multiply_keys(block);
+                keep_sums();
+                raise(block, above);
+            }
+            weigh();
+        }
+        split();
+        tiles_.set_depth(kWeightDepth);
+        for (int column = 0; column < dim(); column += 32) mix(column);
+    }
+
+  private:
+    static constexpr int kRows = 16, kRowsAtOnce = 4;
+    static constexpr int kWeightDepth = 64;
+    static constexpr int kTile = 16 * 16;
+
+    int dim() const { return Dim > 0 ? Dim : kv_.dim; }
+    uint32_t there() const { return _bzhi_u32(~0u, rows_); }
+    const float* scales_of(int block) const { return Int8Kv::scales(sight_.heads[block], dim()); }
+
+    // Which keys of a block a row sees.
+    LIUYI_INLINE uint32_t seen(int row, int block) const {
+        const auto ones = [](int count) { return _bzhi_u32(~0u, count < 0 ? 0 : count > 32 ? 32 : count); };
+        const int first = block * kBlockTokens;
+        return ones(sight_.high[row] - first) & ~ones(sight_.low[row] - first);
+    }
+    bool seen_by_all(int block) const {
+        const int first = block * kBlockTokens;
+        return first >= sight_.low_of_all && first + kBlockTokens <= sight_.high_of_all;
+    }
+
+    // Queries · the keys of a block.
+    LIUYI_INLINE void multiply_keys(int block) {
+        const int dim = this->dim(), depth = tile_depth(dim);
+        const bool fresh = block == 0 || depth < dim;
+        tiles_.set_depth(depth);
+        _tile_zero(0);
+        _tile_loadd(1, starts_, 64);
+        _tile_zero(2);
+        _tile_loadd(3, starts_, 64);
+#pragma GCC unroll 2
+        for (int d = 0; d < dim; d += depth) {
+            const uint8_t* keys = sight_.heads[block] + d * kBlockTokens;
+            if (fresh) {
+                _tile_loadd(4, queries_ + d, kv_.query_bytes);
+                _tile_loadd(5, queries_ + dim + d, kv_.query_bytes);
+            }
+            _tile_loadd(6, keys, 4 * kBlockTokens);
+            _tile_dpbsud(0, 4, 6);
+            _tile_dpbsud(1, 5, 6);
+            _tile_loadd(7, keys + 64, 4 * kBlockTokens);
+            _tile_dpbsud(2, 4, 7);
+            _tile_dpbsud(3, 5, 7);
+        }
+    }
+
+    void keep_sums() {
+        _tile_stored(0, sums_, 64);
+        _tile_stored(1, sums_ + kTile, 64);
+        _tile_stored(2, sums_ + 2 * kTile, 64);
+        _tile_stored(3, sums_ + 3 * kTile, 64);
+        settle();
+    }
+
+    // What both digits add up to, of a row and half of the keys or columns.
+    template <int bits>
+    LIUYI_INLINE Floats whole(int row, int half) const {
+        const int32_t* sums = sums_ + 2 * kTile * half + 16 * row;
+        return to_floats(add(_mm512_slli_epi32(load_ints(sums), bits), load_ints(sums + kTile)));
+    }
+
+    // Scores in the sums that are higher than what some rows have become that.
+    void raise(int block, uint32_t rows) {
+        const float* scales = scales_of(block);
+        Floats of_rows[kRows];
+        uint32_t seeing = 0;
+        for (int row = 0; row < kRows; ++row) {
+            const uint32_t keys = row < rows_ ? seen(row, block) : 0;
+            seeing |= static_cast<uint32_t>(keys != 0) << row;
+            const auto half = [&](int i) {
+                const Floats scores = mul(whole<8>(row, i), load(scales + 16 * i));
+                return _mm512_mask_mov_ps(all(kUnseen), static_cast<__mmask16>(keys >> 16 * i), scores);
+            };
+            of_rows[row] = max(half(0), half(1));
+        }
+        const Floats here = mul(join_lanes(of_rows, [](Floats a, Floats b) { return max(a, b); }), load(units_));
+        const Floats most = load(results_.most);
+        store(results_.most, _mm512_mask_max_ps(most, static_cast<__mmask16>(rows & seeing), most, here));
+    }
+
+    // Turns the sums of a block into weights times the scales of the values.
+    LIUYI_INLINE void soften(int block) {
+        if (seen_by_all(block)) soften_block<true>(block);
+        else soften_block<false>(block);
+    }
+    template <bool whole_block>
+    void soften_block(int block) {
+        const float* scales = scales_of(block);
+        const Floats key_scales[2] = {load(scales), load(scales + 16)}, value_scales[2] = {load(scales + 32), load(scales + 48)};
+        for (int first = 0; first < rows_; first += kRowsAtOnce) {
+#pragma GCC unroll 4
+            for (int row = first; row < first + kRowsAtOnce; ++row) {
+                const Floats unit = all(units_[row]), most = all(results_.most[row]);
+                const uint32_t keys = whole_block || row >= rows_ ? 0 : seen(row, block);
+                float* out = work_.weights(row) + block * kBlockTokens;
+                Floats total = totals_[row], top = tops_[row];
+#pragma GCC unroll 2
+                for (int half = 0; half < 2; ++half) {
+                    const Floats scores = mul(whole<8>(row, half), key_scales[half]);
+                    Floats weights = short_exp2(_mm512_fmsub_ps(scores, unit, most));
+                    if (!whole_block) weights = _mm512_maskz_mov_ps(static_cast<__mmask16>(keys >> 16 * half), weights);
+                    total = add(total, weights);
+                    const Floats scaled = mul(weights, value_scales[half]);
+                    top = max(top, scaled);
+                    store(out + 16 * half, scaled);
+                }
+                totals_[row] = total;
+                tops_[row] = top;
+            }
+        }
+    }
+
+    void weigh() {
+        for (int row = 0; row < kRows; ++row) totals_[row] = tops_[row] = zero();
+        for (int block = 0; block < sight_.blocks; ++block) {
+            if (sight_.once) ask_for(sight_.next(block), kBlockTokens * dim());
+            multiply_keys(block);
+            if (block > 0) soften(block - 1);
+            keep_sums();
+            const uint32_t unseen = there() & _mm512_cmp_ps_mask(load(results_.most), all(kUnseen), _CMP_EQ_OQ);
+            if (unseen != 0) raise(block, unseen);
+        }
+        soften(sight_.blocks - 1);
+        store(results_.total, join_lanes(totals_, [](Floats a, Floats b) { return add(a, b); }));
+    }
+
+    // Weights become digits.
+    void split() {
+        const int keys = sight_.keys();
+        alignas(64) float tops[kRows];
+        store(tops, join_lanes(tops_, [](Floats a, Floats b) { return max(a, b); }));
+        for (int row = 0; row < rows_; ++row) {
+            float* weights = work_.weights(row);
+            for (int key = keys; key % kWeightDepth != 0; key += 16) store(weights + key, zero());
+            work_.scales[row] = Int8Kv::split(weights, keys, tops[row], work_.digits(row, 0), work_.digits(row, 1));
+        }
+        settle();
+    }
+
+    // Weights · 32 columns of the values.
+    void mix(int column) {
+        const int dim = this->dim();
+        const bool wide = column + 16 < dim;
+        clear_sums();
+        for (int key = 0; key < sight_.keys(); key += kWeightDepth) {
+            const uint8_t* v = work_.values + key * dim + 4 * column;
+            _tile_loadd(4, work_.digits(0, 0) + key, kSpanTokens);
+            _tile_loadd(5, work_.digits(0, 1) + key, kSpanTokens);
+            _tile_loadd(6, v, 4 * dim);
+            _tile_dpbusd(0, 4, 6);
+            _tile_dpbusd(1, 5, 6);
+            if (wide) {
+                _tile_loadd(7, v + 64, 4 * dim);
+                _tile_dpbusd(2, 4, 7);
+                _tile_dpbusd(3, 5, 7);
+            }
+        }
+        keep_sums();
+        for (int row = 0; row < rows_; ++row) {
+            float* out = work_.mixed + row * dim + column;
+            const Floats scale = all(work_.scales[row]);
+            store(out, mul(whole<7>(row, 0), scale));
+            if (wide) store(out + 16, mul(whole<7>(row, 1), scale));
+        }
+    }
+
+    AttentionTiles& tiles_;
+    const int rows_;
+    const uint8_t* queries_;
+    const KvLayout& kv_;
+    const Sight& sight_;
+    const Work& work_;
+    Results& results_;
+    int32_t* sums_;  // [4][16][16]
+    alignas(64) int32_t starts_[kRows][16];  // of the low digits: takes the +128 of the keys out again
+    alignas(64) float units_[kRows];
+    Floats totals_[kRows], tops_[kRows];
+};
+
 struct Int8TileKv : Int8Kv {
     static constexpr int kMostRows = 16;
     static constexpr int kFewRows = 3;
-    static constexpr int kWeightDepth = 64;
 
     struct Session {
         explicit Session(int rows) : few(rows <= kFewRows), tiles(rows) {}
         bool few;  // rows for which vectors are as fast, as when decoding; they give the same bits
         AttentionTiles tiles;
     };
-
-    static void attend_span(Session& session, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight,
-                            const Work& work, Results& results) {
-        attend_in_steps<Int8TileKv>(session, rows, queries, kv, sight, work, results);
-    }
 
     // Values of two blocks follow each other, so that a tile of weights is as deep as it can be.
     static void open_span(const Session& session, const Sight& sight, int dim, const Work& work) {
@@ -34,122 +240,18 @@ struct Int8TileKv : Int8Kv {
         }
     }
 
-    static void score(Session& session, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight, const Work& work) {
+    static void attend_span(Session& session, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight,
+                            const Work& work, Results& results) {
         if (session.few) {
             NoSession none(rows);
-            return Int8Kv::score(none, rows, queries, kv, sight, work);
+            return Int8Kv::attend_span(none, rows, queries, kv, sight, work, results);
         }
-        const int dim = kv.dim, depth = tile_depth(dim);
-        int32_t starts[kMostRows];
-        for (int r = 0; r < rows; ++r) {
-            const QueryScale scale = scale_of(queries + r * kv.query_bytes, dim);
-            starts[r] = 256 * scale.high_start + scale.low_start;
-        }
-        session.tiles.set_depth(depth);
-        int32_t* sums = reinterpret_cast<int32_t*>(work.sums);
-        for (int block = 0; block < sight.blocks; ++block) {
-            const uint8_t* head = sight.heads[block];
-            const bool fresh = block == 0 || depth < dim;
-            if (sight.once) ask_for(sight.next(block), kBlockTokens * dim);
-            multiply_first(queries, kv.query_bytes, head, dim, depth, fresh);
-            if (block > 0) {
-                store_second(sums);
-                to_scores(rows, starts, sums, scales(sight.heads[block - 1], dim), work.scores + (block - 1) * kBlockTokens);
-            }
-            multiply_second(queries, kv.query_bytes, head, dim, depth, depth < dim);
-            store_first(sums);
-        }
-        store_second(sums);
-        to_scores(rows, starts, sums, scales(sight.heads[sight.blocks - 1], dim), work.scores + (sight.blocks - 1) * kBlockTokens);
-    }
-
-    // Queries · the first 16 keys of a block, in tiles 0 (the high bytes) and 1 (the low ones).
-    LIUYI_INLINE static void multiply_first(const uint8_t* queries, size_t query_bytes, const uint8_t* keys, int dim, int depth,
-                                            bool fresh) {
-        _tile_zero(0);
-        _tile_zero(1);
-        for (int d = 0; d < dim; d += depth) {
-            if (fresh) {
-                _tile_loadd(4, queries + d, query_bytes);
-                _tile_loadd(5, queries + dim + d, query_bytes);
-            }
-            _tile_loadd(6, keys + d * kBlockTokens, 4 * kBlockTokens);
-            _tile_dpbsud(0, 4, 6);
-            _tile_dpbsud(1, 5, 6);
-        }
-    }
-    // The same for the others, in tiles 2 and 3.
-    LIUYI_INLINE static void multiply_second(const uint8_t* queries, size_t query_bytes, const uint8_t* keys, int dim, int depth,
-                                             bool fresh) {
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int d = 0; d < dim; d += depth) {
-            if (fresh) {
-                _tile_loadd(4, queries + d, query_bytes);
-                _tile_loadd(5, queries + dim + d, query_bytes);
-            }
-            _tile_loadd(7, keys + 64 + d * kBlockTokens, 4 * kBlockTokens);
-            _tile_dpbsud(2, 4, 7);
-            _tile_dpbsud(3, 5, 7);
-        }
-    }
-    LIUYI_INLINE static void store_first(int32_t* sums) {
-        _tile_stored(0, sums, 64);
-        _tile_stored(1, sums + 512, 64);
-    }
-    LIUYI_INLINE static void store_second(int32_t* sums) {
-        _tile_stored(2, sums + 256, 64);
-        _tile_stored(3, sums + 768, 64);
-    }
-
-    LIUYI_INLINE static void to_scores(int rows, const int32_t* starts, const int32_t* sums, const float* scale, float* out) {
-        const Floats first = load(scale), second = load(scale + 16);
-        for (int r = 0; r < rows; ++r) {
-            const Ints start = all(starts[r]);
-            const auto whole = [&](int at) {
-                return to_floats(add(add(_mm512_slli_epi32(load_ints(sums + at), 8), load_ints(sums + 512 + at)), start));
-            };
-            store(out + r * kSpanTokens, mul(whole(r * 16), first));
-            store(out + r * kSpanTokens + 16, mul(whole(256 + r * 16), second));
-        }
-    }
-
-    static void mix(Session& session, int rows, const Sight& sight, int dim, const Work& work) {
-        if (session.few) {
-            NoSession none(rows);
-            return Int8Kv::mix(none, rows, sight, dim, work);
-        }
-        int32_t* sums = reinterpret_cast<int32_t*>(work.sums);
-        settle();
-        session.tiles.set_depth(kWeightDepth);
-        for (int column = 0; column < dim; column += 32) {
-            const bool both = column + 16 < dim;
-            clear_sums();
-            for (int key = 0; key < sight.keys(); key += kWeightDepth) {
-                const uint8_t* v = work.values + key * dim + 4 * column;
-                _tile_loadd(4, work.digits(0, 0) + key, kSpanTokens);
-                _tile_loadd(5, work.digits(0, 1) + key, kSpanTokens);
-                _tile_loadd(6, v, 4 * dim);
-                _tile_dpbusd(0, 4, 6);
-                _tile_dpbusd(2, 5, 6);
-                if (both) {
-                    _tile_loadd(7, v + 64, 4 * dim);
-                    _tile_dpbusd(1, 4, 7);
-                    _tile_dpbusd(3, 5, 7);
-                }
-            }
-            _tile_stored(0, sums, 128);
-            _tile_stored(1, sums + 16, 128);
-            _tile_stored(2, sums + 512, 128);
-            _tile_stored(3, sums + 528, 128);
-            for (int r = 0; r < rows; ++r) {
-                for (int c = 0; c < (both ? 32 : 16); c += 16) {
-                    const int at = r * 32 + c;
-                    const Ints whole = add(_mm512_slli_epi32(load_ints(sums + at), 7), load_ints(sums + 512 + at));
-                    store(work.mixed + r * dim + column + c, mul(to_floats(whole), all(work.scales[r])));
-                }
-            }
-        }
+        const auto attend = [&](auto dim) {
+            Int8Rows<dim.value>(session.tiles, rows, queries, kv, sight, work, results).attend();
+        };
+        if (kv.dim == 64) attend(std::integral_constant<int, 64>{});
+        else if (kv.dim == 128) attend(std::integral_constant<int, 128>{});
+        else attend(std::integral_constant<int, 0>{});
     }
 };
 

@@ -120,7 +120,7 @@ struct FloatKv {
         for (int r = 0; r < rows; ++r) {
             float* row = work.scores + r * kSpanTokens;
             const auto put = [&](int key, Floats weight) { store(row + key, weight); };
-            results.total[r] = soften(row, sight.seen(r), sight.keys(), units[r], results.most[r], put);
+            results.total[r] = soften(row, sight.seen(r), sight.keys(), units[r], results.most[r], exp2, put);
         }
     }
 

@@ -17,7 +17,9 @@ struct Int8Kv {
     static void open_span(const NoSession&, const Sight&, int, const Work&) {}
     static void attend_span(NoSession& session, int rows, const uint8_t* queries, const KvLayout& kv, const Sight& sight,
                             const Work& work, Results& results) {
-        attend_in_steps<Int8Kv>(session, rows, queries, kv, sight, work, results);
+        score(session, rows, queries, kv, sight, work);
+        for (int r = 0; r < rows; ++r) weigh(r, unit(queries + r * kv.query_bytes, kv.dim), sight, kv.dim, work, results);
+        mix(session, rows, sight, kv.dim, work);
     }
 
     // A query: [dim] high bytes, [dim] low bytes, then this.
@@ -65,7 +67,7 @@ struct Int8Kv {
             high_sum = add(high_sum, first);
             low_sum = add(low_sum, rest);
         }
-        const QueryScale meta{most / 32512.0f, kWeightOffset * sum(high_sum), kWeightOffset * sum(low_sum), 0};
+        const QueryScale meta{most > 0 ? most / 32512.0f : 1.0f, kWeightOffset * sum(high_sum), kWeightOffset * sum(low_sum), 0};
         std::memcpy(query + 2 * dim, &meta, sizeof meta);
     }
 
@@ -148,42 +150,56 @@ struct Int8Kv {
         });
     }
 
-    // Weights times the scales of the values, in two digits of 7 bits; Work::scales makes them what they were.
-    static void weigh(int rows, const float* units, const Sight& sight, int dim, const Work& work, Results& results) {
-        float tops[kMostKernelRows];
-        for (int r = 0; r < rows; ++r) {
-            float* row = work.scores + r * kSpanTokens;
-            Floats most = zero();
-            const auto put = [&](int key, Floats weight) {
-                const float* scale = scales(sight.heads[key / kBlockTokens], dim) + kBlockTokens + key % kBlockTokens;
-                const Floats scaled = mul(weight, load(scale));
-                most = max(most, scaled);
-                store(row + key, scaled);
-            };
-            results.total[r] = soften(row, sight.seen(r), sight.keys(), units[r], results.most[r], put);
-            tops[r] = largest(most);
-            for (int key = sight.keys(); key % 64 != 0; key += kWidth) store(row + key, zero());
-        }
-        for (int r = 0; r < rows; ++r) {
-            const Floats inverse = all(tops[r] > 0 ? 16383.0f / tops[r] : 0.0f);
-            work.scales[r] = tops[r] / 16383.0f;
-            split(work.scores + r * kSpanTokens, sight.keys(), inverse, work.digits(r, 0), work.digits(r, 1));
-        }
+    // The highest score of the first block in which a row sees a key.
+    LIUYI_INLINE static float highest_of_first(const float* scores, const Seen& seen) {
+        const int end = (seen.low / kBlockTokens + 1) * kBlockTokens;
+        Floats most = all(kUnseen);
+        for (int key = seen.begin; key < end && key < seen.end; key += kWidth) most = max(most, load(scores + key));
+        return largest(most);
     }
 
-    LIUYI_INLINE static void split(const float* weights, int keys, Floats inverse, uint8_t* high, uint8_t* low) {
+    // Weights times the scales of the values, in two digits of 7 bits; Work::scales makes them what they were. Weights are
+    // relative to the highest score of the first block or, where they add up to too much, of all: the matrix unit can have
+    // that of the first one early.
+    static void weigh(int row, float unit, const Sight& sight, int dim, const Work& work, Results& results) {
+        float *scores = work.scores + row * kSpanTokens, *weights = work.weights(row);
+        const Seen seen = sight.seen(row);
+        Floats top;
+        const auto put = [&](int key, Floats weight) {
+            const float* scale = scales(sight.heads[key / kBlockTokens], dim) + kBlockTokens + key % kBlockTokens;
+            const Floats scaled = mul(weight, load(scale));
+            top = max(top, scaled);
+            store(weights + key, scaled);
+        };
+        const float most = highest(scores, seen);
+        for (const float from : {highest_of_first(scores, seen), most}) {
+            top = zero();
+            results.most[row] = unit * from;
+            results.total[row] = soften(scores, seen, sight.keys(), unit, results.most[row], short_exp2, put);
+            if (results.total[row] <= kMostTotal) break;
+        }
+        for (int key = sight.keys(); key % 64 != 0; key += kWidth) store(weights + key, zero());
+        work.scales[row] = split(weights, sight.keys(), largest(top), work.digits(row, 0), work.digits(row, 1));
+    }
+
+    // Returns what makes numbers of two digits weights again, of which `top` is the highest.
+    LIUYI_INLINE static float split(const float* weights, int keys, float top, uint8_t* high, uint8_t* low) {
+        const Floats inverse = all(top > 0 ? 16383.0f / top : 0.0f);
+        for (int key = 0; key < keys; key += 64) split_64(weights + key, inverse, high + key, low + key);
+        return top / 16383.0f;
+    }
+
+    LIUYI_INLINE static void split_64(const float* weights, Floats inverse, uint8_t* high, uint8_t* low) {
         const auto whole = [&](int key) { return to_ints(mul(load(weights + key), inverse)); };
 #if defined(__AVX512F__)
         const Ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), seven = _mm512_set1_epi16(127);
-        for (int key = 0; key < keys; key += 64) {
-            const Ints a = _mm512_packs_epi32(whole(key), whole(key + 16)), b = _mm512_packs_epi32(whole(key + 32), whole(key + 48));
-            const Ints tops = _mm512_packus_epi16(_mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7));
-            const Ints rests = _mm512_packus_epi16(_mm512_and_si512(a, seven), _mm512_and_si512(b, seven));
-            _mm512_storeu_si512(high + key, _mm512_permutexvar_epi32(order, tops));
-            _mm512_storeu_si512(low + key, _mm512_permutexvar_epi32(order, rests));
-        }
+        const Ints a = _mm512_packs_epi32(whole(0), whole(16)), b = _mm512_packs_epi32(whole(32), whole(48));
+        const Ints tops = _mm512_packus_epi16(_mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7));
+        const Ints rests = _mm512_packus_epi16(_mm512_and_si512(a, seven), _mm512_and_si512(b, seven));
+        _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, tops));
+        _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, rests));
 #else
-        for (int key = 0; key < keys; key += kWidth) {
+        for (int key = 0; key < 64; key += kWidth) {
             const Ints v = whole(key);
             store_bytes(reinterpret_cast<int8_t*>(high + key), shift_right<7>(v));
             store_bytes(reinterpret_cast<int8_t*>(low + key), bits_and(v, all(127)));

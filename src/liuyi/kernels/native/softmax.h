@@ -15,6 +15,23 @@ struct Partial {
 
 constexpr float kUnseen = -1e30f;
 
+// The total of weights that joins other spans without loss, whose own may then weigh no less than 2^−64.
+constexpr float kMostTotal = 1 << 24;
+
+// 2^x to a relative error of 9e-5, less than rounded weights are off; 2^0 is 1.
+LIUYI_INLINE Floats short_exp2(Floats x) {
+#if defined(__AVX512F__)
+    const Floats r = _mm512_reduce_ps(x, 1);  // x − floor x
+    Floats p = all(0.07706735f);              // of all polynomials with p(0) = 1 the one of the least relative error
+    p = fma(p, r, all(0.22764465f));
+    p = fma(p, r, all(0.69511686f));
+    p = fma(p, r, all(1.0f));
+    return _mm512_scalef_ps(p, x);
+#else
+    return exp2(x);
+#endif
+}
+
 LIUYI_INLINE Floats zero_unseen(Floats weights, Floats scores) {
 #if defined(__AVX512F__)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(scores, all(kUnseen), _CMP_NEQ_UQ), weights);
@@ -45,15 +62,16 @@ LIUYI_INLINE float highest(float* scores, const Seen& seen) {
     return largest(max(even, odd));
 }
 
-// Gives `put(key, weights)` the weights 2^(unit·score − most) of all keys, a vector at a time, in order where the row sees
-// any; zero where it does not. Returns their sum.
-template <class Put>
-LIUYI_INLINE float soften(const float* scores, const Seen& seen, int keys, float unit, float most, const Put& put) {
+// Gives `put(key, weights)` the weights power(unit·score − most) of all keys, a vector at a time, in order where the row
+// sees any; zero where it does not. Returns their sum.
+template <class Power, class Put>
+LIUYI_INLINE float soften(const float* scores, const Seen& seen, int keys, float unit, float most, const Power& power,
+                          const Put& put) {
     for (int key = 0; key < seen.begin; key += kWidth) put(key, zero());
     Floats sums = zero();
     for (int key = seen.begin; key < seen.end; key += kWidth) {
         const Floats score = load(scores + key);
-        Floats weights = exp2(fma(score, all(unit), all(-most)));
+        Floats weights = power(fma(score, all(unit), all(-most)));
         if (seen.partly(key)) weights = zero_unseen(weights, score);
         sums = add(sums, weights);
         put(key, weights);

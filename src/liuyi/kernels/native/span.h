@@ -24,7 +24,7 @@ struct Sight {
 
 // Scratch of one thread.
 struct Work {
-    float* scores;    // [most rows][256]: scores, then weights
+    float* scores;    // [most rows][256]: scores, then weights; or both, of half as many rows
     float* mixed;     // [most rows][dim]: what the rows of a kernel get of a span
     uint8_t* packed;  // [most rows][256] weights of two bytes, or of two digits of a byte each
     float* scales;    // [most rows], of the packed weights
@@ -32,6 +32,7 @@ struct Work {
     uint8_t* values;  // [256][dim] bytes
     Joined stretch, all;  // of the rows of a tile
 
+    float* weights(int row) const { return scores + (kMostKernelRows / 2 + row) * kSpanTokens; }
     uint8_t* digits(int row, int digit) const { return packed + (digit * kMostKernelRows + row) * kSpanTokens; }
 };
 
