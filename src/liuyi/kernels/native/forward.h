@@ -144,21 +144,34 @@ struct Pass {
         }
     }
 
+    // Where the heads of a piece's block lie.
+    uint8_t* heads_of(const Piece& piece, int layer) const {
+        const size_t entry = static_cast<size_t>(piece.sequence) * step.most_blocks + piece.position / kBlockTokens;
+        return step.cache + step.tables[entry] * step.kv.block_bytes + layer * step.kv.layer_bytes;
+    }
+
+    template <class Kv>
+    void ask_for_slots(const Piece& piece, int layer) const {
+        const uint8_t* head = heads_of(piece, layer);
+        for (int i = 0; i < step.shape.kv_heads; ++i, head += step.kv.head_bytes) {
+            Kv::ask_for_slot(head, step.kv.dim, piece.position % kBlockTokens);
+        }
+    }
+
     // Norms and rotations of queries and keys; keys and values into the cache. A block of it is filled by one thread.
     template <class Kv>
-    void keep(const Rows& rows, Range pieces, const Layer& layer, int index, float* head_row) const {
+    void keep(const Rows& rows, Range pieces, const Layer& layer, int index, float* head_rows) const {
         const Shape& shape = step.shape;
         const int width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, group = shape.heads / shape.kv_heads;
         const int half = shape.head_dim / 2, dim = step.kv.dim;
         const float scale = kLog2E / __builtin_sqrtf(static_cast<float>(shape.head_dim));
-        std::memset(head_row, 0, dim * sizeof(float));
+        const int turned = shape.heads + shape.kv_heads;
         const Range mine = this->mine(pieces.end - pieces.begin);
         for (int p = pieces.begin + mine.begin; p < pieces.begin + mine.end; ++p) {
             const Piece& piece = step.piece_list[p];
-            const int32_t block =
-                step.tables[static_cast<size_t>(piece.sequence) * step.most_blocks + piece.position / kBlockTokens];
-            uint8_t* heads = step.cache + block * step.kv.block_bytes + index * step.kv.layer_bytes;
+            uint8_t* heads = heads_of(piece, index);
             const int slot = piece.position % kBlockTokens;
+            if (p + 1 < pieces.begin + mine.end) ask_for_slots<Kv>(step.piece_list[p + 1], index);
             // What a block held before may not be finite, and unseen values are multiplied by zero, not left out.
             if (slot == 0) std::memset(heads, 0, step.kv.layer_bytes);
             for (int i = 0; i < piece.count; ++i) {
@@ -172,18 +185,26 @@ struct Pass {
                 adapt(token, index, v_proj, normed, shape.hidden, projected + queries + keys, keys);
                 const size_t angle = static_cast<size_t>(step.angles_by_token ? token : piece.position + i) * half;
                 const float *cosines = step.cosines + angle, *sines = step.sines + angle;
-                for (int head = 0; head < shape.heads; ++head, row += shape.head_dim) {
-                    rotate(row, layer.q_norm.as<float>(), shape.norm_eps, cosines, sines, half, scale, head_row);
+                if (dim > shape.head_dim) std::memset(head_rows, 0, static_cast<size_t>(turned) * dim * sizeof(float));
+                for (int head = 0; head < turned; ++head, row += shape.head_dim) {
+                    const bool query = head < shape.heads;
+                    const float* norm = (query ? layer.q_norm : layer.k_norm).as<float>();
+                    rotate(row, norm, shape.norm_eps, cosines, sines, half, query ? scale : 1.0f, head_rows + head * dim);
+                }
+                Kv::turn(head_rows, turned, dim);
+                const float* head_row = head_rows;
+                for (int head = 0; head < shape.heads; ++head, head_row += dim) {
                     const size_t at = (static_cast<size_t>(head / group) * step.tokens + token) * group + head % group;
                     Kv::write_query(head_row, dim, step.queries + at * step.kv.query_bytes);
                 }
-                for (int head = 0; head < shape.kv_heads; ++head, row += shape.head_dim) {
-                    rotate(row, layer.k_norm.as<float>(), shape.norm_eps, cosines, sines, half, 1.0f, head_row);
+                for (int head = 0; head < shape.kv_heads; ++head, head_row += dim) {
                     Kv::write_key(heads + head * step.kv.head_bytes, dim, slot + i, head_row);
                 }
                 for (int head = 0; head < shape.kv_heads; ++head, row += shape.head_dim) {
-                    std::memcpy(head_row, row, shape.head_dim * sizeof(float));
-                    Kv::write_value(heads + head * step.kv.head_bytes, dim, slot + i, head_row);
+                    float* value = head_rows;
+                    std::memcpy(value, row, shape.head_dim * sizeof(float));
+                    std::memset(value + shape.head_dim, 0, (dim - shape.head_dim) * sizeof(float));
+                    Kv::write_value(heads + head * step.kv.head_bytes, dim, slot + i, value);
                 }
             }
         }

@@ -1,7 +1,9 @@
 // What the formats of keys and values share. Each format is a struct with the same functions, against which forward.h and
 // attention.h are written. A "query" below is one head of one token as the format wants it, `query_bytes` apart; `dim` is
 // the padded head_dim.
+//   turn   all queries and keys of a token, [heads][dim], before they are written; no product changes
 //   write_query, write_key, write_value   to memory, from float32
+//   ask_for_slot   for the memory that a token's key and value go to
 //   open_span     what the rows of a unit need in common
 //   attend_span   the softmax of rows over the keys in sight, and values mixed with it, to Work::mixed
 // Formats that do this in steps, one after the other for all keys in sight, have these apart:
@@ -46,6 +48,8 @@ LIUYI_INLINE void with_rows(int rows, const F& f) {
 struct NoSession {
     explicit NoSession(int) {}
 };
+
+LIUYI_INLINE void ask_for_line(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // What a decoding step reads of the cache it reads once: a kernel with few rows asks for the next block of keys and for
 // the values of this block while it computes.

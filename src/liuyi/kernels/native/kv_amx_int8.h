@@ -20,7 +20,7 @@ class Int8Rows {
         for (int row = 0; row < rows; ++row) {
             const Int8Kv::QueryScale scale = Int8Kv::scale_of(queries + row * kv.query_bytes, kv.dim);
             units_[row] = scale.scale;
-            _mm512_store_si512(starts_[row], all(256 * scale.high_start + scale.low_start));
+            _mm512_store_si512(starts_[row], all(scale.start));
         }
         for (int row = rows; row < kRows; ++row) units_[row] = 0;
     }

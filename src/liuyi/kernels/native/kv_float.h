@@ -62,11 +62,19 @@ struct FloatKv {
     static T* values(uint8_t* head, int dim) { return reinterpret_cast<T*>(head) + kBlockTokens * dim; }
     static const T* values(const uint8_t* head, int dim) { return reinterpret_cast<const T*>(head) + kBlockTokens * dim; }
 
+    static void turn(float*, int, int) {}
     static void write_query(const float* q, int dim, uint8_t* query) { std::memcpy(query, q, dim * sizeof(float)); }
     static float unit(const uint8_t*, int) { return 1.0f; }
 
     static void write_key(uint8_t* head, int dim, int slot, const float* k) {
         Pairs::write_column(reinterpret_cast<T*>(head), kBlockTokens, slot, k, dim);
+    }
+    static void ask_for_slot(const uint8_t* head, int dim, int slot) {
+        constexpr int together = 4 / sizeof(T);  // rows of keys that lie side by side
+        const T* keys = reinterpret_cast<const T*>(head) + together * slot;
+        for (int d = 0; d < dim; d += together) ask_for_line(keys + d * kBlockTokens);
+        const T* row = values(head, dim) + slot / together * together * dim;
+        for (int column = 0; column < together * dim; column += 64 / sizeof(T)) ask_for_line(row + column);
     }
     static void write_value(uint8_t* head, int dim, int slot, const float* v) {
         Pairs::write_row(values(head, dim), dim, slot, v);

@@ -25,8 +25,8 @@ struct Int8Kv {
     // A query: [dim] high bytes, [dim] low bytes, then this.
     struct QueryScale {
         float scale;
-        int32_t high_start, low_start;  // take the +128 of the keys out again
-        int32_t unused;
+        int32_t start;  // takes the +128 of the keys out of the low bytes' sum again
+        int32_t unused[2];
     };
 
     static uint8_t* values(uint8_t* head, int dim) { return head + kBlockTokens * dim; }
@@ -44,30 +44,27 @@ struct Int8Kv {
 
     // Queries and keys are rotated alike before they are rounded, where a head is of whole groups of 64: their products
     // stay, and the few columns in which all keys are large no longer make the steps of the others coarse.
-    LIUYI_INLINE static const float* rotated(const float* x, int dim, float* space) {
-        if (dim % kRotated != 0) return x;
-        for (int d = 0; d < dim; d += kRotated) rotate_block(x + d, space + d);
-        return space;
+    static void turn(float* heads, int count, int dim) {
+        if (dim % kRotated != 0) return;
+        const int blocks = count * dim / kRotated;
+        int block = 0;
+        for (; block + 2 <= blocks; block += 2) rotate_two_blocks(heads + block * kRotated);
+        if (block < blocks) rotate_block(heads + block * kRotated, heads + block * kRotated);
     }
 
     static void write_query(const float* q, int dim, uint8_t* query) {
-        alignas(64) float space[512];
-        q = rotated(q, dim, space);
         const float most = largest_magnitude(q, dim);
-        const float inverse = most > 0 ? 32512.0f / most : 0.0f;
+        const Floats inverse = all(most > 0 ? 32512.0f / most : 0.0f);
         int8_t* high = reinterpret_cast<int8_t*>(query);
         int8_t* low = high + dim;
-        Ints high_sum = all(0), low_sum = all(0);
+        Ints total = all(0);
         for (int d = 0; d < dim; d += kWidth) {
-            const Floats whole = nearest(mul(load(q + d), all(inverse)));
-            const Floats top = nearest(mul(add(whole, all(0.5f)), all(1.0f / 256.0f)));  // the rest is in −128..127
-            const Ints first = to_ints(top), rest = to_ints(fma(top, all(-256.0f), whole));
-            store_bytes(high + d, first);
-            store_bytes(low + d, rest);
-            high_sum = add(high_sum, first);
-            low_sum = add(low_sum, rest);
+            const Ints whole = to_ints(mul(load(q + d), inverse)), top = shift_right_signed<8>(add(whole, all(128)));
+            store_bytes(high + d, top);
+            store_bytes(low + d, sub(whole, shift_left<8>(top)));  // −128..127
+            total = add(total, whole);
         }
-        const QueryScale meta{most > 0 ? most / 32512.0f : 1.0f, kWeightOffset * sum(high_sum), kWeightOffset * sum(low_sum), 0};
+        const QueryScale meta{most > 0 ? most / 32512.0f : 1.0f, kWeightOffset * sum(total), {}};
         std::memcpy(query + 2 * dim, &meta, sizeof meta);
     }
 
@@ -85,10 +82,17 @@ struct Int8Kv {
         for (int d = 0; d < dim; d += kWidth) store_bytes(out + d, to_ints(mul(load(x + d), inverse)));
     }
 
+    static void ask_for_slot(const uint8_t* head, int dim, int slot) {
+        const uint8_t *key = head + 4 * slot, *value = values(head, dim) + slot / 4 * 4 * dim;
+        for (int at = 0; at < kBlockTokens * dim; at += 4 * kBlockTokens) ask_for_line(key + at);
+        for (int at = 0; at < 4 * dim; at += 64) ask_for_line(value + at);
+        ask_for_line(scales(head, dim) + slot);
+        ask_for_line(scales(head, dim) + kBlockTokens + slot);
+    }
+
     static void write_key(uint8_t* head, int dim, int slot, const float* k) {
-        alignas(64) float space[512];
         alignas(64) int8_t row[512];
-        round_row(rotated(k, dim, space), dim, scales(head, dim) + slot, row);
+        round_row(k, dim, scales(head, dim) + slot, row);
         for (int d = 0; d < dim; d += 4) {
             uint32_t four;
             std::memcpy(&four, row + d, 4);
@@ -100,7 +104,7 @@ struct Int8Kv {
         alignas(64) int8_t row[512];
         round_row(v, dim, scales(head, dim) + kBlockTokens + slot, row);
         uint8_t* quad = values(head, dim) + slot / 4 * 4 * dim + slot % 4;
-        for (int d = 0; d < dim; ++d) quad[4 * d] = static_cast<uint8_t>(row[d]);
+        for (int d = 0; d < dim; d += kWidth) store_bytes_apart(quad + 4 * d, row + d);
     }
 
     template <int R>
@@ -113,8 +117,8 @@ struct Int8Kv {
 #pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
                 const QueryScale start = scale_of(queries + r * kv.query_bytes, dim);
-                high[r][0] = high[r][1] = all(start.high_start);
-                low[r][0] = low[r][1] = all(start.low_start);
+                high[r][0] = high[r][1] = all(0);
+                low[r][0] = low[r][1] = all(start.start);
             }
             const uint8_t* keys = head + 4 * column;
             for (int d = 0; d < dim; d += 4, keys += 4 * kBlockTokens) {
@@ -134,7 +138,7 @@ struct Int8Kv {
             for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
                 for (int c = 0; c < 2; ++c) {
-                    const Floats whole = fma(to_floats(high[r][c]), all(256.0f), to_floats(low[r][c]));
+                    const Floats whole = to_floats(add(shift_left<8>(high[r][c]), low[r][c]));
                     const int at = column + c * kWidth;
                     store(out + r * kSpanTokens + at, mul(whole, load(scales(head, dim) + at)));
                 }

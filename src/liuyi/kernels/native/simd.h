@@ -52,6 +52,15 @@ LIUYI_INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 LIUYI_INLINE Ints to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
 LIUYI_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 LIUYI_INLINE Ints bits_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+LIUYI_INLINE Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+template <int bits>
+LIUYI_INLINE Ints shift_left(Ints a) {
+    return _mm512_slli_epi32(a, bits);
+}
+template <int bits>
+LIUYI_INLINE Ints shift_right_signed(Ints a) {
+    return _mm512_srai_epi32(a, bits);
+}
 template <int bits>
 LIUYI_INLINE Ints shift_right(Ints a) {
     return _mm512_srli_epi32(a, bits);
@@ -62,6 +71,11 @@ LIUYI_INLINE Floats times_power(Floats p, Floats shifted) {
 }
 // The low 8 bits of each of the 16 numbers, saturated.
 LIUYI_INLINE void store_bytes(int8_t* p, Ints v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v)); }
+// kWidth bytes to p[0], p[4], … without what lies between.
+LIUYI_INLINE void store_bytes_apart(uint8_t* p, const int8_t* bytes) {
+    const __m512i apart = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    _mm512_mask_storeu_epi8(p, 0x1111111111111111, apart);
+}
 LIUYI_INLINE Floats load_bytes(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
@@ -132,6 +146,15 @@ LIUYI_INLINE Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
 LIUYI_INLINE Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
 LIUYI_INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 LIUYI_INLINE Ints bits_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
+LIUYI_INLINE Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+template <int bits>
+LIUYI_INLINE Ints shift_left(Ints a) {
+    return _mm256_slli_epi32(a, bits);
+}
+template <int bits>
+LIUYI_INLINE Ints shift_right_signed(Ints a) {
+    return _mm256_srai_epi32(a, bits);
+}
 template <int bits>
 LIUYI_INLINE Ints shift_right(Ints a) {
     return _mm256_srli_epi32(a, bits);
@@ -142,6 +165,9 @@ LIUYI_INLINE Floats times_power(Floats p, Floats shifted) {
 LIUYI_INLINE void store_bytes(int8_t* p, Ints v) {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+LIUYI_INLINE void store_bytes_apart(uint8_t* p, const int8_t* bytes) {
+    for (int i = 0; i < kWidth; ++i) p[4 * i] = static_cast<uint8_t>(bytes[i]);
 }
 LIUYI_INLINE Floats load_bytes(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

@@ -146,7 +146,7 @@ inline size_t partial_floats(int dim) { return static_cast<size_t>(dim) + 16; }
 // Bytes that a thread needs: for the rows of a kernel their scores, mixed values, packed weights and scales, the sums of
 // four tiles, and the values of a span; for the rows of a tile of tokens the joined values, highest scores and totals, of a
 // stretch and of all.
-// Or one row of the residual stream.
+// Or one row of the residual stream, or all queries and keys of a token.
 constexpr int kMostKernelRows = 32;
 constexpr int kTileSums = 4 * 16 * 16;
 inline size_t work_bytes(const Shape& shape, int dim) {
@@ -154,8 +154,9 @@ inline size_t work_bytes(const Shape& shape, int dim) {
     const size_t kernel = kMostKernelRows * ((kSpanTokens + dim + 1) * sizeof(float) + 2 * kSpanTokens);
     const size_t span = kTileSums * sizeof(float) + kSpanTokens * dim;
     const size_t attention = kernel + span + 2 * rows * (dim + 2) * sizeof(float);
-    const size_t row = (shape.hidden + 64) * sizeof(float);
-    return ((attention > row ? attention : row) + 4095) / 4096 * 4096;
+    const size_t row = shape.hidden + 64, heads = static_cast<size_t>(shape.heads + shape.kv_heads) * dim;
+    const size_t others = (row > heads ? row : heads) * sizeof(float);
+    return ((attention > others ? attention : others) + 4095) / 4096 * 4096;
 }
 
 namespace avx2 {
