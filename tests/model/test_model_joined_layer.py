@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -99,6 +101,17 @@ def test_the_number_of_threads_changes_no_bits() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
+
+
+def test_layers_of_a_step_share_the_memory_of_what_they_do_not_keep_and_it_goes_with_the_step() -> None:
+    small, large = _run(_block(), rows=1)[1], _run(_block())[1]
+    both = _run(_block())[1]
+    assert both.grad_fn.scratch is large.grad_fn.scratch is not small.grad_fn.scratch  # type: ignore[union-attr]
+    held = weakref.ref(large.grad_fn.scratch)  # type: ignore[union-attr]
+    (large + both).sum().backward()
+    del large, both
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,30 @@ def _gradients(net: nn.Module, seed: int) -> None:
 
 
 @needs_kernels
+def test_reserved_state_is_none_until_a_step_and_begins_at_zero_whatever_lay_there() -> None:
+    found = []
+    for reserved in (True, False):
+        torch.manual_seed(0)
+        net = Net()
+        one_pass = OnePassAdamW(net.parameters(), lr=0.02, fused=True)
+        if reserved:
+            one_pass.reserve_state()
+            for state in one_pass._reserved.values():
+                state["exp_avg"].fill_(math.nan)
+                state["exp_avg_sq"].fill_(math.nan)
+            assert len(one_pass._reserved) == 1
+            assert not one_pass.state
+        for step in range(2):
+            _gradients(net, step)
+            one_pass.step_natively(1.0)
+            one_pass.step()
+            one_pass.reserve_state()
+        assert not one_pass._reserved
+        found.append([*net.parameters(), *(tensor for state in one_pass.state.values() for tensor in state.values())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@needs_kernels
 def test_it_steps_as_torch_does() -> None:
     torch.manual_seed(0)
     ours = Net()

@@ -9,6 +9,8 @@ working copies, attention without biases and norms of its own, whole rows, and n
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +65,9 @@ def joined_layer(
     return made
 
 
+_of_thread = threading.local()
+
+
 class _NativeLayer(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -77,13 +82,13 @@ class _NativeLayer(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         needed = native.layer_bytes(shape)
-        kept, scratch = (torch.empty(size, dtype=torch.uint8) for size in (needed.kept, needed.forward))
+        ctx.scratch = _scratch(max(needed.forward, needed.backward))
         qkv, output, gate_up, down = matrices
         inputs = x, *where, attention_norm, qkv, output, mlp_norm, gate_up, down
-        out = torch.empty_like(x)
-        native.layer(shape, _places(LayerInputs, inputs), kept, scratch, out)
+        kept, out = torch.empty(needed.kept, dtype=torch.uint8), torch.empty_like(x)
+        native.layer(shape, _places(LayerInputs, inputs), kept, ctx.scratch, out)
         ctx.save_for_backward(kept, *inputs)
-        ctx.shape, ctx.native, ctx.scratch_bytes = shape, native, needed.backward
+        ctx.shape, ctx.native = shape, native
         ctx.rows = [weight.shape[0] for weight in weights]
         return out
 
@@ -98,13 +103,28 @@ class _NativeLayer(torch.autograd.Function):
         pieces = torch.split(qkv.new_empty(sum(map(Tensor.numel, matrices))), [matrix.numel() for matrix in matrices])
         grad_qkv, grad_output, grad_gate_up, grad_down = map(Tensor.view_as, pieces, matrices)
         grads = grad_x, grad_attention_norm, grad_qkv, grad_output, grad_mlp_norm, grad_gate_up, grad_down
-        scratch = torch.empty(ctx.scratch_bytes, dtype=torch.uint8)
         ctx.native.layer_backward(
-            ctx.shape, _places(LayerInputs, inputs), kept, grad.contiguous(), scratch, _places(LayerGradients, grads)
+            ctx.shape,
+            _places(LayerInputs, inputs),
+            kept,
+            grad.contiguous(),
+            ctx.scratch,
+            _places(LayerGradients, grads),
         )
         q_k_v, gate_and_up = torch.split(grad_qkv, ctx.rows[:3]), grad_gate_up.chunk(2)
         weights = *q_k_v, grad_output, *gate_and_up, grad_down
         return grad_x, None, None, None, None, grad_attention_norm, grad_mlp_norm, *weights
+
+
+def _scratch(size_bytes: int) -> Tensor:
+    """Memory for what a layer does not keep, the same for all layers of a step: of its own each would leave a hole
+    between what two of them keep."""
+    held = getattr(_of_thread, "scratch", None)
+    scratch: Tensor | None = held() if held else None
+    if scratch is None or scratch.nbytes < size_bytes:
+        scratch = torch.empty(size_bytes, dtype=torch.uint8)
+        _of_thread.scratch = weakref.ref(scratch)
+    return scratch
 
 
 def _places(kind: type[Any], tensors: Any) -> Any:

@@ -136,6 +136,7 @@ class Trainer(Generic[M, B]):
                     self.log.begin()
                 self.checksum = checksum(self.optimiser.tensors())
                 self._save(must=True)
+            self.optimiser.reserve_state()
             saved = time.monotonic()
             self.meter.begin()
             while not self.over:

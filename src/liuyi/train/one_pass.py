@@ -26,6 +26,10 @@ from liuyi.model.working import WorkingCopy, working_copy
 class OnePassAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW(fused=True)`, native where it can be."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reserved: dict[Tensor, dict[str, Tensor]] = {}
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """As `torch.optim.AdamW`, whose fused step does not count its writes: a working copy would seem up to date."""
@@ -42,6 +46,18 @@ class OnePassAdamW(torch.optim.AdamW):
             for parameter in group["params"]:
                 if working_copy(parameter) is not None and _is_plain(parameter):
                     parameter.grad_dtype = None if as_made else parameter.dtype
+
+    def reserve_state(self) -> None:
+        """Take memory for the state that native steps will make, all at once and untouched. What is first taken between
+        two steps lies scattered where the activations were, and those of the next step find no place there."""
+        if training_kernels() is None:
+            return
+        fresh = [p for group in self.param_groups for p in group["params"] if _is_plain(p) and not self.state.get(p)]
+        memory = torch.empty(2 * sum(map(Tensor.numel, fresh)))
+        moments = iter(torch.split(memory, [parameter.numel() for parameter in fresh for _ in range(2)]))
+        for parameter in fresh:
+            first, second = (next(moments).view_as(parameter) for _ in range(2))
+            self._reserved[parameter] = {"step": torch.zeros(()), "exp_avg": first, "exp_avg_sq": second}
 
     def step_natively(self, grad_scale: float) -> tuple[Sums, set[int]]:
         """Step the parameters that can be, by their gradient times `grad_scale`, and drop their gradients.
@@ -71,8 +87,11 @@ class OnePassAdamW(torch.optim.AdamW):
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            if parameter not in self._reserved:
+                self.reserve_state()
+            state.update(self._reserved.pop(parameter))
+            for moment in state["exp_avg"], state["exp_avg_sq"]:
+                moment.zero_()
         kept = _written_copy(parameter)
         places = (tensor.data_ptr() for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"]))
         return AdamWTensor(settings, Gradient.of(parameter.grad), *places, kept.values.data_ptr() if kept else None)

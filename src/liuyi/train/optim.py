@@ -99,6 +99,12 @@ class Optimiser:
             if isinstance(optimiser, OnePassAdamW):
                 optimiser.keep_gradients_as_made(as_made)
 
+    def reserve_state(self) -> None:
+        """Take memory for state that the first step will make, before activations lie where it would."""
+        for optimiser in self.optimisers:
+            if isinstance(optimiser, OnePassAdamW):
+                optimiser.reserve_state()
+
     def step(self, factor: float, grad_scale: float = 1.0) -> tuple[int, int]:
         """One step with every peak learning rate times `factor`, by the gradients times `grad_scale`.
 

@@ -40,11 +40,12 @@ struct Sums {
     /* sum = x + delta where there is a delta; out = sum · scale · weight, scale [rows] = 1 / rms(sum) */               \
     void norm(const Team&, const float* x, const uint16_t* delta, const float* weight, float eps, int64_t rows,         \
               int size, float* sum, uint16_t* out, float* scale);                                                       \
-    /* grad_x = stream (what the sum got from elsewhere, or null) + the norm's own; the same as bfloat16 in grad_delta  \
-       where that is wanted; partials [ceil(rows / 64), size] is scratch */                                             \
-    void norm_backward(const Team&, const uint16_t* grad, const float* stream, const float* x, const float* scale,      \
-                       const float* weight, int64_t rows, int size, float* partials, float* grad_x,                     \
-                       uint16_t* grad_delta, float* grad_weight);                                                       \
+    /* Of the norm of x, or of x + delta: grad_x = stream (what the sum got from elsewhere, or null) + the norm's own;  \
+       the same as bfloat16 in grad_delta where that is wanted, and what the norm gave in out, which may lie where grad \
+       does; partials [ceil(rows / 64), size] is scratch */                                                             \
+    void norm_backward(const Team&, const uint16_t* grad, const float* stream, const float* x, const uint16_t* delta,   \
+                       const float* scale, const float* weight, int64_t rows, int size, float* partials, float* grad_x, \
+                       uint16_t* grad_delta, float* grad_weight, uint16_t* out);                                        \
     /* out = x + delta */                                                                                               \
     void add(const Team&, const float* x, const uint16_t* delta, int64_t count, float* out);                            \
     /* out = x as bfloat16 */                                                                                           \

@@ -47,8 +47,8 @@ LIUYI_API void liuyi_training_norm(int threads, const float* x, const uint16_t* 
 LIUYI_API void liuyi_training_norm_backward(int threads, const uint16_t* grad, const float* stream, const float* x,
                                             const float* scale, const float* weight, int64_t rows, int size,
                                             float* partials, float* grad_x, uint16_t* grad_delta, float* grad_weight) {
-    (newest() ? avx512::norm_backward : avx2::norm_backward)({borrowed, threads}, grad, stream, x, scale, weight, rows, size,
-                                                          partials, grad_x, grad_delta, grad_weight);
+    (newest() ? avx512::norm_backward : avx2::norm_backward)({borrowed, threads}, grad, stream, x, nullptr, scale, weight, rows,
+                                                          size, partials, grad_x, grad_delta, grad_weight, nullptr);
 }
 
 LIUYI_API void liuyi_training_add(int threads, const float* x, const uint16_t* delta, int64_t count, float* out) {

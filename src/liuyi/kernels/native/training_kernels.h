@@ -42,9 +42,9 @@ void norm(const Team& team, const float* x, const uint16_t* delta, const float* 
     });
 }
 
-void norm_backward(const Team& team, const uint16_t* grad, const float* stream, const float* x, const float* scale,
-                   const float* weight, int64_t rows, int size, float* partials, float* grad_x, uint16_t* grad_delta,
-                   float* grad_weight) {
+void norm_backward(const Team& team, const uint16_t* grad, const float* stream, const float* x, const uint16_t* delta,
+                   const float* scale, const float* weight, int64_t rows, int size, float* partials, float* grad_x,
+                   uint16_t* grad_delta, float* grad_weight, uint16_t* out) {
     const int parts = parts_of(rows, kRows);
     for_each_part(team, parts, [&](int part) {
         float* mine = partials + static_cast<int64_t>(part) * size;
@@ -52,17 +52,23 @@ void norm_backward(const Team& team, const uint16_t* grad, const float* stream, 
         for (int64_t row = part * kRows; row < end_of(part, rows, kRows); ++row) {
             const uint16_t* g = grad + row * size;
             const float* from = x + row * size;
+            const uint16_t* added = delta == nullptr ? nullptr : delta + row * size;
             const Floats r = all(scale[row]);
+            const auto scaled = [&](int i) {
+                const Floats v = load(from + i);
+                return mul(added == nullptr ? v : add(v, load_bf16(added + i)), r);
+            };
             Floats along = zero();
             for (int i = 0; i < size; i += kWidth) {
-                const Floats product = mul(load_bf16(g + i), mul(load(from + i), r));
+                const Floats product = mul(load_bf16(g + i), scaled(i));
                 store(mine + i, add(load(mine + i), product));
                 along = fma(product, load(weight + i), along);
             }
             const Floats mean = all(sum(along) / static_cast<float>(size));
             for (int i = 0; i < size; i += kWidth) {
-                const Floats weighted = mul(load_bf16(g + i), load(weight + i));
-                Floats v = mul(r, sub(weighted, mul(mul(load(from + i), r), mean)));
+                const Floats w = load(weight + i), normed = scaled(i);
+                Floats v = mul(r, sub(mul(load_bf16(g + i), w), mul(normed, mean)));
+                if (out != nullptr) store_bf16(out + row * size + i, mul(normed, w));
                 if (stream != nullptr) v = add(v, load(stream + row * size + i));
                 store(grad_x + row * size + i, v);
                 if (grad_delta != nullptr) store_bf16(grad_delta + row * size + i, v);

@@ -42,32 +42,34 @@ struct Sizes {
     int mixed, kv, qkv, gate_up, hidden, intermediate;
 };
 
+// What norms give is made again where they are differentiated, and the stream between attention and MLP with it.
 struct Kept {
     Kept(const LayerShape& s, Pieces pieces) {
         const Sizes n(s);
-        attention_in = pieces.take<uint16_t>(n.rows * n.hidden);
         attention_scale = pieces.take<float>(n.rows);
         qkv = pieces.take<uint16_t>(n.rows * n.qkv);
         mixed = pieces.take<uint16_t>(n.rows * n.mixed);
         lse = pieces.take<float>(n.rows * s.heads);
-        middle = pieces.take<float>(n.rows * n.hidden);
-        mlp_in = pieces.take<uint16_t>(n.rows * n.hidden);
+        delta = pieces.take<uint16_t>(n.rows * n.hidden);
         mlp_scale = pieces.take<float>(n.rows);
         gate_up = pieces.take<uint16_t>(n.rows * n.gate_up);
         bytes = pieces.bytes();
     }
-    uint16_t *attention_in, *qkv, *mixed, *mlp_in, *gate_up;
-    float *attention_scale, *lse, *middle, *mlp_scale;  // middle: the residual stream between attention and MLP
+    uint16_t *qkv, *mixed, *delta, *gate_up;  // delta: what attention adds to the stream
+    float *attention_scale, *lse, *mlp_scale;
     int64_t bytes;
 };
 
 struct ForwardScratch {
     ForwardScratch(const Sizes& n, Pieces pieces) {
-        delta = pieces.take<uint16_t>(n.rows * n.hidden);
+        normed = pieces.take<uint16_t>(n.rows * n.hidden);
+        middle = pieces.take<float>(n.rows * n.hidden);
         activated = pieces.take<uint16_t>(n.rows * n.intermediate);
+        delta = pieces.take<uint16_t>(n.rows * n.hidden);
         bytes = pieces.bytes();
     }
-    uint16_t *delta, *activated;
+    uint16_t *normed, *activated, *delta;
+    float* middle;  // The residual stream between attention and MLP.
     int64_t bytes;
 };
 
@@ -76,21 +78,19 @@ struct BackwardScratch {
     BackwardScratch(const Sizes& n, Pieces pieces) {
         normed = pieces.take<uint16_t>(n.rows * n.hidden);
         partials = pieces.take<float>((n.rows + 63) / 64 * n.hidden);
+        middle = pieces.take<float>(n.rows * n.hidden);
+        delta = pieces.take<uint16_t>(n.rows * n.hidden);
         Pieces mlp = pieces, attention = pieces;
         narrowed = mlp.take<uint16_t>(n.rows * n.hidden);
         activated = mlp.take<uint16_t>(n.rows * n.intermediate);
         gate_up = mlp.take<uint16_t>(n.rows * n.gate_up);
-        middle = attention.take<float>(n.rows * n.hidden);
-        delta = attention.take<uint16_t>(n.rows * n.hidden);
         mixed = attention.take<uint16_t>(n.rows * n.mixed);
         qkv = attention.take<uint16_t>(n.rows * n.qkv);
         bytes = std::max(mlp.bytes(), attention.bytes());
     }
-    uint16_t* normed;  // The gradient of what a norm gave.
-    float* partials;
-    uint16_t *narrowed, *activated, *gate_up;
-    float* middle;
-    uint16_t *delta, *mixed, *qkv;
+    uint16_t* normed;  // The gradient of what a norm gave, and then that itself.
+    float *partials, *middle;
+    uint16_t *delta, *narrowed, *activated, *gate_up, *mixed, *qkv;
     int64_t bytes;
 };
 
@@ -99,12 +99,15 @@ void linear(const Team& team, const uint16_t* x, const uint16_t* weight, int64_t
     product(team, {x, in_size, false}, {weight, in_size, true}, static_cast<int>(rows), out_size, in_size, out, out_size);
 }
 
-// Of such a product: grad_x = grad · weight, and grad_weight = gradᵀ · x.
-void linear_backward(const Team& team, const uint16_t* grad, const uint16_t* x, const uint16_t* weight, int64_t rows, int in_size,
-                     int out_size, uint16_t* grad_x, uint16_t* grad_weight) {
-    const int count = static_cast<int>(rows);
-    product(team, {grad, out_size, true}, {x, in_size, false}, out_size, in_size, count, grad_weight, in_size);
-    product(team, {grad, out_size, false}, {weight, in_size, false}, count, in_size, out_size, grad_x, in_size);
+// Of such a product: gradᵀ · x, and grad · weight.
+void weight_gradient(const Team& team, const uint16_t* grad, const uint16_t* x, int64_t rows, int in_size, int out_size,
+                     uint16_t* grad_weight) {
+    product(team, {grad, out_size, true}, {x, in_size, false}, out_size, in_size, static_cast<int>(rows), grad_weight, in_size);
+}
+
+void input_gradient(const Team& team, const uint16_t* grad, const uint16_t* weight, int64_t rows, int in_size, int out_size,
+                    uint16_t* grad_x) {
+    product(team, {grad, out_size, false}, {weight, in_size, false}, static_cast<int>(rows), in_size, out_size, grad_x, in_size);
 }
 
 FlashShape flash_shape(const LayerShape& s, const Sizes& n) {
@@ -129,18 +132,17 @@ void layer_forward(const Team& team, const LayerShape& s, const LayerInputs& in,
     const Sizes n(s);
     const Kept keep(s, Pieces(kept));
     const ForwardScratch mine(n, Pieces(scratch));
-    norm(team, in.x, nullptr, in.attention_norm, s.attention_eps, n.rows, n.hidden, nullptr, keep.attention_in,
-         keep.attention_scale);
-    linear(team, keep.attention_in, in.qkv, n.rows, n.hidden, n.qkv, keep.qkv);
+    norm(team, in.x, nullptr, in.attention_norm, s.attention_eps, n.rows, n.hidden, nullptr, mine.normed, keep.attention_scale);
+    linear(team, mine.normed, in.qkv, n.rows, n.hidden, n.qkv, keep.qkv);
     turn_heads(team, s, in, 1.0f, keep.qkv);
     const uint16_t *k = keep.qkv + n.mixed, *v = k + n.kv;
     flash_forward(team, flash_shape(s, n), keep.qkv, k, v, in.starts, keep.mixed, keep.lse);
-    linear(team, keep.mixed, in.output, n.rows, n.mixed, n.hidden, mine.delta);
-    norm(team, in.x, mine.delta, in.mlp_norm, s.mlp_eps, n.rows, n.hidden, keep.middle, keep.mlp_in, keep.mlp_scale);
-    linear(team, keep.mlp_in, in.gate_up, n.rows, n.hidden, n.gate_up, keep.gate_up);
+    linear(team, keep.mixed, in.output, n.rows, n.mixed, n.hidden, keep.delta);
+    norm(team, in.x, keep.delta, in.mlp_norm, s.mlp_eps, n.rows, n.hidden, mine.middle, mine.normed, keep.mlp_scale);
+    linear(team, mine.normed, in.gate_up, n.rows, n.hidden, n.gate_up, keep.gate_up);
     swiglu_rows(team, keep.gate_up, keep.gate_up + n.intermediate, n.rows, n.intermediate, n.gate_up, mine.activated);
     linear(team, mine.activated, in.down, n.rows, n.intermediate, n.hidden, mine.delta);
-    add(team, keep.middle, mine.delta, n.rows * n.hidden, out);
+    add(team, mine.middle, mine.delta, n.rows * n.hidden, out);
 }
 
 void layer_backward(const Team& team, const LayerShape& s, const LayerInputs& in, void* kept, const float* grad, void* scratch,
@@ -148,26 +150,26 @@ void layer_backward(const Team& team, const LayerShape& s, const LayerInputs& in
     const Sizes n(s);
     const Kept keep(s, Pieces(kept));
     const BackwardScratch mine(n, Pieces(scratch));
-    const int rows = static_cast<int>(n.rows);
     narrow(team, grad, n.rows * n.hidden, mine.narrowed);
     // The MLP's inner values are made again: activated is their gradient first, then they themselves.
-    product(team, {mine.narrowed, n.hidden, false}, {in.down, n.intermediate, false}, rows, n.intermediate, n.hidden,
-            mine.activated, n.intermediate);
+    input_gradient(team, mine.narrowed, in.down, n.rows, n.intermediate, n.hidden, mine.activated);
     swiglu_backward(team, keep.gate_up, keep.gate_up + n.intermediate, mine.activated, n.rows, n.intermediate, n.gate_up,
                     mine.gate_up, mine.gate_up + n.intermediate, mine.activated);
-    product(team, {mine.narrowed, n.hidden, true}, {mine.activated, n.intermediate, false}, n.hidden, n.intermediate, rows,
-            grads.down, n.intermediate);
-    linear_backward(team, mine.gate_up, keep.mlp_in, in.gate_up, n.rows, n.hidden, n.gate_up, mine.normed, grads.gate_up);
-    norm_backward(team, mine.normed, grad, keep.middle, keep.mlp_scale, in.mlp_norm, n.rows, n.hidden, mine.partials, mine.middle,
-                  mine.delta, grads.mlp_norm);
-    linear_backward(team, mine.delta, keep.mixed, in.output, n.rows, n.mixed, n.hidden, mine.mixed, grads.output);
+    weight_gradient(team, mine.narrowed, mine.activated, n.rows, n.intermediate, n.hidden, grads.down);
+    input_gradient(team, mine.gate_up, in.gate_up, n.rows, n.hidden, n.gate_up, mine.normed);
+    norm_backward(team, mine.normed, grad, in.x, keep.delta, keep.mlp_scale, in.mlp_norm, n.rows, n.hidden, mine.partials,
+                  mine.middle, mine.delta, grads.mlp_norm, mine.normed);
+    weight_gradient(team, mine.gate_up, mine.normed, n.rows, n.hidden, n.gate_up, grads.gate_up);
+    weight_gradient(team, mine.delta, keep.mixed, n.rows, n.mixed, n.hidden, grads.output);
+    input_gradient(team, mine.delta, in.output, n.rows, n.mixed, n.hidden, mine.mixed);
     const uint16_t *k = keep.qkv + n.mixed, *v = k + n.kv;
     uint16_t *grad_k = mine.qkv + n.mixed, *grad_v = grad_k + n.kv;
     flash_backward(team, flash_shape(s, n), keep.qkv, k, v, in.starts, keep.mixed, keep.lse, mine.mixed, mine.qkv, grad_k, grad_v);
     turn_heads(team, s, in, -1.0f, mine.qkv);
-    linear_backward(team, mine.qkv, keep.attention_in, in.qkv, n.rows, n.hidden, n.qkv, mine.normed, grads.qkv);
-    norm_backward(team, mine.normed, mine.middle, in.x, keep.attention_scale, in.attention_norm, n.rows, n.hidden, mine.partials,
-                  grads.x, nullptr, grads.attention_norm);
+    input_gradient(team, mine.qkv, in.qkv, n.rows, n.hidden, n.qkv, mine.normed);
+    norm_backward(team, mine.normed, mine.middle, in.x, nullptr, keep.attention_scale, in.attention_norm, n.rows, n.hidden,
+                  mine.partials, grads.x, nullptr, grads.attention_norm, mine.normed);
+    weight_gradient(team, mine.qkv, mine.normed, n.rows, n.hidden, n.qkv, grads.qkv);
 }
 
 }  // namespace liuyi
