@@ -101,7 +101,7 @@ class PreferenceParams(TuningParams, SamplesParams):
     batch_pairs: int = Field(32, ge=1, description="pairs, or answers with kto, in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
     seq_len: int = Field(
-        256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+        1024, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
     optimiser: Literal["adamw", "adamw8bit", "muon"] = Field(
         "adamw", description="muon: of the matrices inside the layers, with adamw for the rest"
@@ -178,7 +178,7 @@ class RewardParams(TuningParams):
     batch_pairs: int = Field(32, ge=1, description="pairs in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
     seq_len: int = Field(
-        256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+        1024, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
     optimiser: Literal["adamw", "adamw8bit", "muon"] = Field(
         "adamw", description="muon: of the matrices inside the layers, with adamw for the rest"

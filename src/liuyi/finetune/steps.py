@@ -17,7 +17,7 @@ class SftParams(TuningParams, SamplesParams):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")
     max_steps: MaxSteps = None
     seq_len: int = Field(
-        256, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+        1024, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
     )
     batch_tokens: int = Field(4096, ge=8, description="tokens in a step's global batch, padding included")
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
