@@ -218,7 +218,7 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
         "store": False,
         "service_tier": "auto",
         "modalities": ["text"],
-        "extra_body": {"priority": -1, "top_k": -1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0},
+        "extra_body": {"priority": 3, "top_k": -1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0},
     }
     plain, told = client.chat.completions.create(**asked), client.chat.completions.create(**asked, **more)
     assert plain.choices == told.choices
@@ -236,6 +236,7 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
         ({"guided_choice": []}, "guided_choice"),
         ({"typical_p": 0}, "typical_p"),
         ({"suffix": "x"}, "suffix"),
+        ({"priority": -1}, "priority"),
         ({"prompt": ["a", ""]}, "prompt"),
         ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
         ({"stop_token_ids": [1_000_000]}, "stop_token_ids"),

@@ -89,8 +89,9 @@ class _Generation(Body):
     length_penalty: float | None = Field(None, ge=-10, le=10, allow_inf_nan=False)
     early_stopping: bool | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    # Not below what others have unless they ask: anybody could pass all of them, and take their places.
     priority: int | None = Field(
-        None, ge=-MAX_INT, le=MAX_INT, description="of requests that wait, the lower goes first"
+        None, ge=0, le=MAX_INT, description="the greater waits for the lower and gives way to it; 0 when left out"
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
