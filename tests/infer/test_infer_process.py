@@ -26,9 +26,10 @@ from liuyi.core.digest import sha256_tree
 from liuyi.core.errors import ModelError, OutOfMemory
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
+from liuyi.infer.process.__main__ import main as process_main
 from liuyi.infer.process.channel import Channel
 from liuyi.infer.process.client import EngineClient, Patience
-from liuyi.infer.process.messages import HEADER_BYTES, EngineSpec, Taken, read_from_engine
+from liuyi.infer.process.messages import HEADER_BYTES, EngineSpec, Taken, Unusable, frame, read_from_engine
 from liuyi.infer.process.spawn import EngineProcess, spawn
 from liuyi.infer.request import Grammar, Request
 from liuyi.infer.server.model_backend import ModelBackend
@@ -307,6 +308,42 @@ def test_a_process_that_does_not_open_its_model_in_time_is_ended() -> None:
     with theirs:
         asyncio.run(start())
     assert silent.poll() == -signal.SIGKILL
+
+
+def test_a_process_whose_opening_is_given_up_is_ended() -> None:
+    ours, theirs = socket.socketpair()
+    silent = subprocess.Popen(["sleep", "60"])
+
+    async def give_up() -> None:
+        starting = asyncio.create_task(EngineClient(lambda: EngineProcess(silent, ours)).start())
+        await asyncio.sleep(0.05)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    with theirs:
+        asyncio.run(give_up())
+    assert silent.returncode == -signal.SIGKILL
+
+
+def test_what_nobody_foresaw_while_a_model_is_opened_is_logged_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(spec: EngineSpec) -> Engine:
+        raise ValueError("odd")
+
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr("liuyi.infer.process.open.open_engine", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["process", str(theirs.detach())])
+    with ours:
+        ours.sendall(frame(EngineSpec(model="none")))
+        process_main()
+        header = ours.recv(HEADER_BYTES)
+        told = read_from_engine(ours.recv(int.from_bytes(header, "big")))
+    assert isinstance(told, Unusable)
+    assert "ValueError: odd" in str(told.error)
+    assert "Traceback" in caplog.text
 
 
 def test_an_engine_that_the_system_starts_no_more_has_failed(model: Decoder, tokenizer: Tokenizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import socket
@@ -36,6 +37,7 @@ def main() -> None:
         channel.close()
         return
     except Exception as error:
+        logging.getLogger("liuyi.infer").exception("the model cannot be opened")
         channel.send(Unusable(EngineError(f"the model cannot be opened: {type(error).__name__}: {error}")))
         channel.close()
         return

@@ -274,13 +274,18 @@ class EngineClient:
                 try:
                     await self._restore_adapters()
                 except BaseException:
-                    self._peer.kill()
-                    self._writer.close()
+                    await self._end_peer()
                     raise
                 self.state = "ready"
                 return True
             except (LiuyiError, OSError) as error:
                 logger.error("the engine could not be started again: %s", error)
+
+    async def _end_peer(self) -> None:
+        """End a process at once, and leave nothing of it."""
+        self._peer.kill()
+        self._writer.close()
+        await asyncio.to_thread(self._peer.end)
 
     async def _restore_adapters(self) -> None:
         """Load and drop what was loaded and dropped before, ahead of the first request."""
@@ -304,15 +309,12 @@ class EngineClient:
         try:
             message = await asyncio.wait_for(self._read(), self._patience.open_s)
         except TimeoutError:
-            peer.kill()
-            self._writer.close()
-            await asyncio.to_thread(peer.end)
+            await self._end_peer()
             raise EngineError(
                 f"the engine's process had not opened its model after {self._patience.open_s:g} s"
             ) from None
         except BaseException:
-            peer.kill()
-            self._writer.close()
+            await self._end_peer()
             raise
         if isinstance(message, Ready):
             self.facts, self.pulse, self._silent_s = message.facts, NO_PULSE, 0.0
