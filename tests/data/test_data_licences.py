@@ -111,6 +111,8 @@ def test_what_is_installed_here() -> None:
         ("Apache-2.0", ("Apache 2.0",), True),
         ("(MIT OR Apache-2.0)", ("Apache-2.0",), True),
         pytest.param("(" * 5000 + "MIT" + ")" * 5000, ("MIT",), False, id="nested without end"),
+        pytest.param(" OR ".join(["GPL-3.0-only"] * 100_000), ("MIT",), False, id="long"),
+        ("(GPL-3.0-only MIT OR MIT", ("MIT",), False),
         ("MIT AND GPL-3.0-only", ("MIT",), False),
         ("MIT AND (GPL-3.0-only OR BSD-3-Clause)", ("MIT", "BSD-*"), True),
         ("MIT OR GPL-3.0-only AND BSD-3-Clause", ("GPL-3.0-only",), False),

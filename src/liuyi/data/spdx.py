@@ -10,6 +10,7 @@ exception (WITH) only permits more, so a licence that is allowed is allowed with
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -29,39 +30,43 @@ def allows(allowed: Sequence[str], expression: str) -> bool:
     if expression.casefold() in patterns:
         return True
     known = from_name(expression)
-    tokens = _TOKEN.findall(expression if known == UNKNOWN else known)
+    tokens = deque(_TOKEN.findall(expression if known == UNKNOWN else known))
     try:
-        value, rest = _either(tokens, patterns)
-    except (IndexError, RecursionError):
+        value = _either(tokens, patterns)
+    except (IndexError, ValueError, RecursionError):
         return False
-    return value and not rest
+    return value and not tokens
 
 
-def _either(tokens: list[str], patterns: list[str]) -> tuple[bool, list[str]]:
-    value, tokens = _both(tokens, patterns)
+def _either(tokens: deque[str], patterns: list[str]) -> bool:
+    """Takes what it understands from the front of the tokens; so do the others."""
+    value = _both(tokens, patterns)
     while tokens and tokens[0].upper() == "OR":
-        other, tokens = _both(tokens[1:], patterns)
-        value = value or other
-    return value, tokens
+        tokens.popleft()
+        value = _both(tokens, patterns) or value
+    return value
 
 
-def _both(tokens: list[str], patterns: list[str]) -> tuple[bool, list[str]]:
-    value, tokens = _one(tokens, patterns)
+def _both(tokens: deque[str], patterns: list[str]) -> bool:
+    value = _one(tokens, patterns)
     while tokens and tokens[0].upper() == "AND":
-        other, tokens = _one(tokens[1:], patterns)
-        value = value and other
-    return value, tokens
+        tokens.popleft()
+        value = _one(tokens, patterns) and value
+    return value
 
 
-def _one(tokens: list[str], patterns: list[str]) -> tuple[bool, list[str]]:
-    if tokens[0] == "(":
-        value, tokens = _either(tokens[1:], patterns)
-        return (value, tokens[1:]) if tokens[0] == ")" else (False, tokens)
-    name, tokens = tokens[0], tokens[1:]
-    exception = tokens[1] if tokens and tokens[0].upper() == "WITH" else ""
-    names = [name, f"{name} WITH {exception}"] if exception else [name]
-    value = any(fnmatchcase(one.casefold(), pattern) for one in names for pattern in patterns)
-    return value, tokens[2:] if exception else tokens
+def _one(tokens: deque[str], patterns: list[str]) -> bool:
+    name = tokens.popleft()
+    if name == "(":
+        value = _either(tokens, patterns)
+        if tokens.popleft() != ")":
+            raise ValueError("a bracket is not closed")
+        return value
+    names = [name]
+    if len(tokens) > 1 and tokens[0].upper() == "WITH":
+        tokens.popleft()
+        names.append(f"{name} WITH {tokens.popleft()}")
+    return any(fnmatchcase(one.casefold(), pattern) for one in names for pattern in patterns)
 
 
 def _folded(allowed: str) -> str:
