@@ -76,8 +76,8 @@ class Engine:
         self.seed = seed
         self.adapters = AdapterRegistry(model)
         self._pieces = _visible_pieces(tokenizer, vocab_size)
-        self._pace = Pace(prefill_tokens, stretch)
-        self._scheduler = Scheduler(max_slots, BlockPool(model.blocks), self._pace)
+        self._pace = Pace(prefill_tokens, stretch, model.stops)
+        self._scheduler = Scheduler(max_slots, BlockPool(model.blocks), self._pace, model.config.hidden_size)
         self._speculator = Speculator(drafter, self._pace) if drafter is not None else None
         self._sampler = Sampler(max_slots, vocab_size)
         self._sequences: dict[int, Sequence] = {}
@@ -239,11 +239,11 @@ class Engine:
         began = perf_counter()
         logits = self.runner.logits(batch)
         seconds = perf_counter() - began
-        read = [(chunk.count, chunk.sequence.computed) for chunk in chunks if not chunk.sequence.is_generating]
+        read = [chunk.piece for chunk in chunks if not chunk.sequence.is_generating]
         drafted = sum(len(chunk.drafts) for chunk in chunks)
         self._pace.observe(len(chunks) - len(read), drafted, read, seconds)
         for chunk in chunks:
-            self._scheduler.computed(chunk.sequence, chunk.count)
+            self._scheduler.read(chunk)
         return turns, logits
 
     def _sample(self, turns: Items[Turn], logits: Tensor) -> None:

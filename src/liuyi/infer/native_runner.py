@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from liuyi.core.errors import ModelError
-from liuyi.infer.runner import BLOCK_TOKENS, Batch
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Floats
 from liuyi.kernels.library import BatchView, KernelsError
 from liuyi.kernels.model import KV_FORMATS, NativeModel, NativeShape
 from liuyi.kernels.parts import WEIGHT_FORMATS, Part
@@ -27,8 +27,6 @@ from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
 from liuyi.model.quantize import QuantMatrix
 from liuyi.model.rope import Rope
-
-Floats = NDArray[np.float32]
 
 
 class NativeRunner:
@@ -57,6 +55,7 @@ class NativeRunner:
         self.blocks = blocks
         self.format = weights
         self.name = f"native {weights}, kv {kv}"
+        self.stops = model.config.num_hidden_layers
         self._native = _packed(model, blocks, weights, kv, threads)
         self._angles = _Angles(model.config)
         self.block_bytes = self._native.block_bytes
@@ -92,15 +91,17 @@ class NativeRunner:
         self._native.close()
 
     def _run(self, batch: Batch, out: Tensor, *, hidden: bool) -> None:
-        _check(batch)
+        _check(batch, self.config.hidden_size)
         cosines, sines, by_token = self._angles.of(batch)
         arrays = (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters, cosines, sines)
         sizes = (len(batch.tokens), len(batch.counts), batch.tables.shape[1], len(batch.rows), len(cosines), by_token)
-        view = BatchView(*sizes, *(array.ctypes.data for array in arrays))
+        layers = batch.layers
+        part = () if layers is None else (layers.begin, layers.end, layers.residual.ctypes.data)
+        view = BatchView(*sizes, *(array.ctypes.data for array in arrays), *part)
         self._native.forward(view, out.data_ptr(), hidden=hidden)
 
 
-def _check(batch: Batch) -> None:
+def _check(batch: Batch, hidden_size: int) -> None:
     """What native code cannot see: that the arrays are as long as one another, and what they should be."""
     sequences = len(batch.counts)
     if not len(batch.lengths) == len(batch.tables) == len(batch.adapters) == sequences:
@@ -108,6 +109,12 @@ def _check(batch: Batch) -> None:
     for array in (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters):
         if array.dtype != np.int32 or not array.flags.c_contiguous:
             raise KernelsError("the arrays of a batch are C-contiguous int32", hint="make them with `ids`")
+    if batch.layers is not None and sequences:
+        residual = batch.layers.residual
+        if residual.dtype != np.float32 or not residual.flags.c_contiguous:
+            raise KernelsError("the residual stream of a piece is C-contiguous float32")
+        if residual.shape != (batch.counts[-1], hidden_size):
+            raise KernelsError(f"a residual stream {list(residual.shape)} for {batch.counts[-1]} tokens")
 
 
 class _Angles:

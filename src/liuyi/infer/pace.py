@@ -1,25 +1,34 @@
-"""How many prompt tokens a step may read beside sequences that generate, so that their tokens keep coming evenly.
+"""How much of prompts a step may read beside sequences that generate, so that their tokens keep coming evenly.
 
-pace = Pace(prefill_tokens=512, stretch=1.8)
+pace = Pace(prefill_tokens=512, stretch=1.8, layers=30)
 budget = pace.budget(generating=4, reading=1)
-count = budget.tokens(position=1024)
-budget.take(count, position=1024)
-pace.observe(generating=4, drafted=0, read=[(count, 1024)], seconds=0.011)
+tokens, layers = budget.piece(position=1024, unread=3072)      # 160, 5: then
+layers = budget.layers(160, position=1024, left=25)            # of them in each of the next steps
+budget.take(Piece(160, 1024, 5 / 30))
+pace.observe(generating=4, drafted=0, read=[Piece(160, 1024, 5 / 30)], seconds=0.011)
+
+Where few tokens could be read through all layers, many are through a few layers a step (layered prefill, arXiv
+2510.08055): what came before them is then read once for many tokens, and so are the weights.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from math import ceil
 from statistics import median
 
 from liuyi.infer.reading_cost import Piece, ReadingCost
 from liuyi.infer.verify_cost import VerifyCost
 
+_MANY = 64
+"""Tokens that are read together, if need be in several steps; as many or more for which one step is enough are not cut."""
+_LATE = 0.05
+"""Part of its time by which a step may be longer, lest what was to be read in four steps be in five."""
 _FIRST = 8
 """Tokens of the first paced step, which nothing is known of."""
 _GROWTH = 2
-"""Times the tokens of the last paced step that the next may have: what was never tried may cost more than expected."""
+"""Times the work of the last paced step that the next may have: what was never tried may cost more than expected."""
 _LOOK_AGAIN = 64
 """Steps after which one without prompts and drafts is taken, to see what that takes now."""
 _RECENT = 15
@@ -29,41 +38,73 @@ _RECENT = 15
 class Budget:
     """What one step may still read."""
 
-    def __init__(self, tokens: int, seconds: float, cost: ReadingCost) -> None:
-        """At most so many tokens, in about so many seconds; the first of them whatever it takes."""
+    def __init__(self, tokens: float, seconds: float, cost: ReadingCost, layers: int) -> None:
+        """Work of at most so many tokens in all layers, in about so many seconds; the least there is whatever it takes."""
         self._tokens = tokens
         self._seconds = seconds
         self._cost = cost
+        self._layers = layers
         self._taken: list[Piece] = []
 
-    def tokens(self, position: int) -> int:
-        """How many the next piece may have, if its first lies at that position."""
-        left_s = self._seconds - self._cost.seconds(self._taken)
-        return max(self._cost.tokens(left_s, position, self._tokens), 0 if self._taken else min(1, self._tokens))
+    def piece(self, position: int, unread: int, *, whole: bool = False) -> tuple[int, int]:
+        """Tokens of the next piece, of so many unread from a position on, and how many layers they go through first.
 
-    def take(self, count: int, position: int) -> None:
-        """So many will be read there."""
-        self._tokens -= count
-        self._taken.append((count, position))
+        All layers if it is to be read `whole`, and wherever many tokens or all can be; (0, 0) if none may.
+        """
+        left_s, most = self._left_s, min(unread, int(self._tokens))
+        tokens = self._cost.tokens(left_s, position, most)
+        if whole or tokens == most or tokens >= _MANY or self._layers == 1:
+            tokens = max(tokens, 0 if self._taken else min(1, most))
+            return tokens, self._layers if tokens else 0
+        tokens = min(unread, _MANY)
+        layers = self.layers(tokens, position, self._layers)
+        # Fewer where even one layer would take too long, more where steps would not be full.
+        share = layers / self._layers
+        most = min(unread, 2 * _MANY, int(self._tokens / share))
+        tokens = max(self._cost.tokens(left_s, position, most, share), 0 if self._taken else 1)
+        return tokens, layers if tokens else 0
+
+    def layers(self, tokens: int, position: int, left: int) -> int:
+        """How many of its `left` layers a piece goes through in this step, if the next ones have as much time."""
+        if self._tokens < 1:
+            return 0
+        layer_s = self._cost.seconds([Piece(tokens, position, 1 / self._layers)])
+        most = min(left, int(self._tokens * self._layers / tokens))
+        if layer_s * most > (time_s := (1 + _LATE) * self._left_s):
+            most = int(time_s / layer_s)
+        # Evened out, so that the last step is as long as the others.
+        return ceil(left / ceil(left / max(1, most)))
+
+    def take(self, piece: Piece) -> None:
+        """This will be read."""
+        self._tokens -= piece.share * piece.tokens
+        self._taken.append(piece)
+
+    @property
+    def _left_s(self) -> float:
+        return self._seconds - self._cost.seconds(self._taken)
 
 
 class Pace:
     """Learns what a step takes with and without prompts, and shares its time out between them."""
 
-    def __init__(self, prefill_tokens: int, stretch: float | None = None) -> None:
+    def __init__(self, prefill_tokens: int, stretch: float | None = None, layers: int = 1) -> None:
         """`prefill_tokens` are the most that a step reads, and what it reads while nothing generates.
 
         `stretch` is how many times longer than without prompts a step may take where something generates and one
         prompt is read. Where several are, each waits for those before it and only then joins the others' steps, so the
         time for them grows with the square of their number over that of the generating sequences. None means that a
         step always reads `prefill_tokens`, whatever time it takes: steps then never depend on a clock.
+
+        `layers` are those after each of which reading may stop until the next step; 1 where it may not.
         """
         self.prefill_tokens = prefill_tokens
         self.stretch = stretch
+        self.layers = layers
         self.verify_cost = VerifyCost()
         """What drafted tokens add to a step."""
         self._reading = ReadingCost()
-        self._most = _FIRST
+        self._most: float = _FIRST
         self._bare_s: dict[int, deque[float]] = {}
         self._looked: dict[int, int] = {}
         self._steps = 0
@@ -71,12 +112,12 @@ class Pace:
     def budget(self, generating: int, reading: int) -> Budget:
         """What the next step may read, where so many sequences generate and so many are read."""
         if self.stretch is None or not generating:
-            return Budget(self.prefill_tokens, float("inf"), self._reading)
+            return self._budget(self.prefill_tokens, float("inf"))
         step_s = self.step_s(generating)
         if step_s is None or self.looks(generating):
-            return Budget(0, 0.0, self._reading)
+            return self._budget(0, 0.0)
         more = (self.stretch - 1) * max(1.0, reading**2 / generating)
-        return Budget(min(self._most, self.prefill_tokens), more * step_s, self._reading)
+        return self._budget(min(self._most, self.prefill_tokens), more * step_s)
 
     def looks(self, generating: int) -> bool:
         """Whether the next step is to be one without prompts and drafts, to see what that takes."""
@@ -97,7 +138,7 @@ class Pace:
             more_s = max(seconds - step_s, 0.01 * seconds)
             if read:
                 self._reading.learn(read, max(0.0, more_s - self.verify_cost.seconds(drafted)))
-                self._most = max(_FIRST, _GROWTH * sum(count for count, _ in read))
+                self._most = max(_FIRST, _GROWTH * sum(piece.share * piece.tokens for piece in read))
             else:
                 self.verify_cost.learn(drafted, more_s)
 
@@ -107,3 +148,6 @@ class Pace:
             return None
         size = generating.bit_length()
         return median(self._bare_s[min(self._bare_s, key=lambda seen: abs(seen - size))])
+
+    def _budget(self, tokens: float, seconds: float) -> Budget:
+        return Budget(tokens, seconds, self._reading, self.layers)

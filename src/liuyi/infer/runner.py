@@ -12,6 +12,12 @@
 
 A sequence is a list of blocks, in any order and shared with others that begin with the same tokens (PagedAttention,
 arXiv 2309.06180). A runner keeps no state of sequences: the engine decides which block holds what.
+
+The last sequence of a batch may go through some of the layers only, and through the next ones in later batches, beside
+others that go through all (layered prefill, arXiv 2510.08055):
+
+    residual = np.empty((64, hidden), np.float32)
+    batch = Batch(..., layers=Layers(0, 10, residual))      # then Layers(10, 20, residual), Layers(20, 30, residual)
 """
 
 from __future__ import annotations
@@ -30,11 +36,23 @@ BLOCK_TOKENS = 32
 
 Ids = NDArray[np.int32]
 """C-contiguous int32: what goes to native code as it is."""
+Floats = NDArray[np.float32]
 
 
 def ids(values: ArrayLike) -> Ids:
     """An array of a batch."""
     return np.ascontiguousarray(values, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Through which layers tokens go, from `begin` on and before `end`."""
+
+    begin: int
+    end: int
+    residual: Floats
+    """Their residual stream, [tokens, hidden], C-contiguous: the runner leaves it there after `end`, if that is not the
+    last layer, and finds it there before `begin`, if that is not the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,9 @@ class Batch:
     """Which of the n tokens results are wanted for, rising, [rows]; may be empty."""
     adapters: Ids
     """The adapter slot of each sequence, −1 for none, [sequences]."""
+    layers: Layers | None = None
+    """What the last sequence goes through, None for all layers. Blocks that it does not share with others hold its keys
+    and values of these layers then; `rows` names none of its tokens before the last layer."""
 
 
 class Runner(Protocol):
@@ -70,6 +91,8 @@ class Runner(Protocol):
     """Number format of the matrix products: `fp32`, `bf16`, `int8`, `int4`."""
     device: str
     """Where it computes: `cpu`, `cuda:0`."""
+    stops: int
+    """Layers after each of which the last sequence of a batch may stop; 1 if `Batch.layers` must be None."""
     name: str
     """How it computes, for records and reports: `torch fp32`, `native int8, kv bf16`."""
 

@@ -2,7 +2,7 @@
 
 Sequences run as soon as a slot and room for their tokens are free: the lowest priority number first, of equals the
 one that came first. All that generate take part in every step. Prompts are read in chunks beside them, for as long as
-`Pace` allows in a step. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and reads
+`Pace` allows in a step; a chunk of many tokens may take several steps, a few layers each. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and reads
 them again when its turn comes.
 
 Tokens that others have read are not read again: a sequence takes over blocks with its own next tokens wherever they
@@ -15,12 +15,15 @@ from array import array
 from bisect import insort
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
+import numpy as np
+
 from liuyi.infer.blocks import BlockPool, blocks_for
-from liuyi.infer.pace import Pace
-from liuyi.infer.runner import BLOCK_TOKENS
+from liuyi.infer.pace import Budget, Pace
+from liuyi.infer.reading_cost import Piece
+from liuyi.infer.runner import BLOCK_TOKENS, Layers
 from liuyi.infer.sequence import Sequence
 
 PROMPT_ROWS = 128
@@ -34,6 +37,10 @@ class Chunk:
     sequence: Sequence
     count: int
     drafts: Items[int] = ()
+    layers: Layers | None = None
+    """What the tokens go through in this step, None for all layers."""
+    left: int = 0
+    """Layers that they have yet to go through after it."""
 
     @property
     def tokens(self) -> list[int]:
@@ -44,13 +51,26 @@ class Chunk:
     @property
     def is_last(self) -> bool:
         """After it the model can say the next token."""
-        return self.count == self.sequence.pending
+        return self.count == self.sequence.pending and not self.left
+
+    @property
+    def piece(self) -> Piece:
+        """What it is to `Pace`."""
+        share = 1.0 if self.layers is None else (self.layers.end - self.layers.begin) / (self.layers.end + self.left)
+        return Piece(self.count, self.sequence.computed, share)
 
     @property
     def rows(self) -> int:
         """How many of the chunk's last tokens logits are wanted after."""
+        if self.left:
+            return 0
         end = self.sequence.computed + self.count
         return end - max(self.sequence.computed, min(end, self.sequence.next_row)) + len(self.drafts)
+
+    @property
+    def prompt_rows(self) -> int:
+        """Those of them that are for log-probabilities of a prompt."""
+        return self.rows if self.sequence.request.prompt_logprobs else 0
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:
@@ -60,9 +80,10 @@ def _rank(sequence: Sequence) -> tuple[int, int]:
 class Scheduler:
     """A queue in order of rank before a fixed number of slots and blocks."""
 
-    def __init__(self, slots: int, pool: BlockPool, pace: Pace) -> None:
+    def __init__(self, slots: int, pool: BlockPool, pace: Pace, hidden_size: int) -> None:
         self.pool = pool
         self.pace = pace
+        self.hidden_size = hidden_size
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -71,6 +92,8 @@ class Scheduler:
         self.hit_tokens = 0
         """Those of them that were in the cache already."""
         self._slots = list(range(slots))
+        self._held: Chunk | None = None
+        """What has gone through some of the layers, as it was read last; its sequence has blocks for it."""
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence into the queue."""
@@ -109,7 +132,10 @@ class Scheduler:
         return [sequence for sequence in self.running if sequence.is_generating]
 
     def schedule(self, drafts: Mapping[int, Items[int]]) -> list[Chunk]:
-        """What the next step reads; `drafts` by the ids of sequences, read where there is room for them."""
+        """What the next step reads; `drafts` by the ids of sequences, read where there is room for them.
+
+        No chunk but the last goes through some of the layers only.
+        """
         chunks = self._generate(drafts)
         return chunks + self._read(len(chunks))
 
@@ -119,6 +145,13 @@ class Scheduler:
         sequence.computed = 0
         self.preemptions += 1
         self.add(sequence)
+
+    def read(self, chunk: Chunk) -> None:
+        """What was scheduled has been read."""
+        if chunk.layers is not None:
+            self._held = chunk if chunk.left else None
+        if not chunk.left:
+            self.computed(chunk.sequence, chunk.count)
 
     def computed(self, sequence: Sequence, count: int) -> None:
         """The next `count` tokens of a sequence have been read: blocks that they fill can be found from now on."""
@@ -144,29 +177,49 @@ class Scheduler:
         if not reading:
             return []
         budget = self.pace.budget(generating, len(reading) + len(self.waiting))
-        rows = PROMPT_ROWS
+        held = self._held
+        resumed = self._resume(held, budget) if held is not None else []
+        coming = set(self._keys(held.sequence, held.count)) if held is not None else set()
+        rows = PROMPT_ROWS - sum(chunk.prompt_rows for chunk in resumed)
         chunks: list[Chunk] = []
-        coming: set[bytes] = set()
         for sequence in reading:
-            if sequence.slot < 0:
+            if sequence.slot < 0 or (held is not None and sequence is held.sequence):
                 continue
             self._adopt(sequence)
-            count = min(sequence.pending, budget.tokens(sequence.computed))
+            count, layers = budget.piece(sequence.computed, sequence.pending, whole=held is not None)
             if not count:
                 break
             if sequence.request.prompt_logprobs:
                 count = min(count, max(0, sequence.next_row - sequence.computed) + rows)
             if self._is_coming(sequence, coming):
                 continue
-            count = self._reserve_most(sequence, count, alone=not chunks and not generating)
+            count = self._reserve_most(sequence, count, alone=not (chunks or resumed or generating))
             if count:
-                chunk = Chunk(sequence, count)
-                if sequence.request.prompt_logprobs:
-                    rows -= chunk.rows
+                chunk = self._begin(sequence, count, layers)
+                rows -= chunk.prompt_rows
                 coming.update(self._keys(sequence, count))
                 chunks.append(chunk)
-                budget.take(count, sequence.computed)
-        return chunks
+                budget.take(chunk.piece)
+                if chunk.left:
+                    break
+        return chunks + resumed
+
+    def _begin(self, sequence: Sequence, count: int, layers: int) -> Chunk:
+        """The next tokens of a sequence, through the first layers or all."""
+        if layers == self.pace.layers:
+            return Chunk(sequence, count)
+        residual = np.empty((count, self.hidden_size), np.float32)
+        return Chunk(sequence, count, layers=Layers(0, layers, residual), left=self.pace.layers - layers)
+
+    def _resume(self, held: Chunk, budget: Budget) -> list[Chunk]:
+        """The next layers of a chunk that is held, if there is time for any."""
+        layers = budget.layers(held.count, held.sequence.computed, held.left)
+        if not layers or held.layers is None:
+            return []
+        begin = held.layers.end
+        chunk = replace(held, layers=replace(held.layers, begin=begin, end=begin + layers), left=held.left - layers)
+        budget.take(chunk.piece)
+        return [chunk]
 
     def _adopt(self, sequence: Sequence) -> None:
         """Take over blocks with the next tokens of a sequence, as far as no logits are wanted of them."""
@@ -229,6 +282,8 @@ class Scheduler:
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        if self._held is not None and self._held.sequence is sequence:
+            self._held = None
         heappush(self._slots, sequence.slot)
         sequence.slot = -1
         self.pool.release(sequence.blocks)

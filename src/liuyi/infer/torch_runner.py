@@ -24,6 +24,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class TorchRunner:
     """Runs a decoder over blocks of keys and values."""
 
+    stops = 1
+
     def __init__(
         self,
         model: Decoder,

@@ -63,5 +63,6 @@ def pack(chunks: Items[Chunk]) -> tuple[Batch, list[Turn]]:
         tables=tables,
         rows=ids(rows),
         adapters=ids([-1 if (held := chunk.sequence.adapter) is None else held.slot for chunk in chunks]),
+        layers=chunks[-1].layers,
     )
     return batch, turns

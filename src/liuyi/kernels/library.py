@@ -17,7 +17,7 @@ from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
 
-INTERFACE = 4
+INTERFACE = 5
 """What `native/api.h` must be; another number is a library from another version."""
 
 SETTING = "LIUYI_KERNELS"
@@ -71,6 +71,9 @@ class BatchView(Structure):
             (name, c_void_p)
             for name in ("ids", "counts", "lengths", "tables", "wanted", "adapters", "cosines", "sines")
         ),
+        ("first_layer", c_int32),
+        ("end_layer", c_int32),
+        ("residual", c_void_p),
     )
 
 

@@ -6,6 +6,8 @@
 // they and blocks are drawn by threads as they become free. Nothing here depends on how the work was cut.
 #pragma once
 
+#include <algorithm>
+
 #include "attention.h"
 #include "linear.h"
 #include "lora.h"
@@ -41,7 +43,14 @@ struct Pass {
     }
     Range mine(int count) const { return share(count, thread, threads); }
     float* at(const Rows& rows, int row) const { return rows.x + static_cast<size_t>(row) * step.shape.hidden; }
-    Rows all_rows() const { return {0, step.tokens, step.x, nullptr}; }
+
+    // Who goes through a layer.
+    bool takes_all(int index) const { return step.first_layer <= index && index < step.end_layer; }
+    Rows rows_of(int index) const { return {0, takes_all(index) ? step.tokens : step.whole_tokens, step.x, nullptr}; }
+    Range pieces_of(int index) const { return {0, takes_all(index) ? step.pieces : step.whole_pieces}; }
+    const Plan& plan_of(int index) const {
+        return (takes_all(index) ? step.plans : step.whole_plans)[step.layer_plan[index]];
+    }
 
     // The residual stream of the tokens that results are wanted of.
     Rows wanted_rows() const {
@@ -53,17 +62,32 @@ struct Pass {
         return {0, step.rows, step.last_x, step.wanted};
     }
 
-    void embed() const {
+    // The residual stream before the first layer, or as it was left.
+    void begin() const {
         const int hidden = step.shape.hidden;
         const Range tokens = mine(step.tokens);
         for (int token = tokens.begin; token < tokens.end; ++token) {
             const size_t row = static_cast<size_t>(step.ids[token]) * hidden;
             float* x = step.x + static_cast<size_t>(token) * hidden;
-            if (step.embedding_format == Format::f32) {
+            if (step.first_layer > 0 && token >= step.whole_tokens) {
+                std::memcpy(x, waiting(token), hidden * sizeof(float));
+            } else if (step.embedding_format == Format::f32) {
                 std::memcpy(x, static_cast<const float*>(step.embedding) + row, hidden * sizeof(float));
             } else {
                 widen(static_cast<const uint16_t*>(step.embedding) + row, hidden, x);
             }
+        }
+    }
+
+    float* waiting(int token) const {
+        return step.residual + static_cast<size_t>(token - step.whole_tokens) * step.shape.hidden;
+    }
+
+    // Leaves the residual stream of those that go no further.
+    void leave(const Rows& rows) const {
+        const Range mine = this->mine(rows.count);
+        for (int row = std::max(mine.begin, step.whole_tokens); row < mine.end; ++row) {
+            std::memcpy(waiting(row), at(rows, row), step.shape.hidden * sizeof(float));
         }
     }
 
@@ -235,7 +259,7 @@ struct Pass {
     void close_layer(const Rows& rows, int index, float* scratch) const {
         const Shape& shape = step.shape;
         const Layer& layer = step.layers[index];
-        join_tokens(rows, step.plans[step.layer_plan[index]]);
+        join_tokens(rows, plan_of(index));
         prepare_attended(rows, layer.output);
         wait();
         product(layer.output, rows.count, rows.x, shape.hidden, Epilogue::add);
@@ -296,24 +320,36 @@ struct Pass {
     void run() const {
         uint8_t* work = step.work + thread * step.work_bytes;
         float* scratch = reinterpret_cast<float*>(work);
-        embed();
-        for (int index = 0; index < step.shape.layers; ++index) {
+        const int layers = step.shape.layers;
+        const int first = step.whole_tokens > 0 ? 0 : step.first_layer;
+        const int end = step.whole_tokens > 0 ? layers : step.end_layer;
+        begin();
+        if (step.blocks > 0 || step.whole_tokens < step.tokens) wait();
+        for (int index = first; index < end; ++index) {
             if (step.blocks > 0) {
-                if (index == 0) wait();
                 pass_blocks<Kv>(index, scratch);
             } else {
-                if (index > 0) close_layer(all_rows(), index - 1, scratch);
-                open_layer<Kv>(all_rows(), {0, step.pieces}, index, scratch);
+                if (index > first) close_for_all(index - 1, scratch);
+                open_layer<Kv>(rows_of(index), pieces_of(index), index, scratch);
             }
             // What follows in the last layer is for nothing but the results.
-            if (index == step.shape.layers - 1 && step.rows == 0) return;
+            if (index == layers - 1 && step.rows == 0) return;
             wait();
-            attend_all<Kv>(step.plans[step.layer_plan[index]], index, work);
+            attend_all<Kv>(plan_of(index), index, work);
             wait();
         }
-        const Rows rows = step.last_x == nullptr ? all_rows() : wanted_rows();
-        close_layer(rows, step.shape.layers - 1, scratch);
+        if (end < layers) return close_for_all(end - 1, scratch);
+        const Rows rows = step.last_x == nullptr ? rows_of(layers - 1) : wanted_rows();
+        close_layer(rows, layers - 1, scratch);
         finish_rows(rows, scratch);
+    }
+
+    void close_for_all(int index, float* scratch) const {
+        const Rows rows = rows_of(index);
+        close_layer(rows, index, scratch);
+        if (index + 1 == step.end_layer) leave(rows);
+        // Others' rows are a thread's own from here on.
+        if (takes_all(index) != takes_all(index + 1)) wait();
     }
 
     void finish_rows(const Rows& rows, float* scratch) const {

@@ -46,6 +46,13 @@ Shape checked(const Shape& shape) {
     return shape;
 }
 
+// The sequences that go through all layers.
+BatchView whole(const BatchView& batch) {
+    BatchView rest = batch;
+    if (batch.end_layer > 0) rest.tokens -= batch.counts[--rest.sequences];
+    return rest;
+}
+
 }  // namespace
 
 Model::Model(const Shape& shape, const int32_t* windows, KvFormat kv, int blocks, int threads, InstructionSet set)
@@ -67,6 +74,7 @@ Model::Model(const Shape& shape, const int32_t* windows, KvFormat kv, int blocks
         layers_[i].window = windows[i];
     }
     plans_.resize(windows_.size());
+    whole_plans_.resize(windows_.size());
     // Memory is taken as it is touched: what there is not would be noticed too late.
     const size_t memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
     require(kv_.block_bytes <= memory / blocks, "the cache would not fit into this machine's memory");
@@ -245,6 +253,13 @@ void Model::check(const BatchView& batch) const {
         require(batch.wanted[i] >= 0 && batch.wanted[i] < batch.tokens, "a wanted row is not in the batch");
         require(i == 0 || batch.wanted[i] > batch.wanted[i - 1], "the wanted rows do not rise");
     }
+    if (batch.end_layer == 0) return;
+    require(0 <= batch.first_layer && batch.first_layer < batch.end_layer && batch.end_layer <= shape_.layers,
+            "there are no such layers");
+    require(batch.residual != nullptr, "some of the layers need a residual stream");
+    require(batch.end_layer == shape_.layers || batch.rows == 0 ||
+                batch.wanted[batch.rows - 1] < batch.tokens - batch.counts[batch.sequences - 1],
+            "a wanted row does not reach the last layer");
 }
 
 int Model::block_count(int tokens) const {
@@ -281,15 +296,22 @@ void Model::reserve(const Step& step, size_t partial_rows) {
 void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     check_complete();
     check(batch);
+    const BatchView rest = whole(batch);
+    const bool apart = rest.tokens < batch.tokens;  // whether the last sequence goes through some layers only
     placement_.build(batch);
-    placement_.cut(batch.tokens, block_count(batch.tokens));
+    placement_.cut(batch.tokens, apart ? 0 : block_count(batch.tokens));
     size_t partial_rows = 0;
-    std::vector<Plan> views;
-    for (size_t i = 0; i < plans_.size(); ++i) {
-        plans_[i].build(batch, shape_, windows_[i], threads_.count());
-        partial_rows = std::max(partial_rows, plans_[i].partial_rows);
-        views.push_back(plans_[i].view());
-    }
+    const auto planned = [&](std::vector<AttentionPlan>& plans, const BatchView& of) {
+        std::vector<Plan> views;
+        for (size_t i = 0; i < plans.size(); ++i) {
+            plans[i].build(of, shape_, windows_[i], threads_.count());
+            partial_rows = std::max(partial_rows, plans[i].partial_rows);
+            views.push_back(plans[i].view());
+        }
+        return views;
+    };
+    const std::vector<Plan> plans = planned(plans_, batch);
+    const std::vector<Plan> whole_plans = apart ? planned(whole_plans_, rest) : plans;
     for (Tickets& each : tickets_) each.reset();
 
     Step step{};
@@ -313,12 +335,21 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     step.sines = batch.sines;
     step.angles_by_token = batch.angles_by_token != 0;
     step.positions = placement_.positions.data();
+    step.whole_tokens = rest.tokens;
+    step.first_layer = apart ? batch.first_layer : 0;
+    step.end_layer = apart ? batch.end_layer : shape_.layers;
+    step.residual = batch.residual;
     step.pieces = static_cast<int>(placement_.pieces.size());
+    step.whole_pieces = step.pieces;
+    while (apart && step.whole_pieces > 0 && placement_.pieces[step.whole_pieces - 1].sequence == rest.sequences) {
+        --step.whole_pieces;
+    }
     step.piece_list = placement_.pieces.data();
     step.blocks = static_cast<int>(placement_.blocks.size());
     step.block_rows = placement_.block_rows;
     step.block_list = placement_.blocks.data();
-    step.plans = views.data();
+    step.plans = plans.data();
+    step.whole_plans = whole_plans.data();
     step.layer_plan = layer_plan_.data();
     step.tickets = tickets_.data();
     step.block_tickets = tickets_.data() + shape_.layers;

@@ -75,7 +75,7 @@ class Model {
     std::vector<const LowRanks*> token_adapters_;
 
     Placement placement_;
-    std::vector<AttentionPlan> plans_;
+    std::vector<AttentionPlan> plans_, whole_plans_;
     std::vector<Tickets> tickets_;
     Buffer x_, last_x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_, normed_, gate_up_;
 };

@@ -19,6 +19,10 @@ struct BatchView {
     const int32_t *wanted;    // [rows]
     const int32_t *adapters;  // [sequences]
     const float *cosines, *sines;  // [angles, head_dim / 2]
+    // The layers that the last sequence's tokens go through, where they do not go through all of them: end_layer is 0 then.
+    // Their residual stream is taken from `residual`, except by the first layer, and left there, except by the last.
+    int32_t first_layer, end_layer;
+    float* residual;  // [tokens of the last sequence, hidden]
 };
 
 // The attention work for one width of window; `Plan` is the view that the kernels get.

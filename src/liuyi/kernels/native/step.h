@@ -107,6 +107,11 @@ struct Step {
     Threads* threads;
 
     int tokens, sequences, most_blocks, pieces, rows;
+    // What goes through all layers; the tokens after these, of the last sequence, go from first_layer to end_layer. Their
+    // residual stream [tokens - whole_tokens, hidden] waits in between.
+    int whole_tokens, whole_pieces;
+    int first_layer, end_layer;
+    float* residual;
     const int32_t *ids, *tables, *wanted;  // wanted [rows]: the tokens whose results are asked for
     const int* positions;                  // [tokens]
     const float *cosines, *sines;  // [positions, head_dim / 2], or [tokens, head_dim / 2]
@@ -114,8 +119,8 @@ struct Step {
     const Piece* piece_list;
     int blocks, block_rows;  // how many blocks and the most tokens of one; 0 where all tokens go together
     const Block* block_list;
-    const Plan* plans;     // one for each window there is
-    const int* layer_plan;  // [layers]
+    const Plan *plans, *whole_plans;  // one for each window there is: of all tokens, and of those that go through all layers
+    const int* layer_plan;            // [layers]
     Tickets *tickets, *block_tickets;  // [layers], reset
 
     // Of each token [tokens], or null: its adapter's additions, [layers].
