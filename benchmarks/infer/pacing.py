@@ -4,8 +4,8 @@
     python benchmarks/infer/pacing.py MODEL --stretches 1.5 3
 
 The engine over the native kernels, without a server: steps of four streams, then those that read a prompt beside them.
-The streams begin with 64 tokens and grow meanwhile. Steps are compared with the median of those before the prompt. Steps
-in which one of the threads waited for a core are left out, for what they say is of the machine's other work (Linux).
+The streams begin with 64 tokens and grow meanwhile. Steps are compared with the median of those before the prompt.
+Those in which one of the threads waited for a core are left out: what they say is of the machine's other work (Linux).
 """
 
 from __future__ import annotations

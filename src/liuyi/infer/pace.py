@@ -2,10 +2,10 @@
 
 pace = Pace(prefill_tokens=512, stretch=1.8, layers=30)
 budget = pace.budget(generating=4, reading=1)
-tokens, layers = budget.piece(position=1024, unread=3072)      # 160, 5: then
-layers = budget.layers(160, position=1024, left=25)            # of them in each of the next steps
-budget.take(Piece(160, 1024, 5 / 30))
-pace.observe(generating=4, drafted=0, read=[Piece(160, 1024, 5 / 30)], seconds=0.011)
+tokens, layers = budget.piece(position=1024, unread=3072)      # 70 tokens through the first 5 layers
+budget.take(piece := Piece(70, 1024, 5 / 30))
+pace.observe(generating=4, drafted=0, read=[piece], seconds=0.011)
+layers = pace.budget(generating=4, reading=1).layers(70, position=1024, left=25)
 
 Where few tokens could be read through all layers, many are through a few layers a step (layered prefill, arXiv
 2510.08055): what came before them is then read once for many tokens, and so are the weights.
@@ -22,7 +22,8 @@ from liuyi.infer.reading_cost import Piece, ReadingCost
 from liuyi.infer.verify_cost import VerifyCost
 
 _MANY = 64
-"""Tokens that are read together, if need be in several steps; as many or more for which one step is enough are not cut."""
+"""Tokens of a prompt that are read together, in several steps where one is not enough for them: with fewer, what came
+before is read more often, and with more a single layer takes too much of a step."""
 _LATE = 0.05
 """Part of its time by which a step may be longer, lest what was to be read in four steps be in five."""
 _FIRST = 8
@@ -39,7 +40,8 @@ class Budget:
     """What one step may still read."""
 
     def __init__(self, tokens: float, seconds: float, cost: ReadingCost, layers: int) -> None:
-        """Work of at most so many tokens in all layers, in about so many seconds; the least there is whatever it takes."""
+        """At most so many tokens through all layers, or as much of others, in about so many seconds; the least that can
+        be read whatever it takes."""
         self._tokens = tokens
         self._seconds = seconds
         self._cost = cost
@@ -52,6 +54,8 @@ class Budget:
         All layers if it is to be read `whole`, and wherever many tokens or all can be; (0, 0) if none may.
         """
         left_s, most = self._left_s, min(unread, int(self._tokens))
+        if self._taken and left_s <= 0:
+            return 0, 0
         tokens = self._cost.tokens(left_s, position, most)
         if whole or tokens == most or tokens >= _MANY or self._layers == 1:
             tokens = max(tokens, 0 if self._taken else min(1, most))

@@ -51,7 +51,9 @@ class ReadingCost:
 
     def tokens(self, seconds: float, position: int, most: int, share: float = 1.0) -> int:
         """The most tokens at a position that one more piece may have in so many seconds, 0 to `most`."""
-        return bisect_right(range(1, most + 1), seconds, key=lambda count: self.seconds([Piece(count, position, share)]))
+        return bisect_right(
+            range(1, most + 1), seconds, key=lambda count: self.seconds([Piece(count, position, share)])
+        )
 
     def learn(self, pieces: Sequence[Piece], seconds: float) -> None:
         """These pieces together added so many seconds to a step.

@@ -2,8 +2,8 @@
 
 Sequences run as soon as a slot and room for their tokens are free: the lowest priority number first, of equals the
 one that came first. All that generate take part in every step. Prompts are read in chunks beside them, for as long as
-`Pace` allows in a step; a chunk of many tokens may take several steps, a few layers each. Where blocks run out, the last in rank goes back into the queue; it keeps its tokens, and reads
-them again when its turn comes.
+`Pace` allows in a step; a chunk may take several steps, a few layers each. Where blocks run out, the last in rank goes
+back into the queue; it keeps its tokens, and reads them again when its turn comes.
 
 Tokens that others have read are not read again: a sequence takes over blocks with its own next tokens wherever they
 are found, and waits where another is about to compute them in the same step.
