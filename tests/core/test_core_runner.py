@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,12 @@ from liuyi.core.home import Home
 from liuyi.core.owner import this_process
 from liuyi.core.recipe import InvalidRecipe, RecipeSource
 from liuyi.core.records import Run
+from liuyi.core.runner.context import StepContext
 from liuyi.core.runner.events import Event, EventLog, follow_events
 from liuyi.core.runner.failure import killed_error, pack, unpack
 from liuyi.core.runner.forkserver import Ended, ForkServer
 from liuyi.core.runner.launch import TAKEN, Attached, cancel_run, resume_run, start_run, state
-from liuyi.core.runner.process import BUSY, FAILED, StepOrder, lease_name
+from liuyi.core.runner.process import BUSY, FAILED, StepOrder, _Figures, lease_name
 from liuyi.core.step import get_step
 from waiting import lines, wait_for
 
@@ -373,3 +376,47 @@ def test_the_seed_of_a_step_depends_on_the_recipe_seed_and_the_step_alone(toys: 
     seeds = {derived_seed(seed, get_step(name)) for seed in range(50) for name in ("toy.sum", "toy.chain")}
     assert len(seeds) == 100
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_an_output_that_was_begun_and_given_up_is_not_published(toy_home: Home, tmp_path: Path) -> None:
+    number = get_step("toy.number")
+    (name,) = number.outputs
+    port = number.outputs[name]
+    step = replace(number, outputs={name: port, "more": replace(port, when=lambda _: True)})
+    context = StepContext(
+        step=step, name="a", run_id="r", seed=1, workdir=tmp_path, inputs={}, store=toy_home.store,
+        events=EventLog(tmp_path), record=lambda *_: None,
+    )  # fmt: skip
+    with context.output(name) as out:
+        (out.path / "number.txt").write_text("3")
+    with suppress(ValueError), context.output("more") as out:
+        (out.path / "half.txt").write_text("hal")
+        raise ValueError
+    assert list(context.finished()) == [name]
+    context.discard()
+    assert not out.path.exists()
+
+
+def test_figures_that_cannot_be_entered_are_entered_later(toy_home: Home, tmp_path: Path) -> None:
+    run_id = toy_home.ledger.create_run(recipe="r", text="", source="", overrides=[], seed=1)
+    order = StepOrder(
+        home=toy_home.path, run_id=run_id, name="a", step="toy.number", key="k", params={}, inputs=(), seed=1,
+        device="cpu", log=tmp_path / "log",
+    )  # fmt: skip
+
+    class Busy:
+        def add_metrics(self, *_: object) -> None:
+            figures.add("second", 2, 2.0)
+            raise LedgerError("the ledger is busy")
+
+    figures = _Figures(Busy(), order)  # type: ignore[arg-type]
+    figures.add("first", 1, 1.0)
+    with pytest.raises(LedgerError):
+        figures.flush()
+    figures._ledger = toy_home.ledger
+    for _ in range(2):
+        figures.flush()
+    assert [(metric.name, metric.index, metric.value) for metric in toy_home.ledger.metrics(run_id)] == [
+        ("first", 1, 1.0),
+        ("second", 2, 2.0),
+    ]

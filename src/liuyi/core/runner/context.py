@@ -106,7 +106,7 @@ class StepContext:
                 raise StepError(f"output '{name}' was not written", where=self.step.name)
         if not self._written:
             raise StepError("no output was written", where=self.step.name)
-        return self._stagings
+        return {name: self._stagings[name] for name in self._stagings if name in self._written}
 
     def discard(self) -> None:
         """Remove what was written and will not be published."""

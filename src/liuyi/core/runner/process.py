@@ -198,6 +198,9 @@ class _Figures:
             self._rows.append((name, index, value))
 
     def flush(self) -> None:
+        """Enter what there is. What cannot be entered now stays for the next time."""
         with self._lock:
-            rows, self._rows = self._rows, []
+            rows = list(self._rows)
         self._ledger.add_metrics(self._order.run_id, self._order.name, rows)
+        with self._lock:
+            del self._rows[: len(rows)]
