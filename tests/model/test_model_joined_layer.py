@@ -26,7 +26,7 @@ CONFIG = DecoderConfig(
     family="llama",
     vocab_size=64,
     hidden_size=80,
-    intermediate_size=112,
+    intermediate_size=96,
     num_hidden_layers=1,
     num_attention_heads=6,
     num_key_value_heads=2,
@@ -53,7 +53,8 @@ def _block(config: DecoderConfig = CONFIG, kept: bool = True, as_made: bool = Fa
 
 
 def _run(block: Block, rows: int = 2, seq: int = 40, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    x = torch.randn(rows, seq, CONFIG.hidden_size, generator=torch.Generator().manual_seed(99)).requires_grad_()
+    width = block.input_layernorm.weight.shape[0]
+    x = torch.randn(rows, seq, width, generator=torch.Generator().manual_seed(99)).requires_grad_()
     rope = Rope(CONFIG)(torch.arange(seq)[None])
     out: Tensor = block(x, BF16, rope, CausalMask(rows, seq, segments, x.device), None)
     return x, out
@@ -89,6 +90,15 @@ def test_it_gives_the_bits_of_the_pieces(rows: int, seq: int, window: int | None
     for whole, pieces in zip(*found, strict=True):
         assert whole.dtype == pieces.dtype
         assert torch.equal(whole, pieces)
+
+
+def test_of_a_wide_layer_too() -> None:
+    """Rows longer than what is multiplied at once."""
+    config = replace(CONFIG, hidden_size=2048, intermediate_size=352)
+    whole, pieces = _block(config), _block(config)
+    pieces.mlp.register_forward_hook(lambda *_: None)
+    found = _made(whole), _made(pieces)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_the_number_of_threads_changes_no_bits() -> None:

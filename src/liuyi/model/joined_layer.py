@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from liuyi.kernels.training import LANES, LayerGradients, LayerInputs, LayerShape, TrainingKernels
+from liuyi.kernels.training import LayerGradients, LayerInputs, LayerShape, TrainingKernels
 from liuyi.model.attention import CausalMask
 from liuyi.model.fused import is_stream, native_for
 from liuyi.model.joined import is_watched, plain_weights
@@ -43,7 +43,7 @@ def joined_layer(
         return None
     if dtype != torch.bfloat16 or mask.first or not all(is_stream(x, norm.weight) for norm in norms):
         return None
-    if attention.head_dim % 32 or weights[4].shape[0] % LANES or not x.numel():
+    if attention.head_dim % 32 or weights[4].shape[0] % 32 or not x.numel():
         return None
     native = native_for(width=x.shape[-1])
     if native is None or not native.has_amx:

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 
+#include "buffer.h"
 #include "simd.h"
 #include "tiles.h"
 
@@ -38,9 +39,10 @@ LIUYI_INLINE void multiply(const uint16_t* left, int stride, const uint16_t* rig
 
 // Rows `stride` apart to a block of 32 rows side by side, zero from `rows` on.
 void copy_block(const uint16_t* from, int64_t stride, int rows, int size, uint16_t* to) {
-    for (int row = 0; row < kBlock; ++row) {
-        if (row < rows) std::memcpy(to + row * size, from + row * stride, size * 2);
-        else std::memset(to + row * size, 0, size * 2);
+    for (int row = 0; row < kBlock; ++row, from += stride) {
+        for (int c = 0; c < size; c += kBlock) {
+            _mm512_store_si512(to + row * size + c, row < rows ? _mm512_loadu_si512(from + c) : _mm512_setzero_si512());
+        }
     }
 }
 
@@ -109,7 +111,8 @@ LIUYI_INLINE Ints lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 
 LIUYI_INLINE float soften(const float* scores, int begin, int end, int first, int last, float scale, uint16_t* weights,
                           float* highest) {
     Floats most = all(-INFINITY);
-    const auto seen = [&](int key) {
+    const auto seen = [&](int key) -> __mmask16 {
+        if (key >= first && key + 15 <= last) return 0xffff;
         const Ints at = _mm512_add_epi32(_mm512_set1_epi32(key), lanes());
         return _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32(first)) & _mm512_cmple_epi32_mask(at, _mm512_set1_epi32(last));
     };
@@ -154,35 +157,37 @@ void flash_forward(const Team& team, const FlashShape& s, const uint16_t* q, con
         const Sight sight{starts != nullptr ? starts + static_cast<int64_t>(row) * s.seq : nullptr, s.window};
         const int query = b * kBlock, queries = s.seq - query < kBlock ? s.seq - query : kBlock;
         const int low = sight.first(query) / kBlock, keys_here = (b + 1 - low) * kBlock;
-        const Room<uint16_t> block = room<uint16_t>(block_size), weights = room<uint16_t>(kBlock * keys_here);
-        const Room<float> scores = room<float>(kBlock * keys_here), mixed = room<float>(block_size);
+        thread_local Buffer memory;  // There are many parts.
+        memory.grow((block_size + kBlock * keys_here) * (sizeof(float) + sizeof(uint16_t)));
+        float *scores = memory.as<float>(), *mixed = scores + kBlock * keys_here;
+        uint16_t *block = reinterpret_cast<uint16_t*>(mixed + block_size), *weights = block + block_size;
         float sums[kBlock];
         const int64_t token = static_cast<int64_t>(row) * s.seq + query;
-        copy_block(q + token * q_stride + head * size, q_stride, queries, size, block.get());
+        copy_block(q + token * q_stride + head * size, q_stride, queries, size, block);
         const Tiles tiles;
         for (int kb = low; kb <= b; ++kb) {
             clear_sums();
             const uint16_t* right = keys + kv + kb * block_size;
-            for (int c = 0; c < size; c += 32) multiply(block.get() + c, size, right + c / 16 * kTile, right + (c / 16 + 1) * kTile);
-            store_sums(scores.get() + (kb - low) * kBlock, keys_here);
+            for (int c = 0; c < size; c += 32) multiply(block + c, size, right + c / 16 * kTile, right + (c / 16 + 1) * kTile);
+            store_sums(scores + (kb - low) * kBlock, keys_here);
         }
         for (int i = 0; i < queries; ++i) {
             float highest;
-            sums[i] = soften(scores.get() + i * keys_here, low * kBlock, (b + 1) * kBlock, sight.first(query + i), query + i,
-                             s.scale, weights.get() + i * keys_here, &highest);
+            sums[i] = soften(scores + i * keys_here, low * kBlock, (b + 1) * kBlock, sight.first(query + i), query + i,
+                             s.scale, weights + i * keys_here, &highest);
             lse[(static_cast<int64_t>(row) * s.heads + head) * s.seq + query + i] = highest + std::log(sums[i]);
         }
         for (int c = 0; c < size; c += 32) {
             clear_sums();
             for (int kb = low; kb <= b; ++kb) {
                 const uint16_t* right = values + kv + kb * block_size + c / 16 * kTile;
-                multiply(weights.get() + (kb - low) * kBlock, keys_here, right, right + kTile);
+                multiply(weights + (kb - low) * kBlock, keys_here, right, right + kTile);
             }
-            store_sums(mixed.get() + c, size);
+            store_sums(mixed + c, size);
         }
         for (int i = 0; i < queries; ++i) {
             uint16_t* to = out + (token + i) * out_stride + head * size;
-            for (int c = 0; c < size; c += kWidth) store_bf16(to + c, mul(load(mixed.get() + i * size + c), all(1.0f / sums[i])));
+            for (int c = 0; c < size; c += kWidth) store_bf16(to + c, mul(load(mixed + i * size + c), all(1.0f / sums[i])));
         }
     });
 }
@@ -257,6 +262,8 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
                     multiply_all(values + j * block_size, grad_columns + qb * block_size, size, towards);
                     uint16_t* weights_here = weights + (static_cast<int64_t>(j) * blocks + qb) * kBlock * kBlock;
                     uint16_t* slopes_here = slopes + (static_cast<int64_t>(j) * blocks + qb) * kBlock * kBlock;
+                    // Whether all of these queries see all of these keys.
+                    const bool whole = qb > group + j && firsts[qb * kBlock + kBlock - 1] <= (group + j) * kBlock;
                     for (int half = 0; half < kBlock; half += 16) {
                         const int query = qb * kBlock + half;
                         const Floats log_sums = mul(load(logs.get() + query), all(-kLog2E)), mean = load(along.get() + query);
@@ -264,7 +271,8 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
                         const Ints last = _mm512_add_epi32(_mm512_set1_epi32(query), lanes());
                         for (int i = 0; i < kBlock; ++i) {
                             const Ints key = _mm512_set1_epi32((group + j) * kBlock + i);
-                            const __mmask16 seen = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmple_epi32_mask(key, last);
+                            __mmask16 seen = 0xffff;
+                            if (!whole) seen = _mm512_cmpge_epi32_mask(key, first) & _mm512_cmple_epi32_mask(key, last);
                             const Floats shifted = fma(load(scores + i * kBlock + half), all(s.scale * kLog2E), log_sums);
                             const Floats weight = _mm512_maskz_mov_ps(seen, exp2(shifted));
                             const Floats slope =
@@ -291,11 +299,16 @@ void flash_backward(const Team& team, const FlashShape& s, const uint16_t* q, co
                 sum_over_queries(slopes + strip, q_rows, group + j, ends[j], size, for_keys.get() + at);
             }
         }
-        const Ints down = _mm512_mullo_epi32(lanes(), _mm512_set1_epi32(padded));
-        for (int i = 0; i < s.seq; ++i) {
-            for (int c = 0; c < size; c += kWidth) {
-                const Floats turned = _mm512_i32gather_ps(down, for_queries.get() + static_cast<int64_t>(c) * padded + i, 4);
-                store_bf16(grad_q + q_at + i * q_stride + c, mul(turned, all(s.scale)));
+        for (int i = 0; i < s.seq; i += 16) {
+            for (int c = 0; c < size; c += 16) {
+                __m512i lines[16];
+                for (int j = 0; j < 16; ++j) {
+                    lines[j] = _mm512_load_si512(for_queries.get() + static_cast<int64_t>(c + j) * padded + i);
+                }
+                transpose(lines);
+                for (int j = 0; j < 16 && i + j < s.seq; ++j) {
+                    store_bf16(grad_q + q_at + (i + j) * q_stride + c, mul(_mm512_castsi512_ps(lines[j]), all(s.scale)));
+                }
             }
         }
     });

@@ -21,4 +21,10 @@ struct Operand {
 void product(const Team&, const Operand& left, const Operand& right, int rows, int columns, int inner, uint16_t* out,
              int64_t out_stride);
 
+// The same with SwiGLU made of its sums, for a width that is a multiple of 32. All that is written has rows side by side.
+//
+// gate_up [rows, 2 · width] = left · right, which are gate and up; activated [rows, width] = silu(gate) · up.
+void product_swiglu(const Team&, const Operand& left, const Operand& right, int rows, int width, int inner, uint16_t* gate_up,
+                    uint16_t* activated);
+
 }  // namespace liuyi

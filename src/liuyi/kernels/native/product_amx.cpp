@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "buffer.h"
-#include "simd.h"
+#include "product_finish.h"
 #include "tiles.h"
 
 namespace liuyi {
@@ -19,7 +19,6 @@ using namespace LIUYI_ISA;
 
 namespace {
 
-constexpr int kBlockSize = kBlock * kBlock;
 constexpr int kLongestChunk = 18;  // a row of so many blocks, and sums, fit the L1 cache
 constexpr int kCacheBlocks = 640;  // so many fit the L2 cache beside what streams past: 1.25 MiB
 constexpr int kFullCacheBlocks = 1024;  // and so many with sums that are kept there, a block of which counts twice: 2 MiB
@@ -96,73 +95,11 @@ LIUYI_INLINE void multiply(const uint16_t* left, const uint16_t* right, int bloc
     }
 }
 
-// Where a product goes, [rows, columns] or turned about its diagonal; streamed past the caches, which need not read first
-// what is written, where lines of a block are lines of the cache.
-struct Result {
-    uint16_t* values;
-    int64_t stride;
-    int rows, columns;
-    bool turned, streamed;
-};
-
-// A block of sums on its way to the result as bfloat16, some of its lines at a time, while the next one is multiplied, whose
-// lines in memory are asked for meanwhile.
-class Finish {
-  public:
-    explicit Finish(const Result& out) : out_(out) {}
-
-    // The block of the product that begins there is multiplied next.
-    LIUYI_INLINE void expect(int row, int column) {
-        const int high = std::min(kBlock, out_.rows - row), wide = std::min(kBlock, out_.columns - column);
-        uint16_t* to = out_.values + (out_.turned ? column * out_.stride + row : row * out_.stride + column);
-        const int lines = out_.turned ? wide : high, numbers = out_.turned ? high : wide;
-        expected_ = {to, lines, numbers, out_.streamed && numbers == kBlock};
-        asked_ = expected_.streamed ? lines : 0;
-    }
-    // Its sums are there, and all lines of the one before are written.
-    LIUYI_INLINE void begin() {
-        now_ = expected_;
-        next_ = 0;
-    }
-    float* sums() { return sums_; }
-
-    LIUYI_INLINE void some(int lines) {
-        for (int i = 0; i < lines && asked_ < expected_.lines; ++i, ++asked_) {
-            __builtin_prefetch(expected_.to + asked_ * out_.stride, 1);
-        }
-        if (next_ == now_.lines) return;
-        if (next_ == 0 && out_.turned) turn();
-        const __mmask32 seen = now_.numbers < kBlock ? (1u << now_.numbers) - 1 : ~0u;
-        for (const int end = std::min(next_ + lines, now_.lines); next_ < end; ++next_) {
-            const __m512i line = out_.turned ? _mm512_load_si512(turned_ + next_ * kBlock) : rounded(next_);
-            uint16_t* to = now_.to + next_ * out_.stride;
-            if (now_.streamed) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
-            else _mm512_mask_storeu_epi16(to, seen, line);
-        }
-    }
-
-  private:
-    struct Place {
-        uint16_t* to;
-        int lines, numbers;
-        bool streamed;
-    };
-
-    LIUYI_INLINE __m512i rounded(int line) const {
-        const float* sums = sums_ + line * kBlock;
-        return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(sums + 16), load(sums)));
-    }
-    void turn() {
-        alignas(64) uint16_t lines[kBlockSize];
-        for (int i = 0; i < kBlock; ++i) _mm512_store_si512(lines + i * kBlock, rounded(i));
-        pack_pairs<true>(lines, kBlock, turned_);
-    }
-
-    alignas(64) float sums_[kBlockSize];
-    alignas(64) uint16_t turned_[kBlockSize];
-    const Result out_;
-    Place now_{}, expected_{};
-    int asked_ = 0, next_ = 0;
+// The columns of a right operand, in the order that they are multiplied in: as they are, or those of two halves by turns, a
+// block of each.
+struct Columns {
+    int count, half = 0;
+    int begin(int block) const { return half == 0 ? block * kBlock : block / 2 * kBlock + block % 2 * half; }
 };
 
 // How a product is cut, in blocks: rows and columns of a part, and what of the inner dimension is packed of the right
@@ -197,13 +134,14 @@ Cut cut_of(const Operand& right, int rows, int columns, int inner, int threads) 
 }
 
 // Some columns of a right operand, chunk by chunk of the inner dimension; in blocks.
-void pack_right(const Operand& right, int first, int last, int columns, int begin, int end, int chunk, int inner, uint16_t* to) {
+void pack_right(const Operand& right, int first, int last, const Columns& columns, int begin, int end, int chunk, int inner,
+                uint16_t* to) {
     for (int k = begin; k < end; k += chunk) {
         const int count = std::min(chunk, end - k), lines = last - first;
         // Along what is neighbours in memory.
         pack_blocks<Side::kRight>(count * lines, [&](int i) {
             const int column = right.across ? i / count : i % lines, at = right.across ? i % count : i / lines;
-            return block_of<Side::kRight>(right, (first + column) * kBlock, columns, (k + at) * kBlock, inner,
+            return block_of<Side::kRight>(right, columns.begin(first + column), columns.count, (k + at) * kBlock, inner,
                                           to + (column * count + at) * kBlockSize);
         });
         to += int64_t{count} * lines * kBlockSize;
@@ -234,8 +172,9 @@ const uint16_t* pack_left(const Team& team, const Operand& left, int rows, int i
 
 // A row of blocks times some columns of blocks. Sums begin at zero with the first chunk of the inner dimension; those of the
 // last one are finished while the next block is multiplied, others kept.
+template <class Sink>
 LIUYI_INLINE void multiply_row(const uint16_t* left, const uint16_t* right, int blocks, int row, int first_column, int end_column,
-                               bool first, bool last, float* sums, Finish& finish) {
+                               bool first, bool last, float* sums, Finish<Sink>& finish) {
     const int lines = parts_of(kBlock, blocks);
     for (int column = first_column; column < end_column; ++column, sums += kBlockSize, right += blocks * kBlockSize) {
         if (first) clear_sums();
@@ -247,11 +186,14 @@ LIUYI_INLINE void multiply_row(const uint16_t* left, const uint16_t* right, int 
     }
 }
 
-void multiply_in_parts(const Team& team, const Operand& left, const Operand& right, int rows, int columns, int inner,
-                       const Result& out) {
-    const int row_blocks = parts_of(rows, kBlock), column_blocks = parts_of(columns, kBlock);
+// Each part has a sink of its own.
+template <class MakeSink>
+void multiply_in_parts(const Team& team, const Operand& left, const Operand& right, int rows, const Columns& columns, int inner,
+                       const MakeSink& make_sink) {
+    const int row_blocks = parts_of(rows, kBlock), column_blocks = parts_of(columns.count, kBlock);
     const int inner_blocks = parts_of(inner, kBlock);
-    const Cut cut = cut_of(right, row_blocks, column_blocks, inner_blocks, team.threads);
+    Cut cut = cut_of(right, row_blocks, column_blocks, inner_blocks, team.threads);
+    if (columns.half != 0) cut.columns += cut.columns % 2;  // What belongs together stays together.
     const int down = parts_of(row_blocks, cut.rows), across = parts_of(column_blocks, cut.columns);
     // Turning numbers takes long enough to do it once for all parts.
     const uint16_t* for_all = left.across ? pack_left(team, left, rows, inner) : nullptr;
@@ -267,7 +209,8 @@ void multiply_in_parts(const Team& team, const Operand& left, const Operand& rig
         uint16_t *packed_left = memory.as<uint16_t>(), *packed_right = packed_left + left_size;
         float* sums = reinterpret_cast<float*>(packed_right + right_size);
         const Tiles tiles;
-        Finish finish(out);
+        auto sink = make_sink();
+        Finish finish(sink);
         for (int begin = 0; begin < inner_blocks; begin += cut.depth) {
             const int end = std::min(begin + cut.depth, inner_blocks);
             pack_right(right, first_column, end_column, columns, begin, end, cut.chunk, inner, packed_right);
@@ -303,10 +246,17 @@ void product(const Team& team, const Operand& left, const Operand& right, int ro
     const auto as_other = [](const Operand& one) { return Operand{one.values, one.stride, !one.across}; };
     if (turned) {
         const Result result{out, out_stride, columns, rows, true, streamed};
-        multiply_in_parts(team, as_other(right), as_other(left), columns, rows, inner, result);
+        multiply_in_parts(team, as_other(right), as_other(left), columns, {rows}, inner, [&] { return ResultSink(result); });
     } else {
-        multiply_in_parts(team, left, right, rows, columns, inner, {out, out_stride, rows, columns, false, streamed});
+        const Result result{out, out_stride, rows, columns, false, streamed};
+        multiply_in_parts(team, left, right, rows, {columns}, inner, [&] { return ResultSink(result); });
     }
+}
+
+void product_swiglu(const Team& team, const Operand& left, const Operand& right, int rows, int width, int inner, uint16_t* gate_up,
+                    uint16_t* activated) {
+    multiply_in_parts(team, left, right, rows, {2 * width, width}, inner,
+                      [&] { return SwigluSink(gate_up, activated, rows, width); });
 }
 
 }  // namespace liuyi

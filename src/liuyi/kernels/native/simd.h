@@ -93,13 +93,16 @@ LIUYI_INLINE void store_bf16_apart(uint16_t* p, Floats v) {
     _mm512_mask_storeu_epi16(p, 0x55555555, _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v))));
 }
 // The same for numbers too small to be normal too, which the conversion above makes zero.
-LIUYI_INLINE void store_bf16_exactly(void* p, Floats v) {
+LIUYI_INLINE __m256i to_bf16_exactly(Floats v) {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
-    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
+LIUYI_INLINE void store_bf16_exactly(void* p, Floats v) { _mm256_storeu_si256(static_cast<__m256i*>(p), to_bf16_exactly(v)); }
+// Past the caches, which need not read first what is written; p on 32 bytes, and an sfence before others read it.
+LIUYI_INLINE void stream_bf16_exactly(void* p, Floats v) { _mm256_stream_si256(static_cast<__m256i*>(p), to_bf16_exactly(v)); }
 // The first or second of each pair of bfloat16 numbers.
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 LIUYI_INLINE Floats second_bf16(Ints pairs) {
@@ -192,6 +195,7 @@ LIUYI_INLINE void store_bf16_apart(uint16_t* p, Floats v) {
     for (int i = 0; i < kWidth; ++i) p[2 * i] = rounded[i];
 }
 LIUYI_INLINE void store_bf16_exactly(void* p, Floats v) { store_bf16(p, v); }
+LIUYI_INLINE void stream_bf16_exactly(void* p, Floats v) { store_bf16(p, v); }
 LIUYI_INLINE Floats first_bf16(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 LIUYI_INLINE Floats second_bf16(Ints pairs) {
     return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "simd.h"
+#include "swiglu.h"
 #include "training.h"
 
 namespace liuyi {
@@ -18,6 +19,14 @@ constexpr int64_t kFewRows = 4;
 
 inline int parts_of(int64_t count, int64_t each) { return static_cast<int>((count + each - 1) / each); }
 inline int64_t end_of(int part, int64_t count, int64_t each) { return count < (part + 1) * each ? count : (part + 1) * each; }
+
+// Long arrays are read once, and asked for this far ahead: the processor by itself stops at the end of each page.
+constexpr int64_t kAheadBytes = 2048;
+
+template <class T>
+LIUYI_INLINE void ask_ahead(const T* from) {
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes);
+}
 
 void norm(const Team& team, const float* x, const uint16_t* delta, const float* weight, float eps, int64_t rows, int size,
           float* sum_out, uint16_t* out, float* scale) {
@@ -96,24 +105,13 @@ void narrow(const Team& team, const float* x, int64_t count, uint16_t* out) {
     });
 }
 
-LIUYI_INLINE Floats sigmoid(Floats x) {
-    const Floats grown = inverse_sigmoid(x);
-#if defined(__AVX512F__)
-    const Floats nearly = _mm512_rcp14_ps(grown);  // and one step of Newton's, in place of a division
-    return mul(nearly, sub(all(2.0f), mul(grown, nearly)));
-#else
-    return div(all(1.0f), grown);
-#endif
-}
-
 void swiglu_rows(const Team& team, const uint16_t* gate, const uint16_t* up, int64_t rows, int width, int64_t stride,
                  uint16_t* out) {
     for_each_part(team, parts_of(rows, kFewRows), [&](int part) {
         for (int64_t row = part * kFewRows; row < end_of(part, rows, kFewRows); ++row) {
             for (int i = 0; i < width; i += kWidth) {
                 const int64_t at = row * stride + i;
-                const Floats g = load_bf16(gate + at);
-                store_bf16(out + row * width + i, mul(mul(g, sigmoid(g)), load_bf16(up + at)));
+                store_bf16(out + row * width + i, swiglu(load_bf16(gate + at), load_bf16(up + at)));
             }
         }
     });
@@ -125,12 +123,13 @@ void swiglu_backward(const Team& team, const uint16_t* gate, const uint16_t* up,
         for (int64_t row = part * kFewRows; row < end_of(part, rows, kFewRows); ++row) {
             for (int i = 0; i < width; i += kWidth) {
                 const int64_t at = row * stride + i, beside = row * width + i;
-                const Floats g = load_bf16(gate + at), u = load_bf16(up + at), d = load_bf16(grad + beside);
-                const Floats gate_part = sigmoid(g), silu = mul(g, gate_part);
-                const Floats slope = fma(silu, sub(all(1.0f), gate_part), gate_part);
-                store_bf16(grad_gate + at, mul(mul(d, u), slope));
-                store_bf16(grad_up + at, mul(d, silu));
-                if (activated != nullptr) store_bf16(activated + beside, mul(silu, u));
+                ask_ahead(gate + at);
+                ask_ahead(up + at);
+                const SwigluGradient found =
+                    swiglu_gradient(load_bf16(gate + at), load_bf16(up + at), load_bf16(grad + beside));
+                store_bf16(grad_gate + at, found.gate);
+                store_bf16(grad_up + at, found.up);
+                if (activated != nullptr) store_bf16(activated + beside, found.activated);
             }
         }
     });
@@ -195,14 +194,6 @@ struct Words {
     }
 };
 
-// Long arrays are read once, and asked for this far ahead: the processor by itself stops at the end of each page.
-constexpr int64_t kAheadBytes = 2048;
-
-template <class T>
-LIUYI_INLINE void ask_ahead(const T* from) {
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes);
-}
-
 LIUYI_INLINE Floats gradient_at(const Gradient& g, int64_t i) {
     return g.grad != nullptr ? load(g.grad + i) : load_bf16(g.rounded + i);
 }
@@ -257,6 +248,7 @@ Sums adamw_part(const AdamWTensor& t, double steps, int64_t begin, int64_t end) 
     const Floats rate = all(static_cast<float>(a.lr / (1.0 - std::pow(a.beta1, steps))));
     const Floats root = all(static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(a.beta2, steps))));
     const float new_first = static_cast<float>(1.0 - a.beta1), new_second = static_cast<float>(1.0 - a.beta2);
+    const bool streamed = reinterpret_cast<uintptr_t>(t.copy) % 32 == 0;  // nobody reads it soon
     Words before, after;
     for (int64_t i = begin; i < end; i += kWidth) {
         for (const float* values : {t.weight, t.first, t.second}) {
@@ -272,9 +264,11 @@ Sums adamw_part(const AdamWTensor& t, double steps, int64_t begin, int64_t end) 
         store(t.first + i, m);
         store(t.second + i, v);
         store(t.weight + i, w);
-        if (t.copy != nullptr) store_bf16_exactly(t.copy + i, w);
+        if (t.copy != nullptr && streamed) stream_bf16_exactly(t.copy + i, w);
+        else if (t.copy != nullptr) store_bf16_exactly(t.copy + i, w);
         for (const float* values : {t.weight, t.first, t.second}) after.add(values + i);
     }
+    _mm_sfence();  // What was streamed is seen by whoever waits for this part.
     return {before.sum(), after.sum()};
 }
 

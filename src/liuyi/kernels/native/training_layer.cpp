@@ -139,8 +139,8 @@ void layer_forward(const Team& team, const LayerShape& s, const LayerInputs& in,
     flash_forward(team, flash_shape(s, n), keep.qkv, k, v, in.starts, keep.mixed, keep.lse);
     linear(team, keep.mixed, in.output, n.rows, n.mixed, n.hidden, keep.delta);
     norm(team, in.x, keep.delta, in.mlp_norm, s.mlp_eps, n.rows, n.hidden, mine.middle, mine.normed, keep.mlp_scale);
-    linear(team, mine.normed, in.gate_up, n.rows, n.hidden, n.gate_up, keep.gate_up);
-    swiglu_rows(team, keep.gate_up, keep.gate_up + n.intermediate, n.rows, n.intermediate, n.gate_up, mine.activated);
+    product_swiglu(team, {mine.normed, n.hidden, false}, {in.gate_up, n.hidden, true}, static_cast<int>(n.rows), n.intermediate,
+                   n.hidden, keep.gate_up, mine.activated);
     linear(team, mine.activated, in.down, n.rows, n.intermediate, n.hidden, mine.delta);
     add(team, mine.middle, mine.delta, n.rows * n.hidden, out);
 }
