@@ -73,7 +73,7 @@ class _Attention:
         arrays = (tokens, counts, lengths, table, wanted, adapters, cosines, sines)
         view = BatchView(count, 1, len(table), count, TOKENS, False, *(array.ctypes.data for array in arrays))
         out = np.empty((count, TOKENS), np.float32)
-        self.model.forward(view, out.ctypes.data, hidden=True)
+        self.model.forward(view, out.ctypes.data, "hidden")
         return out
 
     def exact(self) -> NDArray[np.float64]:

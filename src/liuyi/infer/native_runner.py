@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from liuyi.core.errors import ModelError
-from liuyi.infer.runner import BLOCK_TOKENS, Batch, Floats
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Floats, Ids
 from liuyi.kernels.library import BatchView, KernelsError
 from liuyi.kernels.model import KV_FORMATS, NativeModel, NativeShape
 from liuyi.kernels.parts import WEIGHT_FORMATS, Part
@@ -64,13 +64,19 @@ class NativeRunner:
     def logits(self, batch: Batch) -> Tensor:
         """See `Runner.logits`."""
         out = torch.empty(len(batch.rows), self.config.vocab_size)
-        self._run(batch, out, hidden=False)
+        self._run(batch, out, "logits")
+        return out
+
+    def likeliest(self, batch: Batch) -> Ids:
+        """See `Runner.likeliest`: logits stay in the threads' caches."""
+        out = np.empty(len(batch.rows), np.int32)
+        self._run(batch, out, "likeliest")
         return out
 
     def hidden(self, batch: Batch) -> Tensor:
         """See `Runner.hidden`."""
         out = torch.empty(len(batch.rows), self.config.hidden_size)
-        self._run(batch, out, hidden=True)
+        self._run(batch, out, "hidden")
         return out
 
     def load_adapter(self, slot: int, adapter: Adapter) -> None:
@@ -90,7 +96,7 @@ class NativeRunner:
         """Give the memory of weights and cache back."""
         self._native.close()
 
-    def _run(self, batch: Batch, out: Tensor, *, hidden: bool) -> None:
+    def _run(self, batch: Batch, out: Tensor | Ids, output: str) -> None:
         _check(batch, self.config.hidden_size)
         cosines, sines, by_token = self._angles.of(batch)
         arrays = (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters, cosines, sines)
@@ -98,7 +104,8 @@ class NativeRunner:
         layers = batch.layers
         part = () if layers is None else (layers.begin, layers.end, layers.residual.ctypes.data)
         view = BatchView(*sizes, *(array.ctypes.data for array in arrays), *part)
-        self._native.forward(view, out.data_ptr(), hidden=hidden)
+        address = out.data_ptr() if isinstance(out, Tensor) else out.ctypes.data
+        self._native.forward(view, address, output)
 
 
 def _check(batch: Batch, hidden_size: int) -> None:

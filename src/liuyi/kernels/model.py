@@ -23,6 +23,7 @@ from liuyi.kernels.parts import WEIGHT_FORMATS, Array, Part, Sources
 
 KV_FORMATS = {"fp32": 0, "bf16": 1, "int8": 2}
 MATRICES = {"qkv": 0, "output": 1, "gate_up": 2, "down": 3, "head": 4}
+OUTPUTS = {"logits": 0, "hidden": 1, "likeliest": 2}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VECTORS = {"attention_norm": 0, "mlp_norm": 1, "q_norm": 2, "k_norm": 3, "final_norm": 4}
 
@@ -150,13 +151,17 @@ class NativeModel:
         }
         return shapes[projection]
 
-    def forward(self, batch: BatchView, result: int, *, hidden: bool = False) -> None:
-        """Compute a batch; float32 logits [rows, vocab], or hidden states [rows, hidden], go to the address `result`.
+    def forward(self, batch: BatchView, result: int, output: str = "logits") -> None:
+        """Compute a batch; its results go to the address `result`.
+
+        `output` says what they are: float32 `logits` [rows, vocab], float32 `hidden` states [rows, hidden], or the
+        `likeliest` tokens, int32 [rows], of each row the first with the largest logit.
 
         Raises KernelsError if the batch is not possible; nothing has changed then.
         """
+        functions = self.library.functions
         self.library.check(
-            self.library.functions.liuyi_model_forward(self._open(), ctypes.byref(batch), int(hidden), result)
+            functions.liuyi_model_forward(self._open(), ctypes.byref(batch), OUTPUTS[output], result)
         )
 
     def _open(self) -> int:

@@ -79,8 +79,11 @@ int liuyi_model_drop_adapter(void* model, int slot) {
     return guarded([&] { of(model).drop_adapter(slot); });
 }
 
-int liuyi_model_forward(void* model, const BatchView* batch, int want_hidden, float* result) {
-    return guarded([&] { of(model).forward(*batch, want_hidden != 0, result); });
+int liuyi_model_forward(void* model, const BatchView* batch, int output, void* result) {
+    return guarded([&] {
+        if (output < 0 || output > static_cast<int>(Output::likeliest)) throw Invalid("there is no such output");
+        of(model).forward(*batch, static_cast<Output>(output), result);
+    });
 }
 
 int64_t liuyi_model_block_bytes(void* model) { return static_cast<int64_t>(of(model).kv().block_bytes); }

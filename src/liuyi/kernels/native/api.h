@@ -37,6 +37,6 @@ LIUYI_API int liuyi_model_set_embedding(void* model, int format, const void* val
 LIUYI_API int liuyi_model_set_adapter(void* model, int slot, int layer, int projection, int rank, const float* down,
                                       const float* up);
 LIUYI_API int liuyi_model_drop_adapter(void* model, int slot);
-LIUYI_API int liuyi_model_forward(void* model, const liuyi::BatchView* batch, int want_hidden, float* result);
+LIUYI_API int liuyi_model_forward(void* model, const liuyi::BatchView* batch, int output, void* result);
 LIUYI_API int64_t liuyi_model_block_bytes(void* model);
 LIUYI_API int64_t liuyi_model_weight_bytes(void* model);

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "likeliest.h"
 #include "linear.h"
 #include "lora.h"
 #include "norm.h"
@@ -354,15 +355,34 @@ struct Pass {
 
     void finish_rows(const Rows& rows, float* scratch) const {
         const Shape& shape = step.shape;
+        const bool hidden = step.output == Output::hidden;
         const Range mine = this->mine(step.rows);
         for (int i = mine.begin; i < mine.end; ++i) {
-            float* normed = step.want_hidden ? step.result + static_cast<size_t>(i) * shape.hidden : scratch;
+            float* normed = hidden ? static_cast<float*>(step.result) + static_cast<size_t>(i) * shape.hidden : scratch;
             rms_norm(at(rows, i), step.final_norm, shape.hidden, shape.norm_eps, normed);
-            if (!step.want_hidden) prepare(*step.head, normed, step.prepared + i * step.head->prepared_bytes);
+            if (!hidden) prepare(*step.head, normed, step.prepared + i * step.head->prepared_bytes);
         }
-        if (step.want_hidden) return;
+        if (hidden) return;
         wait();
-        product(*step.head, step.rows, step.result, shape.vocab, Epilogue::store);
+        if (step.output == Output::likeliest) return choose_likeliest();
+        product(*step.head, step.rows, static_cast<float*>(step.result), shape.vocab, Epilogue::store);
+    }
+
+    // Each thread of its own columns, then of all threads' in their order, so that of equal ones the first is taken.
+    void choose_likeliest() const {
+        const size_t rows = step.rows;
+        float* space = step.likeliest_columns + thread * rows * kLikeliestColumns;
+        find_likeliest(*step.head, step.prepared, step.rows, mine(step.head->panels), space, step.likeliest + thread * rows);
+        wait();
+        if (thread > 0) return;
+        for (size_t row = 0; row < rows; ++row) {
+            Likeliest most = step.likeliest[row];
+            for (int other = 1; other < threads; ++other) {
+                const Likeliest& found = step.likeliest[other * rows + row];
+                if (found.logit > most.logit) most = found;
+            }
+            static_cast<int32_t*>(step.result)[row] = most.token;
+        }
     }
 };
 

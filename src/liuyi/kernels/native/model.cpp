@@ -291,9 +291,13 @@ void Model::reserve(const Step& step, size_t partial_rows) {
     prepared_.grow(std::max(head_.prepared_bytes * step.rows, step.prepared_bytes * tokens) + 64);
     queries_.grow((all * shape_.heads + kMostKernelRows) * kv_.query_bytes);
     work_.grow(work_bytes(shape_, kv_.dim) * threads_.count());
+    if (step.output == Output::likeliest) {
+        likeliest_.grow(sizeof(Likeliest) * step.rows * threads_.count());
+        likeliest_columns_.grow(floats(static_cast<size_t>(step.rows) * threads_.count(), kLikeliestColumns));
+    }
 }
 
-void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
+void Model::forward(const BatchView& batch, Output output, void* result) {
     check_complete();
     check(batch);
     const BatchView rest = whole(batch);
@@ -315,6 +319,7 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     for (Tickets& each : tickets_) each.reset();
 
     Step step{};
+    step.output = output;
     step.shape = shape_;
     step.kv = kv_;
     step.layers = layers_.data();
@@ -373,8 +378,9 @@ void Model::forward(const BatchView& batch, bool want_hidden, float* result) {
     step.queries = queries_.as<uint8_t>();
     step.work = work_.as<uint8_t>();
     step.work_bytes = work_bytes(shape_, kv_.dim);
-    step.want_hidden = want_hidden;
     step.result = result;
+    step.likeliest = likeliest_.as<Likeliest>();
+    step.likeliest_columns = likeliest_columns_.as<float>();
     const auto forward = LIUYI_FOR(set_, forward);
     threads_.run([&](int thread) { forward(step, thread); });
 }

@@ -41,8 +41,7 @@ class Model {
     void set_adapter(int slot, int layer, int projection, int rank, const float* down, const float* up);
     void drop_adapter(int slot);
 
-    // Results [rows, vocab], or [rows, hidden] if the hidden states are wanted.
-    void forward(const BatchView& batch, bool want_hidden, float* result);
+    void forward(const BatchView& batch, Output output, void* result);
 
     const KvLayout& kv() const { return kv_; }
     size_t weight_bytes() const;
@@ -78,6 +77,7 @@ class Model {
     std::vector<AttentionPlan> plans_, whole_plans_;
     std::vector<Tickets> tickets_;
     Buffer x_, last_x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_, normed_, gate_up_;
+    Buffer likeliest_, likeliest_columns_;
 };
 
 }  // namespace liuyi

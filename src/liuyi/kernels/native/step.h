@@ -95,6 +95,18 @@ struct Plan {
     const int* tile_of_token;
 };
 
+// What a step gives: float32 logits [rows, vocab], float32 hidden states [rows, hidden], or int32 tokens [rows], of each
+// row the first with the largest logit.
+enum class Output : int { logits = 0, hidden = 1, likeliest = 2 };
+
+// Logits that are computed before the next ones take their place, where only the largest is wanted.
+constexpr int kLikeliestColumns = 256;
+
+struct Likeliest {
+    float logit = -__builtin_inff();
+    int32_t token = 0;
+};
+
 struct Step {
     Shape shape;
     KvLayout kv;
@@ -135,8 +147,10 @@ struct Step {
     size_t work_bytes;      // of each thread
     size_t prepared_bytes;  // the most that a row of a layer's products needs
 
-    bool want_hidden;
-    float* result;  // [rows, vocab], or [rows, hidden] if the hidden states are wanted
+    Output output;
+    void* result;
+    Likeliest* likeliest;      // [threads, rows]
+    float* likeliest_columns;  // [threads, rows, kLikeliestColumns]
 };
 
 // Tokens of a tile, so that the rows of a group of heads fit the kernels.
