@@ -15,9 +15,19 @@
 namespace liuyi {
 namespace LIUYI_ISA {
 
+// Where the keys that a unit sees first lie; a hint, for there may be no such unit.
+LIUYI_INLINE const uint8_t* first_keys(const Step& step, const Plan& plan, int index, int layer) {
+    const Unit& unit = plan.units[index < plan.unit_count ? index : plan.unit_count - 1];
+    const Tile& tile = plan.tiles[unit.tile];
+    const int32_t* table = step.tables + static_cast<size_t>(tile.sequence) * step.most_blocks;
+    const uint8_t* block = step.cache + table[unit.first_span * kSpanBlocks] * step.kv.block_bytes;
+    return block + layer * step.kv.layer_bytes + unit.kv_head * step.kv.head_bytes;
+}
+
 // The keys of a span that the tokens of a tile see, all together; `heads` is where the kv head lies in the cache's first
-// block.
-LIUYI_INLINE Sight look(const Step& step, int window, const Tile& tile, const uint8_t* heads, int span) {
+// block, `after` what is read after these keys if they are the last.
+LIUYI_INLINE Sight look(const Step& step, int window, const Tile& tile, const uint8_t* heads, int span,
+                        const uint8_t* after) {
     const int first = step.positions[tile.token], last = first + tile.count - 1, begin = span * kSpanTokens;
     int from = window > 0 && first >= window ? first - window + 1 : 0, to = last + 1;
     if (from < begin) from = begin;
@@ -28,9 +38,9 @@ LIUYI_INLINE Sight look(const Step& step, int window, const Tile& tile, const ui
     sight.origin = first_block * kBlockTokens;
     sight.blocks = (to - 1) / kBlockTokens + 1 - first_block;
     const int32_t* table = step.tables + static_cast<size_t>(tile.sequence) * step.most_blocks + first_block;
-    const int ahead = (first_block + sight.blocks) * kBlockTokens <= last ? sight.blocks : sight.blocks - 1;
+    const bool more = (first_block + sight.blocks) * kBlockTokens <= last;
     for (int block = 0; block < sight.blocks; ++block) sight.heads[block] = heads + table[block] * step.kv.block_bytes;
-    sight.heads[sight.blocks] = heads + table[ahead] * step.kv.block_bytes;
+    sight.heads[sight.blocks] = more ? heads + table[sight.blocks] * step.kv.block_bytes : after;
     return sight;
 }
 
@@ -91,7 +101,9 @@ void attend(const Step& step, const Plan& plan, const Unit& unit, int layer, uin
     for (int span = unit.first_span; span < unit.end_span; ++span) {
         const bool first = span == unit.first_span || span % kStretchSpans == 0;
         if (first) work.stretch.clear(count);
-        Sight sight = look(step, plan.window, tile, heads, span);
+        const bool last = span + 1 == unit.end_span;
+        const uint8_t* after = last ? first_keys(step, plan, step.tickets[layer].next(), layer) : heads;
+        Sight sight = look(step, plan.window, tile, heads, span, after);
         sight.once = chunks == 1;
         if (sight.blocks > 0) Kv::open_span(session, sight, dim, work);
         for (int chunk = 0; sight.blocks > 0 && chunk < chunks; ++chunk) {

@@ -38,14 +38,27 @@ LIUYI_INLINE float quantize_group(const float* x, int8_t* out, int32_t& total) {
     LIUYI_UNROLL
     for (int i = 0; i < chains; ++i) peaks[i] = zero(), sums[i] = all(0);
 #pragma GCC unroll 32
-    for (int i = 0; i < vectors; ++i) peaks[i % chains] = max(peaks[i % chains], abs(load(x + i * kWidth)));
+    for (int i = 0; i < vectors; ++i) peaks[i % chains] = larger_magnitude(peaks[i % chains], load(x + i * kWidth));
     LIUYI_UNROLL
     for (int i = 1; i < chains; ++i) peaks[0] = max(peaks[0], peaks[i]);
     const float highest = largest(peaks[0]);
     const Floats inverse = all(highest > 1e-30f ? 127.0f / highest : 0.0f);
+    const auto whole = [&](int i) { return to_ints(mul(load(x + i * kWidth), inverse)); };
+#if defined(__AVX512F__)
+    if constexpr (vectors % 4 == 0) {
+        const Ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), ones = _mm512_set1_epi8(1);
+#pragma GCC unroll 32
+        for (int i = 0; i < vectors; i += 4) {
+            const Ints a = _mm512_packs_epi32(whole(i), whole(i + 1)), b = _mm512_packs_epi32(whole(i + 2), whole(i + 3));
+            const Ints bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+            _mm512_storeu_si512(out + i * kWidth, bytes);
+            sums[i / 4 % chains] = dot_unsigned(sums[i / 4 % chains], ones, bytes);
+        }
+    } else
+#endif
 #pragma GCC unroll 32
     for (int i = 0; i < vectors; ++i) {
-        const Ints numbers = to_ints(mul(load(x + i * kWidth), inverse));
+        const Ints numbers = whole(i);
         store_bytes(out + i * kWidth, numbers);
         sums[i % chains] = add(sums[i % chains], numbers);
     }

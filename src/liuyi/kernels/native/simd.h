@@ -46,6 +46,7 @@ LIUYI_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a
 LIUYI_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 LIUYI_INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 LIUYI_INLINE Floats abs(Floats a) { return _mm512_abs_ps(a); }
+LIUYI_INLINE Floats larger_magnitude(Floats a, Floats b) { return _mm512_range_ps(a, b, 0b1011); }
 LIUYI_INLINE Floats square_root(Floats a) { return _mm512_sqrt_ps(a); }
 LIUYI_INLINE Floats nearest(Floats a) { return _mm512_roundscale_ps(a, 0); }
 LIUYI_INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
@@ -144,6 +145,7 @@ LIUYI_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 LIUYI_INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 LIUYI_INLINE Floats square_root(Floats a) { return _mm256_sqrt_ps(a); }
 LIUYI_INLINE Floats abs(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+LIUYI_INLINE Floats larger_magnitude(Floats a, Floats b) { return max(abs(a), abs(b)); }
 LIUYI_INLINE Floats nearest(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 LIUYI_INLINE Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
 LIUYI_INLINE Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }

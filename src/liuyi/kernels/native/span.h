@@ -9,7 +9,7 @@ namespace LIUYI_ISA {
 
 // The blocks of a span in which the rows of a unit see keys, and which keys some of these rows see.
 struct Sight {
-    // Where a kv head lies in each block, and in the one after them; in the last again if there is none.
+    // Where a kv head lies in each block, and in the one that is read after them, of this unit or the next.
     const uint8_t* heads[kSpanBlocks + 1];
     int blocks = 0, origin = 0;  // 0 blocks if no row sees a key; the position of the first one's first key
     bool once;                   // whether there are no other rows

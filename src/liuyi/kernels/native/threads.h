@@ -66,6 +66,7 @@ class Threads {
 class alignas(64) Tickets {
   public:
     void reset() { next_.store(0, std::memory_order_relaxed); }
+    int next() const { return next_.load(std::memory_order_relaxed); }  // what `draw` gives if nobody draws before
     int draw() { return next_.fetch_add(1, std::memory_order_relaxed); }
 
   private:
