@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, ids
 from liuyi.model.config import DecoderConfig
 
 
@@ -45,6 +45,9 @@ class HistoryRunner:
             histories += [_seen(text[:, : position + 1]) for position in range(length, length + count)]
             at += count
         return torch.stack([logits_after(histories[row], self.config.vocab_size) for row in batch.rows] or [_NONE])
+
+    def likeliest(self, batch: Batch) -> Ids:
+        return ids(self.logits(batch).numpy().argmax(axis=-1))
 
     def _layers(self, batch: Batch, tokens: Ids) -> slice:
         """What the last sequence goes through; its residual stream says what it has been through."""

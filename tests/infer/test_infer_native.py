@@ -161,6 +161,22 @@ def test_bfloat16_agrees_with_the_decoder_in_bfloat16_weights(instruction_set: s
     assert (found.argmax(1) == wanted.argmax(1)).float().mean() >= least
 
 
+@pytest.mark.parametrize("vocab", [21, 700])
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_likeliest_tokens_are_the_first_with_the_largest_logits(vocab: int, weights: str, instruction_set: str) -> None:
+    model = tiny_model(vocab_size=2 * vocab)
+    with torch.no_grad():  # Each token twice: of equal logits the first counts.
+        head = model.get_parameter("lm_head.weight")
+        head[vocab:] = head[:vocab]
+    tokens = ids(texts_of(model, 2, 70) % vocab)
+    batch = whole_batch(tokens)
+    for threads in (1, 2, 3):
+        runner = NativeRunner(model, batch.tables.size, weights=weights, kv="fp32", threads=threads)
+        logits = runner.logits(batch)
+        assert torch.equal(logits[:, :vocab], logits[:, vocab:])
+        assert np.array_equal(runner.likeliest(batch), logits[:, :vocab].numpy().argmax(axis=1))
+
+
 @pytest.mark.parametrize("fmt", ["int8", "int4"])
 def test_a_quantised_checkpoint_is_taken_as_it_is(fmt: Format) -> None:
     """What is left is the rounding of activations, which the exact product of the same weights does not have."""

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from history_runner import HistoryRunner, logits_after
 from infer_support import VOCAB, tiny_model
+from torch import Tensor
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.request import Completion, Request
+from liuyi.infer.runner import Batch, Ids, ids
 from liuyi.model.tokenizer import Tokenizer
 
 CONFIG = tiny_model(max_position_embeddings=4096).config
@@ -28,6 +30,23 @@ def plain(prompt: list[int], count: int) -> tuple[int, ...]:
     for _ in range(count):
         text.append(int(logits_after(text, VOCAB).argmax()))
     return tuple(text[len(prompt) :])
+
+
+class AskedRunner(HistoryRunner):
+    """Notes what the engine asks of it where it wants results."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(CONFIG, blocks)
+        self.asked: set[str] = set()
+
+    def logits(self, batch: Batch) -> Tensor:
+        if len(batch.rows):
+            self.asked.add("logits")
+        return super().logits(batch)
+
+    def likeliest(self, batch: Batch) -> Ids:
+        self.asked.add("likeliest")
+        return ids(super().logits(batch).numpy().argmax(axis=-1))
 
 
 def finish(engine: Engine) -> dict[int, Completion]:
@@ -198,3 +217,27 @@ def test_a_long_prompt_beside_one_that_generates_is_read_in_what_time_allows(
     engine.cancel(speaker)
     engine.step()
     assert runner.read[-1] == 512
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [
+        ({}, {"likeliest"}),
+        ({"logprobs": True}, {"logits"}),
+        ({"prompt_logprobs": True}, {"logits"}),
+        ({"temperature": 0.5}, {"logits"}),
+        ({"logit_bias": {3: 0.5}}, {"logits"}),
+    ],
+)
+def test_logits_are_asked_for_where_the_likeliest_tokens_are_not_enough(
+    tokenizer: Tokenizer, more: dict[str, Any], asked: set[str]
+) -> None:
+    runner = AskedRunner(blocks=20)
+    engine = Engine(runner, tokenizer, prefill_tokens=40)
+    prompt = text(1, 100)
+    requests = [Request(prompt_ids=prompt, max_tokens=9, ignore_eos=True, seed=1, **kind) for kind in (more, {})]
+    alone = engine.generate(requests[:1])
+    assert runner.asked == asked
+    beside = engine.generate(requests)
+    assert alone[0].token_ids == beside[0].token_ids
+    assert beside[1].token_ids == plain(prompt, 9)

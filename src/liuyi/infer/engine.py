@@ -14,6 +14,7 @@ from collections.abc import Sequence as Items
 from functools import cached_property
 from itertools import islice
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_gra
 from liuyi.infer.open import open_runner
 from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request, Update
-from liuyi.infer.runner import BLOCK_TOKENS, Runner
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, Runner
 from liuyi.infer.sampler import Sampler
 from liuyi.infer.sampling import Scored, derive_seed, score, unpack_mask
 from liuyi.infer.scheduler import Chunk, Scheduler
@@ -36,6 +37,8 @@ from liuyi.infer.stats import Stats
 from liuyi.infer.turn import Turn, pack
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
+
+_Result = TypeVar("_Result", Tensor, Ids)
 
 
 class Engine:
@@ -221,8 +224,14 @@ class Engine:
         chunks = self._schedule()
         if not chunks:
             return []
-        turns, logits = self._run(chunks)
-        self._sample(turns, logits)
+        batch, turns = pack(chunks)
+        logits = None  # of a step that needs only which are the largest
+        if turns and all(self._takes_likeliest(turn.sequence) for turn in turns):
+            self._say_likeliest(turns, self._run(chunks, batch, self.runner.likeliest).tolist())
+        else:
+            logits = self._run(chunks, batch, self.runner.logits)
+            self._sample(turns, logits)
+        self._learn(turns)
         return self._publish(turns, logits)
 
     def _schedule(self) -> list[Chunk]:
@@ -233,18 +242,23 @@ class Engine:
         drafts = speculator.draft(generating, self._choose) if speculator and generating else {}
         return self._scheduler.schedule(drafts)
 
-    def _run(self, chunks: Items[Chunk]) -> tuple[list[Turn], Tensor]:
-        """The sequences of which logits are wanted, and the logits of all of them [rows, vocab]."""
-        batch, turns = pack(chunks)
+    def _takes_likeliest(self, sequence: Sequence) -> bool:
+        """Whether nothing else is asked of its logits than which is the largest."""
+        request = sequence.request
+        plain = sequence.matcher is None and not request.logprobs and not request.prompt_logprobs
+        return plain and self._sampler.is_greedy(sequence.slot)
+
+    def _run(self, chunks: Items[Chunk], batch: Batch, run: Callable[[Batch], _Result]) -> _Result:
+        """What the runner makes of the chunks."""
         began = perf_counter()
-        logits = self.runner.logits(batch)
+        result = run(batch)
         seconds = perf_counter() - began
         read = [chunk.piece for chunk in chunks if not chunk.sequence.is_generating]
         drafted = sum(len(chunk.drafts) for chunk in chunks)
         self._pace.observe(len(chunks) - len(read), drafted, read, seconds)
         for chunk in chunks:
             self._scheduler.read(chunk)
-        return turns, logits
+        return result
 
     def _sample(self, turns: Items[Turn], logits: Tensor) -> None:
         """Give each sequence that may go on its next token, and those that grammar or draft let follow at once."""
@@ -259,25 +273,37 @@ class Engine:
                 sequences, [0] * len(rows), logits if len(rows) == len(logits) else logits[rows], allowed
             )
             speaking = [turn for turn, token in zip(speaking, tokens, strict=True) if self._say(turn, token)]
-        if self._speculator is not None:
-            for turn in turns:
-                if turn.drafts:
-                    self._speculator.learn(turn.sequence, len(turn.drafts), turn.agreed)
 
     def _sample_drafted(self, speaking: Items[Turn], logits: Tensor) -> list[Turn]:
         """Go through the drafts of all whose choice is the most probable token, which one pass finds for all rows;
         the others are left."""
         left = []
+        likeliest = logits.numpy().argmax(axis=-1).tolist()
         for turn in speaking:
             sequence = turn.sequence
             if sequence.matcher is not None or not self._sampler.is_greedy(sequence.slot):
                 left.append(turn)
                 continue
-            begin = turn.row_of(sequence.computed - 1)
-            for token in logits[begin : begin + 1 + len(turn.drafts)].numpy().argmax(axis=-1).tolist():
-                if not self._say(turn, token):
-                    break
+            self._follow(turn, likeliest)
         return left
+
+    def _say_likeliest(self, turns: Items[Turn], likeliest: Items[int]) -> None:
+        for turn in turns:
+            if turn.speaks and not turn.sequence.is_closed:
+                self._follow(turn, likeliest)
+
+    def _follow(self, turn: Turn, likeliest: Items[int]) -> None:
+        """Let a sequence say its likeliest token, and after each that was drafted the next."""
+        begin = turn.row_of(turn.sequence.computed - 1)
+        for token in likeliest[begin : begin + 1 + len(turn.drafts)]:
+            if not self._say(turn, token):
+                break
+
+    def _learn(self, turns: Items[Turn]) -> None:
+        if self._speculator is not None:
+            for turn in turns:
+                if turn.drafts:
+                    self._speculator.learn(turn.sequence, len(turn.drafts), turn.agreed)
 
     def _choose(
         self, sequences: Items[Sequence], ahead: Items[int], logits: Tensor, allowed: Tensor | None = None
@@ -313,7 +339,7 @@ class Engine:
         allowed[rows] = unpack_mask(bits, vocab_size)
         return allowed
 
-    def _publish(self, turns: Items[Turn], logits: Tensor) -> list[Update]:
+    def _publish(self, turns: Items[Turn], logits: Tensor | None) -> list[Update]:
         """Make new tokens known with their log-probabilities, and let go of the sequences that end."""
         ready = [turn.sequence.ready if turn.speaks else [] for turn in turns]
         scores = self._score(turns, ready, logits)
@@ -326,7 +352,7 @@ class Engine:
                 updates.append(update)
         return updates
 
-    def _score(self, turns: Items[Turn], ready: Items[Items[int]], logits: Tensor) -> list[list[Scored]]:
+    def _score(self, turns: Items[Turn], ready: Items[Items[int]], logits: Tensor | None) -> list[list[Scored]]:
         """Log-probabilities of the ready tokens of each turn, if they are wanted; those of prompts are kept."""
         rows: list[int] = []
         tokens: list[int] = []
@@ -337,7 +363,7 @@ class Engine:
             rows += range(turn.row, turn.row + len(wanted))
             tokens += wanted
             tops += [sequence.request.top_logprobs] * len(wanted)
-        if not rows:
+        if not rows or logits is None:
             return [[] for _ in turns]
         scores = iter(score(logits[rows], tokens, tops))
         result = []

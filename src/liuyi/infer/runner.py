@@ -102,5 +102,8 @@ class Runner(Protocol):
         Writes keys and values of all new tokens into their blocks.
         """
 
+    def likeliest(self, batch: Batch) -> Ids:
+        """As `logits`, but of each row the token with the largest, the first of equal ones, [rows]."""
+
     def hidden(self, batch: Batch) -> Tensor:
         """As `logits`, but the hidden states after the final norm, [rows, hidden] float32 on the CPU."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from liuyi.infer.runner import BLOCK_TOKENS, Batch
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, ids
 from liuyi.infer.torch_cache import PagedCache
 from liuyi.infer.torch_lora import AdapterBank
 from liuyi.model.adapter import Adapter
@@ -55,6 +55,10 @@ class TorchRunner:
     def logits(self, batch: Batch) -> Tensor:
         """See `Runner.logits`."""
         return self.model.logits(self._forward(batch)).float().cpu()
+
+    def likeliest(self, batch: Batch) -> Ids:
+        """See `Runner.likeliest`."""
+        return ids(self.logits(batch).numpy().argmax(axis=-1))
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
 
-INTERFACE = 5
+INTERFACE = 6
 """What `native/api.h` must be; another number is a library from another version."""
 
 SETTING = "LIUYI_KERNELS"

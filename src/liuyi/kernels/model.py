@@ -160,9 +160,7 @@ class NativeModel:
         Raises KernelsError if the batch is not possible; nothing has changed then.
         """
         functions = self.library.functions
-        self.library.check(
-            functions.liuyi_model_forward(self._open(), ctypes.byref(batch), OUTPUTS[output], result)
-        )
+        self.library.check(functions.liuyi_model_forward(self._open(), ctypes.byref(batch), OUTPUTS[output], result))
 
     def _open(self) -> int:
         if not self.close.alive:
