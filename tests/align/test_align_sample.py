@@ -13,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from in_process import run_step
+from liuyi.align.labels import encode_labels
+from liuyi.align.pairs import encode_pairs, read_preferences
 from liuyi.align.preferences import sample_figures, write_preferences
 from liuyi.align.reward import PARTIAL, verify
-from liuyi.align.rollout import Pair, Prompt, Rollout, choose_prompts, make_pairs, read_prompts
+from liuyi.align.rollout import Pair, Prompt, Rollout, choose_prompts, make_pairs, read_prompts, roll_out
+from liuyi.align.watch import Probe
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
+from liuyi.infer.request import Completion
 from liuyi.model.checkpoint import save_model
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
@@ -177,6 +181,45 @@ def test_no_conversation_is_told(home: Home, inputs: dict[str, Artifact], tmp_pa
     empty = home.store.publish(staging, step="test")
     with pytest.raises(DataError, match="no conversation to take a prompt from"):
         run_step(home, tmp_path, "align.sample", {**inputs, "chats": empty})
+
+
+def test_tools_that_might_be_called_are_in_the_prompt_wherever_its_answers_are_learnt_from(tmp_path: Path) -> None:
+    """In what the model answers to, in the pairs of its answers, and in what preferences are trained on."""
+    tokenizer = train_bpe(["turn on off the light in kitchen hall garden office yes no"], 300)
+    tokenizer.chat_template = (
+        "{%- for tool in tools or [] -%}{{- '<tool>' + tool.function.name -}}{%- endfor -%}" + tokenizer.chat_template
+    )
+    lamp = [{"type": "function", "function": {"name": "lamp"}}]
+    prompts = []
+    for tools in ([], lamp):
+        chats(tmp_path, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "[]"}])
+        table = pq.read_table(tmp_path / "chats.parquet")
+        pq.write_table(table.append_column("tools", pa.array([json.dumps(tools)])), tmp_path / "chats.parquet")
+        prompts += read_prompts(tmp_path / "chats.parquet")
+    asked: list[list[int]] = []
+
+    class Echo:
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer
+
+        def generate(self, requests: list[Any], on_progress: object) -> list[Any]:
+            asked.extend(request.prompt_ids for request in requests)
+            return [Completion(str(number), (), (-1.0,), (), "stop", 3) for number in range(len(requests))]
+
+    rollouts = roll_out(Echo(), prompts, samples=1, temperature=1.0)  # type: ignore[arg-type]
+    write_preferences(tmp_path, list(make_pairs(prompts, rollouts, per_prompt=1, use_reference=True)))
+    rows = read_preferences(tmp_path / "preferences.parquet")
+    assert [row["tools"] for row in rows] == [[], lamp]
+    other = {"id": "o", "prompt": [{"role": "user", "content": "hall"}], "chosen": "no", "rejected": None}
+    labels = encode_labels([*rows, other], tokenizer, 96).labels
+    pairs = encode_pairs(rows, tokenizer, 96).pairs
+    probe = Probe.choose(rows, [(pair.id, pair.chosen) for pair in pairs], tokenizer, 2, seed=1, seq_len=96)
+    of_second = (asked[2], pairs[1].chosen, pairs[1].rejected, labels[2].answer, labels[2].mismatched, labels[3].answer)
+    of_first = (asked[0], pairs[0].chosen, pairs[0].rejected, labels[0].answer, labels[0].mismatched, labels[1].answer)
+    for which, expected in ((of_second, True), (of_first, False)):
+        texts = [tokenizer.decode(list(getattr(one, "tokens", one))) for one in which]
+        assert [text.startswith("<tool>lamp") for text in texts] == [expected] * 6
+    assert sorted(tokenizer.decode(ids).startswith("<tool>lamp") for ids in probe.prompts) == [False, True]
 
 
 def test_an_answer_that_is_no_text_is_named(tmp_path: Path) -> None:

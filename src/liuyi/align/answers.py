@@ -45,12 +45,17 @@ class Answers:
         return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-def encode_answer(tokenizer: Tokenizer, prompt: Sequence[Mapping[str, Any]], answer: str) -> Example:
-    """The answer is learnt, what the assistant said earlier in the prompt is not.
+def encode_answer(
+    tokenizer: Tokenizer,
+    prompt: Sequence[Mapping[str, Any]],
+    answer: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> Example:
+    """The answer is learnt, what the assistant said earlier in the prompt is not. `tools` are those it might call.
 
     Raises ModelError where the template does not render the conversation as written, and for an answer without tokens.
     """
-    ids, said = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    ids, said = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}], tools=tools)
     learnt = np.array(said, dtype=np.bool_)
     if not learnt[1:].any():
         raise ModelError("the answer is empty", hint="the chat template has no token that ends it either")

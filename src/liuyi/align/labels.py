@@ -79,7 +79,7 @@ def encode_labels(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longe
     kept: list[tuple[Mapping[str, Any], str, Example, bool]] = []
     for row, side in _sides(rows):
         try:
-            example = encode_answer(tokenizer, row["prompt"], row[side])
+            example = encode_answer(tokenizer, row["prompt"], row[side], row.get("tools"))
         except ModelError as error:
             if not tokenizer.chat_template:
                 raise
@@ -91,7 +91,7 @@ def encode_labels(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longe
             kept.append((row, row[side], example, side == "chosen"))
     if not kept:
         raise nothing_left(result.left_out)
-    texts = [(row["prompt"], text) for row, text, _, _ in kept]
+    texts = [(row, text) for row, text, _, _ in kept]
     for at, (row, _, example, desirable) in enumerate(kept):
         mismatched = _mismatched(at, texts, tokenizer, longest)
         if mismatched is None:
@@ -107,13 +107,15 @@ def _sides(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any
     return ((row, side) for row in rows for side in ("chosen", "rejected") if row[side] is not None)
 
 
-def _mismatched(at: int, texts: Sequence[tuple[Any, str]], tokenizer: Tokenizer, longest: int) -> Example | None:
+def _mismatched(
+    at: int, texts: Sequence[tuple[Mapping[str, Any], str]], tokenizer: Tokenizer, longest: int
+) -> Example | None:
     """The next answer to another prompt, behind this one's, that fits; None if none of the next hundred does."""
-    prompt = texts[at][0]
+    row = texts[at][0]
     following = (texts[(at + step) % len(texts)] for step in range(1, len(texts)))
-    others = (text for other, text in following if other != prompt)
+    others = (text for other, text in following if other["prompt"] != row["prompt"])
     for text in islice(others, 100):
-        example = encode_answer(tokenizer, prompt, text)
+        example = encode_answer(tokenizer, row["prompt"], text, row.get("tools"))
         if len(example) <= longest:
             return example
     return None

@@ -19,7 +19,7 @@ from liuyi.train.batches import Ints, ShuffledBatches
 from liuyi.train.packing import Example
 from liuyi.train.world import World
 
-_COLUMNS = ("id", "prompt", "chosen", "rejected", "margin")
+_COLUMNS = ("id", "prompt", "chosen", "rejected", "tools", "margin")
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,16 @@ class Pairs:
 
 
 def read_preferences(path: Path) -> list[dict[str, Any]]:
-    """Rows of `preferences.parquet`: id, prompt (messages), chosen, rejected (one is None for a label), and margin
-    where there is one."""
+    """Rows of `preferences.parquet`: id, prompt (messages), tools, chosen, rejected (one is None for a label), and
+    margin where there is one."""
     import pyarrow.parquet as pq
 
     columns = [name for name in pq.read_schema(path).names if name in _COLUMNS]
     table = pq.read_table(path, columns=columns)
-    return [{**row, "prompt": json.loads(row["prompt"])} for row in table.to_pylist()]
+    return [
+        {**row, "prompt": json.loads(row["prompt"]), "tools": json.loads(row.get("tools") or "[]")}
+        for row in table.to_pylist()
+    ]
 
 
 def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longest: int) -> Pairs:
@@ -63,7 +66,9 @@ def encode_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longes
             result.left_out[row["id"]] = "a labelled answer, not a pair"
             continue
         try:
-            chosen, rejected = (encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected"))
+            chosen, rejected = (
+                encode_answer(tokenizer, row["prompt"], row[side], row.get("tools")) for side in ("chosen", "rejected")
+            )
         except ModelError as error:
             if not tokenizer.chat_template:
                 raise

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from liuyi.align.rollout import Pair, Prompt, Rollout
 from liuyi.core.digest import sha256_bytes
@@ -17,7 +18,8 @@ ROLLOUTS = "rollouts.parquet"
 
 
 def write_preferences(folder: Path, pairs: Sequence[Pair]) -> None:
-    """Write `preferences.parquet`: id, prompt, chosen, rejected, source, license, cluster, chosen_by.
+    """Write `preferences.parquet`: id, prompt, chosen, rejected, source, license, cluster, chosen_by, and tools where
+    there are any.
 
     Raises DataError if there is no pair: the model answered everything right, or nothing was allowed as chosen.
     """
@@ -31,10 +33,11 @@ def write_preferences(folder: Path, pairs: Sequence[Pair]) -> None:
             "learn here",
         )
     prompts = [_messages(pair.prompt) for pair in pairs]
+    tools = [_json(pair.prompt.tools) if pair.prompt.tools else "" for pair in pairs]
     columns = {
         "id": [
-            sha256_bytes("\n".join((prompt, pair.chosen, pair.rejected)).encode())[:24]
-            for prompt, pair in zip(prompts, pairs, strict=True)
+            sha256_bytes("\n".join((prompt + called, pair.chosen, pair.rejected)).encode())[:24]
+            for prompt, called, pair in zip(prompts, tools, pairs, strict=True)
         ],
         "prompt": prompts,
         "chosen": [pair.chosen for pair in pairs],
@@ -44,6 +47,8 @@ def write_preferences(folder: Path, pairs: Sequence[Pair]) -> None:
         "cluster": [pair.prompt.cluster for pair in pairs],
         "chosen_by": ["model" if pair.on_policy else "reference" for pair in pairs],
     }
+    if any(tools):
+        columns["tools"] = tools
     schema = pa.schema([(name, pa.string()) for name in columns])
     pq.write_table(pa.table(columns, schema=schema), folder / PREFERENCES, compression="zstd", compression_level=3)
 
@@ -139,4 +144,8 @@ def sample_effect(
 
 
 def _messages(prompt: Prompt) -> str:
-    return json.dumps(list(prompt.messages), ensure_ascii=False, separators=(",", ":"))
+    return _json(prompt.messages)
+
+
+def _json(values: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(list(values), ensure_ascii=False, separators=(",", ":"))

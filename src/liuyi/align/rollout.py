@@ -31,6 +31,8 @@ class Prompt:
     source: str
     license: str
     cluster: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Those that the answer might call."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def read_prompts(path: Path) -> list[Prompt]:
                 source=row["source"],
                 license=row["license"],
                 cluster=row["cluster"],
+                tools=tuple(json.loads(row.get("tools") or "[]")),
             )
         )
     return prompts
@@ -129,7 +132,7 @@ def roll_out(
 
     requests = []
     for number, prompt in enumerate(prompts):
-        ids, _ = encode_chat(engine.tokenizer, prompt.messages, add_generation_prompt=True)
+        ids, _ = encode_chat(engine.tokenizer, prompt.messages, add_generation_prompt=True, tools=prompt.tools)
         requests.append(Request(prompt_ids=ids, max_tokens=max_tokens, logprobs=True))
         requests += [
             Request(
@@ -169,7 +172,7 @@ def make_pairs(
         wrong = {answer.text: answer.logprob for answer in answers if not answer.reward.exact}
         ranked = sorted(wrong, key=lambda text: (-wrong[text], text))
         for rejected in ranked[:per_prompt]:
-            key = (json.dumps(prompt.messages, ensure_ascii=False), chosen, rejected)
+            key = (json.dumps([prompt.messages, prompt.tools], ensure_ascii=False), chosen, rejected)
             if key not in seen:
                 seen.add(key)
                 yield Pair(prompt, chosen, rejected, on_policy=bool(said))

@@ -26,7 +26,7 @@ class SampleParams(Params):
 
 @step(
     "align.sample",
-    version=1,
+    version=2,
     inputs={"model": Input("checkpoint"), "chats": Input("chats", "prompts with their right answers")},
     outputs={"preferences": Output("preferences", "right against wrong answers; rollouts.parquet has every answer")},
 )
@@ -155,7 +155,7 @@ class PreferenceParams(TuningParams, SamplesParams):
 
 @step(
     "align.preference",
-    version=2,
+    version=3,
     inputs={
         "model": Input("checkpoint", "start and reference"),
         "preferences": Input("preferences", "pairs, or labelled answers for kto"),
@@ -197,7 +197,7 @@ class RewardParams(TuningParams):
 
 @step(
     "align.reward",
-    version=2,
+    version=3,
     inputs={"model": Input("checkpoint", "what to start from"), "preferences": Input("preferences", "pairs")},
     outputs={"checkpoint": Output("checkpoint", "a reward model, which scores answers and writes none"), **MILESTONES},
     starts_again=True,

@@ -113,17 +113,18 @@ class Probe:
         """
         if not wanted:
             raise DataError("no answer is wanted, so there is none to watch", hint="set watch: false, or label some")
-        messages = {row["id"]: row["prompt"] for row in table}
+        asked = {row["id"]: row for row in table}
         taken: dict[tuple[int, ...], Example] = {}
         for at in np.random.default_rng(seed).permutation(len(wanted)):
             id, answer = wanted[at]
-            ids, _ = encode_chat(tokenizer, messages[id], add_generation_prompt=True)
+            row = asked[id]
+            ids, _ = encode_chat(tokenizer, row["prompt"], add_generation_prompt=True, tools=row.get("tools"))
             taken.setdefault(tuple(ids), answer)
             if len(taken) == size:
                 break
         answers = list(taken.values())
         rows = pack([len(answer) for answer in answers], seq_len)
-        laid = [[answers[number] for number in row] for row in rows]
+        laid = [[answers[number] for number in numbers] for numbers in rows]
         batches = [lay_out(laid[at : at + 8], seq_len, tokenizer.pad_id or 0) for at in range(0, len(laid), 8)]
         longest = max(int(answer.learnt.sum()) for answer in answers)
         return cls([list(ids) for ids in taken], batches, tokenizer, 2 * longest + 16, compute_dtype)
