@@ -51,6 +51,15 @@ def test_what_is_not_json_is_wrong_in_everything(output: str) -> None:
     assert set(scores(output).values()) == {0.0}
 
 
+@pytest.mark.parametrize("depth", [480, 900, 5000])
+def test_an_answer_that_is_nested_too_deeply_is_wrong_and_ends_nothing(depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    nested = {"type": "array", "items": {"$ref": "#"}}
+    assert set(item_score(json_exact, deep, REFERENCE, {"schema": nested}).values()) == {0.0}
+    with pytest.raises(DataError, match="failed: RecursionError|not JSON"):
+        item_score(json_exact, REFERENCE, "[" * 900 + "]" * 900, {"id": "i"})
+
+
 def test_schema() -> None:
     assert scores('{"intent":"HassTurnOn","slots":{}}')["valid_schema"] == 1
     assert scores('{"intent":"HassFly","slots":{}}')["valid_schema"] == 0

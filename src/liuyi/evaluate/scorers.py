@@ -13,6 +13,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,17 +98,22 @@ def json_exact(output: str, reference: str, item: Item) -> dict[str, float]:
     """A JSON answer against a JSON reference of the form `{"intent": …, "slots": {…}}`, or of any other form.
 
     `exact` is equality of the parsed values: spacing and the order of keys do not count, `1` equals `1.0`, `true` is
-    not `1`. What is not JSON is wrong in everything. `intent` compares that field, `slot_f1` the slots' names with
+    not `1`. What is not JSON, or nested too deeply to be compared, is wrong in everything. `intent` compares that field, `slot_f1` the slots' names with
     their values; for answers without these fields they compare the whole and its fields.
     Raises DataError if the reference is not JSON.
     """
     wanted, is_json = parse_json(reference)
     if not is_json:
         raise DataError(f"the reference is not JSON: {reference[:80]!r}", where=str(item.get("id", "")))
+    _comparable(wanted)  # Or a reference that is nested too deeply would be told as the answer's fault.
     found, is_json = parse_json(output)
-    if not is_json:
-        return {"exact": 0.0, "valid_json": 0.0, "valid_schema": 0.0, "intent": 0.0, "slot_f1": 0.0}
-    schema = item.get("schema")
+    with suppress(RecursionError):
+        if is_json:
+            return _compared(found, wanted, item.get("schema"))
+    return {"exact": 0.0, "valid_json": 0.0, "valid_schema": 0.0, "intent": 0.0, "slot_f1": 0.0}
+
+
+def _compared(found: Any, wanted: Any, schema: Mapping[str, Any] | None) -> dict[str, float]:
     return {
         "exact": float(_comparable(found) == _comparable(wanted)),
         "valid_json": 1.0,
