@@ -56,7 +56,7 @@ def test_an_answer_that_is_nested_too_deeply_is_wrong_and_ends_nothing(depth: in
     deep = "[" * depth + "]" * depth
     nested = {"type": "array", "items": {"$ref": "#"}}
     assert set(item_score(json_exact, deep, REFERENCE, {"schema": nested}).values()) == {0.0}
-    with pytest.raises(DataError, match="failed: RecursionError|not JSON"):
+    with pytest.raises(DataError, match=r"failed: RecursionError|not JSON"):
         item_score(json_exact, REFERENCE, "[" * 900 + "]" * 900, {"id": "i"})
 
 

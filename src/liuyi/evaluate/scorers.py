@@ -98,8 +98,9 @@ def json_exact(output: str, reference: str, item: Item) -> dict[str, float]:
     """A JSON answer against a JSON reference of the form `{"intent": …, "slots": {…}}`, or of any other form.
 
     `exact` is equality of the parsed values: spacing and the order of keys do not count, `1` equals `1.0`, `true` is
-    not `1`. What is not JSON, or nested too deeply to be compared, is wrong in everything. `intent` compares that field, `slot_f1` the slots' names with
-    their values; for answers without these fields they compare the whole and its fields.
+    not `1`. What is not JSON, or nested too deeply to be compared, is wrong in everything. `intent` compares that
+    field, `slot_f1` the slots' names with their values; for answers without these fields they compare the whole and
+    its fields.
     Raises DataError if the reference is not JSON.
     """
     wanted, is_json = parse_json(reference)
