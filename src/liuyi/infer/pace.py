@@ -1,6 +1,6 @@
 """How much of prompts a step may read beside sequences that generate, so that their tokens keep coming evenly.
 
-pace = Pace(prefill_tokens=512, stretch=1.8, layers=30)
+pace = Pace(prefill_tokens=512, stretch=1.6, layers=30)
 budget = pace.budget(generating=4, reading=1)
 tokens, layers = budget.piece(position=1024, unread=3072)      # 70 tokens through the first 5 layers
 budget.take(piece := Piece(70, 1024, 5 / 30))

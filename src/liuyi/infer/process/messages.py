@@ -40,7 +40,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Folders of LoRA adapters, by the names that requests choose them by."""
     speculate: str | None = None
     """`lookup` drafts from the text itself; else the folder or GGUF file of a draft model; None for neither."""
-    stretch: float | None = 1.8
+    stretch: float | None = 1.6
     """How much longer a step may take for prompts that are read beside generation; see `Pace`."""
     seed: int = 0
 
