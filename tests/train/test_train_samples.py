@@ -15,8 +15,9 @@ from parallel_models import divisible_model
 from train_support import EOS, VOCAB, Listener, tiny_model
 
 from liuyi.core.errors import DataError
+from liuyi.model.chat import CHATML
 from liuyi.model.decoder import Decoder, init_weights
-from liuyi.model.tokenizer import Tokenizer
+from liuyi.model.tokenizer import Tokenizer, train_bpe
 from liuyi.train.curves import SAMPLES_FILE, read_samples
 from liuyi.train.log import LOG_FILE
 from liuyi.train.parallel.apply import parallelize
@@ -191,9 +192,18 @@ def test_processes_whose_logits_differ_say_what_the_first_says() -> None:
 
 
 def test_conversations_that_the_assistant_begins_ask_nothing(tmp_path: Path) -> None:
-    conversations = [[{"role": "assistant", "content": "Welcome"}]] * 2
+    conversations = [([{"role": "assistant", "content": "Welcome"}], [])] * 2
     listener = Listener()
     silent = replace(samples(tmp_path, listener, 5), prompts=chat_prompts((), conversations, letters()))
     silent.after_step(tiny_model(), {"step": 4}, {})
     assert not read_samples(tmp_path / "work")
     assert not listener.logs
+
+
+def test_conversations_are_asked_with_the_tools_that_may_be_called() -> None:
+    tokenizer = train_bpe(["turn on off the light"], 300)
+    tokenizer.chat_template = "{%- for tool in tools or [] -%}{{- tool.function.name -}}{%- endfor -%}" + CHATML
+    asked, lamp = [{"role": "user", "content": "on"}], [{"type": "function", "function": {"name": "lamp"}}]
+    plain, with_tools = chat_prompts((), [(asked, []), (asked, lamp), (asked, lamp)], tokenizer)
+    assert (plain.shown, with_tools.shown) == ("on", "on")
+    assert tokenizer.decode(list(with_tools.ids)) == f"lamp{tokenizer.decode(list(plain.ids))}"

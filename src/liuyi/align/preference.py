@@ -171,7 +171,11 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
         world=world,
     )
     let_speak(
-        trainer, ctx, params, tokenizer, lambda texts: chat_prompts(texts, [row["prompt"] for row in table], tokenizer)
+        trainer,
+        ctx,
+        params,
+        tokenizer,
+        lambda texts: chat_prompts(texts, ((row["prompt"], row["tools"]) for row in table), tokenizer),
     )
     let_export(trainer, ctx, params)
     result = trainer.run()

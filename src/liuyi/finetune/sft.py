@@ -91,7 +91,7 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
         f"{steps} steps of {batch_rows * params.seq_len} tokens"
     )
     let_speak(
-        trainer, ctx, params, tokenizer, lambda texts: chat_prompts(texts, [chat[1] for chat in table], tokenizer)
+        trainer, ctx, params, tokenizer, lambda texts: chat_prompts(texts, (chat[1:] for chat in table), tokenizer)
     )
     let_export(trainer, ctx, params)
     result = trainer.run()

@@ -9,7 +9,7 @@ the first one tells. A step that is taken again replaces what was written of it 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,22 +48,29 @@ def text_prompts(texts: Sequence[str], tokenizer: Tokenizer, eos_id: int) -> lis
     return [Prompt(text, (eos_id, *tokenizer.encode_ordinary(text))) for text in texts or ("",)]
 
 
+Said = Sequence[Mapping[str, Any]]
+"""Messages, or tools that may be called."""
+
+
 def chat_prompts(
-    texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, Any]]], tokenizer: Tokenizer
+    texts: Sequence[str], conversations: Iterable[tuple[Said, Said]], tokenizer: Tokenizer
 ) -> list[Prompt]:
-    """What users say; where no text is given, the first conversations up to the assistant's first words, which may be
-    none: a conversation that the assistant begins asks nothing."""
-    asked: list[Sequence[Mapping[str, Any]]] = [[{"role": "user", "content": text}] for text in texts]
-    for messages in conversations if not texts else ():
+    """What users say; where no text is given, the first conversations, each with its tools, up to the assistant's first
+    words, which may be none: a conversation that the assistant begins asks nothing."""
+    asked: list[tuple[Said, Said]] = [([{"role": "user", "content": text}], ()) for text in texts]
+    for messages, tools in conversations if not texts else ():
         roles = [message["role"] for message in messages]
         start = messages[: roles.index("assistant")] if "assistant" in roles else messages
-        if start and start not in asked:
-            asked.append(start)
+        if start and (start, tools) not in asked:
+            asked.append((start, tools))
         if len(asked) == DRAWN:
             break
     return [
-        Prompt(str(messages[-1]["content"]), tuple(encode_chat(tokenizer, messages, add_generation_prompt=True)[0]))
-        for messages in asked
+        Prompt(
+            str(messages[-1]["content"]),
+            tuple(encode_chat(tokenizer, messages, add_generation_prompt=True, tools=tools)[0]),
+        )
+        for messages, tools in asked
     ]
 
 
