@@ -129,7 +129,8 @@ class Int8Rows {
     template <bool whole_block>
     void soften_block(int block) {
         const float* scales = scales_of(block);
-        const Floats key_scales[2] = {load(scales), load(scales + 16)}, value_scales[2] = {load(scales + 32), load(scales + 48)};
+        const Floats key_scales[2] = {load(scales), load(scales + 16)};
+        const Floats value_scales[2] = {load(scales + 32), load(scales + 48)};
         for (int first = 0; first < rows_; first += kRowsAtOnce) {
 #pragma GCC unroll 4
             for (int row = first; row < first + kRowsAtOnce; ++row) {

@@ -26,7 +26,6 @@ struct Int8Kv {
     struct QueryScale {
         float scale;
         int32_t start;  // takes the +128 of the keys out of the low bytes' sum again
-        int32_t unused[2];
     };
 
     static uint8_t* values(uint8_t* head, int dim) { return head + kBlockTokens * dim; }
@@ -64,7 +63,7 @@ struct Int8Kv {
             store_bytes(low + d, sub(whole, shift_left<8>(top)));  // −128..127
             total = add(total, whole);
         }
-        const QueryScale meta{most > 0 ? most / 32512.0f : 1.0f, kWeightOffset * sum(total), {}};
+        const QueryScale meta{most / 32512.0f, kWeightOffset * sum(total)};
         std::memcpy(query + 2 * dim, &meta, sizeof meta);
     }
 

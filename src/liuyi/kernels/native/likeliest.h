@@ -22,15 +22,16 @@ LIUYI_INLINE void find_larger(const float* numbers, int count, int first_column,
 }
 
 // The likeliest of the columns that some panels hold, [rows]; `space` is for kLikeliestColumns of each row.
-inline void find_likeliest(const Linear& w, const uint8_t* prepared, int rows, Range panels, float* space, Likeliest* likeliest) {
+inline void find_likeliest(const Linear& w, const uint8_t* prepared, int rows, Range panels, float* space,
+                           Likeliest* likeliest) {
     constexpr int most = kLikeliestColumns / kPanel;
     for (int row = 0; row < rows; ++row) likeliest[row] = Likeliest{};
     for (int first = panels.begin; first < panels.end; first += most) {
         const int end = panels.end - first < most ? panels.end : first + most, column = first * kPanel;
-        const int left = w.rows - column, count = (end - first) * kPanel;
+        const int left = w.rows - column, wide = (end - first) * kPanel, count = wide < left ? wide : left;
         multiply(w, prepared, {0, rows}, {first, end}, space - column, kLikeliestColumns, Epilogue::store);
         for (int row = 0; row < rows; ++row) {
-            find_larger(space + static_cast<size_t>(row) * kLikeliestColumns, count < left ? count : left, column, likeliest[row]);
+            find_larger(space + static_cast<size_t>(row) * kLikeliestColumns, count, column, likeliest[row]);
         }
     }
 }
