@@ -222,8 +222,9 @@ def test_tools_that_might_be_called_are_in_the_prompt_wherever_its_answers_are_l
     assert sorted(tokenizer.decode(ids).startswith("<tool>lamp") for ids in probe.prompts) == [False, True]
 
 
-def test_an_answer_that_is_no_text_is_named(tmp_path: Path) -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+@pytest.mark.parametrize("content", [None, ""])
+def test_an_answer_that_is_no_text_is_named(tmp_path: Path, content: str | None) -> None:
+    call = {"role": "assistant", "content": content, "tool_calls": [{"type": "function"}]}
     chats(tmp_path, [{"role": "user", "content": "hi"}, call])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"row 0 \(r0\).*no text"):
         read_prompts(tmp_path / "chats.parquet")

@@ -72,7 +72,7 @@ def read_prompts(path: Path) -> list[Prompt]:
                 where=f"{path.name}, row {number} ({row['id']})",
                 hint="rollouts need prompts whose right answer is known",
             )
-        if not isinstance(messages[-1].get("content"), str):
+        if not isinstance(messages[-1].get("content"), str) or messages[-1].get("tool_calls"):
             raise DataError(
                 "the last answer is no text",
                 where=f"{path.name}, row {number} ({row['id']})",
