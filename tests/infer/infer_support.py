@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from fastapi import FastAPI
 
 from liuyi.infer.engine import Engine
@@ -29,6 +30,7 @@ from liuyi.infer.server.model_backend import ModelBackend
 from liuyi.infer.server.run import make_server
 from liuyi.infer.server.sockets import bind, url_of
 from liuyi.infer.verify_cost import VerifyCost
+from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, projection_shapes
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
 
@@ -60,6 +62,21 @@ def tiny_model(seed: int = 1, **changes: Any) -> Decoder:
     model = Decoder(DecoderConfig(**(shape | changes)))
     init_weights(model, seed=seed, std=0.3)
     return model.eval()
+
+
+def random_adapter(model: Decoder, rank: int, seed: int, projections: tuple[str, ...] = PROJECTIONS) -> Adapter:
+    """An adapter of some of the model's projections."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {
+        name: LowRank(
+            torch.randn(rank, columns, generator=generator) * 0.2,
+            torch.randn(rows, rank, generator=generator) * 0.2,
+            0.7,
+        )
+        for name, (rows, columns) in projection_shapes(model.config).items()
+        if name.rpartition(".")[2] in projections
+    }
+    return Adapter(modules)
 
 
 class ThreadPeer:

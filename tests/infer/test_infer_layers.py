@@ -16,8 +16,7 @@ import torch
 from history_runner import HistoryRunner, logits_after
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from infer_support import VOCAB, tiny_model
-from test_infer_native_lora import random_adapter
+from infer_support import VOCAB, random_adapter, tiny_model
 from torch import Tensor
 
 from liuyi.infer.embed import Embedder
@@ -77,7 +76,11 @@ class Texts:
             adapters=ids([self.adapters[text] for text in texts]),
             layers=layers,
         )
-        return self.runner.logits(batch)
+        found = self.runner.logits(batch)
+        if ends:
+            # Once more: the last layers leave the residual stream as it was.
+            assert self.runner.likeliest(batch).tolist() == found.argmax(1).tolist()
+        return found
 
 
 def read_by_layers(texts: Texts, chance: random.Random) -> None:

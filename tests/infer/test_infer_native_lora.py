@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from infer_support import tiny_model
+from infer_support import random_adapter, tiny_model
 
 from liuyi.core.errors import ModelError
 from liuyi.infer.native_runner import NativeRunner
 from liuyi.infer.runner import Batch, ids
 from liuyi.kernels.library import INSTRUCTION_SETS, KernelsAbsent, KernelsError, kernels
-from liuyi.model.adapter import PROJECTIONS, Adapter, LowRank, projection_shapes
-from liuyi.model.decoder import Decoder
 from liuyi.model.merge import merge_adapter
 
 try:
@@ -22,20 +20,6 @@ except KernelsAbsent as absent:
     pytest.skip(f"no native kernels: {absent.message}", allow_module_level=True)
 
 LENGTH = 70
-
-
-def random_adapter(model: Decoder, rank: int, seed: int, projections: tuple[str, ...] = PROJECTIONS) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-    modules = {
-        name: LowRank(
-            torch.randn(rank, columns, generator=generator) * 0.2,
-            torch.randn(rows, rank, generator=generator) * 0.2,
-            0.7,
-        )
-        for name, (rows, columns) in projection_shapes(model.config).items()
-        if name.rpartition(".")[2] in projections
-    }
-    return Adapter(modules)
 
 
 def batch_of(texts: int, adapters: list[int]) -> Batch:
