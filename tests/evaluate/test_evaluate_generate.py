@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pyarrow as pa
 import pytest
@@ -100,6 +101,29 @@ def test_constrained_answers_follow_the_schema(run_step, checkpoint: Artifact, e
     assert artifact.manifest.metrics["exact"] == evaluation.figure("exact").mean
     again = run_step("evaluate.generate", inputs, constrained=True, max_tokens=60, slots=1)["evaluation"]
     assert Evaluation.load(again.path).columns["output"] == evaluation.columns["output"]
+
+
+def test_an_item_beyond_the_context_counts_as_wrong_and_ends_nothing(run_step, checkpoint: Artifact, publish) -> None:
+    said = {"name": "long", "scorer": "exact"}
+
+    def answered(*prompts: str) -> Evaluation:
+        rows = {
+            "id": [f"q{n}" for n in range(len(prompts))],
+            "cluster": [f"c{n}" for n in range(len(prompts))],
+            "messages": [json.dumps([{"role": "user", "content": prompt}]) for prompt in prompts],
+            "reference": ["yes"] * len(prompts),
+        }
+        evalset = publish("evalset", items__parquet=pa.table(rows), evalset__json=said)
+        inputs = {"model": checkpoint, "evalset": evalset}
+        return Evaluation.load(run_step("evaluate.generate", inputs, max_tokens=4)["evaluation"].path)
+
+    alone, among = answered(PROMPTS[0]), answered("light " * 200, PROMPTS[0])
+    for column in ("output", "tokens", "logprob_sum"):
+        assert among.columns[column][1] == alone.columns[column][0]
+    assert (among.columns["output"][0], among.columns["tokens"][0], among.columns["exact"][0]) == ("", 0, 0)
+    assert among.columns["logprob_mean"][0] == pytest.approx(-math.log(Tokenizer.load(checkpoint.path).vocab_size))
+    with pytest.raises(DataError, match="no item of 'long' fits the model's context of 128 tokens"):
+        answered("light " * 200)
 
 
 def test_only_the_first_items(run_step, checkpoint: Artifact, evalset: Artifact) -> None:

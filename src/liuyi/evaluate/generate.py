@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,23 +61,28 @@ def generate(
 ) -> list[Completion]:
     """Greedy answers to all items, in their order, with log-probabilities; `constrained` by the eval set's schema.
 
-    Raises DataError if it has none.
+    Where an item leaves the model's context no room the answer is empty, without tokens, and as probable as one of
+    all tokens by chance. Raises DataError if that is so of all, or if there is no schema to constrain by.
     """
-    from liuyi.infer.request import Request
+    from liuyi.infer.request import Completion, Request
     from liuyi.model.chat import encode_chat
 
     if constrained and evalset.schema is None:
         raise DataError(f"'{evalset.name}' has no schema to constrain by", hint="leave out 'constrained'")
+    prompts = [encode_chat(engine.tokenizer, item["messages"], add_generation_prompt=True)[0] for item in evalset.items]
     requests = [
-        Request(
-            prompt_ids=encode_chat(engine.tokenizer, item["messages"], add_generation_prompt=True)[0],
-            max_tokens=max_tokens,
-            schema=evalset.schema if constrained else None,
-            logprobs=True,
-        )
-        for item in evalset.items
+        Request(prompt_ids=ids, max_tokens=max_tokens, schema=evalset.schema if constrained else None, logprobs=True)
+        for ids in prompts
+        if len(ids) < engine.max_tokens
     ]
-    return engine.generate(requests, on_progress)
+    if not requests:
+        raise DataError(f"no item of '{evalset.name}' fits the model's context of {engine.max_tokens} tokens")
+    answers = iter(engine.generate(requests, on_progress))
+    by_chance = -math.log(engine.tokenizer.vocab_size)
+    return [
+        next(answers) if len(ids) < engine.max_tokens else Completion("", (), (by_chance,), (), "length", len(ids))
+        for ids in prompts
+    ]
 
 
 def score(

@@ -69,6 +69,8 @@ def generate_step(ctx: Context, params: GenerateParams) -> None:
         constrained=params.constrained,
         on_progress=lambda done, total: ctx.progress(done, total, "items"),
     )
+    if unasked := sum(not completion.token_ids for completion in completions):
+        ctx.log(f"{unasked} of {len(completions)} items leave the model's context no room, and count as answered wrong")
     evaluation = score_completions(evalset, completions, subject=subject, label=params.label, runner=runner.name)
     with ctx.output("evaluation") as out:
         figures = evaluation.save(out.path, seed=ctx.seed)
