@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from liuyi.align.labels import encode_labels
 from liuyi.align.pairs import encode_pairs, read_preferences
 from liuyi.align.preferences import sample_figures, write_preferences
 from liuyi.align.reward import PARTIAL, verify
-from liuyi.align.rollout import Pair, Prompt, Rollout, choose_prompts, make_pairs, read_prompts, roll_out
+from liuyi.align.rollout import Pair, Prompt, Rollout, choose_prompts, make_pairs, read_prompts, roll_out, with_room
 from liuyi.align.watch import Probe
 from liuyi.core.artifact import Artifact
 from liuyi.core.effect import Effect
 from liuyi.core.errors import DataError
 from liuyi.core.home import Home
+from liuyi.infer.engine import Engine
 from liuyi.infer.request import Completion
-from liuyi.model.checkpoint import save_model
+from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder, init_weights
-from liuyi.model.tokenizer import train_bpe
+from liuyi.model.tokenizer import Tokenizer, train_bpe
 
 GOLD = '{"intent":"HassTurnOn","slots":{"area":"kitchen","domain":"light"}}'
 SCHEMA: dict[str, Any] = {
@@ -220,6 +222,14 @@ def test_tools_that_might_be_called_are_in_the_prompt_wherever_its_answers_are_l
         texts = [tokenizer.decode(list(getattr(one, "tokens", one))) for one in which]
         assert [text.startswith("<tool>lamp") for text in texts] == [expected] * 6
     assert sorted(tokenizer.decode(ids).startswith("<tool>lamp") for ids in probe.prompts) == [False, True]
+
+
+def test_prompts_that_leave_the_context_no_room_are_left_out(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    engine = Engine(load_model(inputs["model"].path), Tokenizer.load(inputs["model"].path))
+    long = replace(prompt(2), messages=({"role": "user", "content": "say " * engine.max_tokens},))
+    kept = with_room(engine, [prompt(1), long, prompt(3)])
+    assert kept == [prompt(1), prompt(3)]
+    assert len(roll_out(engine, kept, samples=1, temperature=1.0, max_tokens=2)) == 2
 
 
 @pytest.mark.parametrize("content", [None, ""])

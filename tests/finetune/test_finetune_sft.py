@@ -217,8 +217,12 @@ def test_a_conversation_beyond_the_context_of_the_model_is_left_out(
 
 
 def test_what_the_model_says_while_it_learns(home: Home, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Samples lie beside the weights, which are those of a run without them, and are shown in the effect."""
-    rows = [(f"c{n}", chat(f"turn the {colour} lamp on", f"answer {colour}")) for n, colour in enumerate(COLOURS)]
+    """Samples lie beside the weights, which are those of a run without them, and are shown in the effect.
+
+    What is left out, here for its length, is not asked either: it might leave no room for an answer.
+    """
+    rows = [("long", chat("light", "yes " * 60))]
+    rows += [(f"c{n}", chat(f"turn the {colour} lamp on", f"answer {colour}")) for n, colour in enumerate(COLOURS)]
     model = publish_model(home, tokenizer, small_model(tokenizer.vocab_size))
     inputs = {"model": model, "chats": publish_chats(home, rows)}
 

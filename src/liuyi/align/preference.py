@@ -170,12 +170,13 @@ def align_preference(ctx: Context, params: PreferenceParams, world: World) -> No
         monitor=watch,
         world=world,
     )
+    asked = [(row["prompt"], row["tools"]) for row in table if row["id"] not in left_out]
     let_speak(
         trainer,
         ctx,
         params,
         tokenizer,
-        lambda texts: chat_prompts(texts, ((row["prompt"], row["tools"]) for row in table), tokenizer),
+        lambda texts: chat_prompts(texts, asked, tokenizer),
     )
     let_export(trainer, ctx, params)
     result = trainer.run()

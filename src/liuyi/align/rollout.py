@@ -110,6 +110,18 @@ def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Pro
     return chosen
 
 
+def with_room(engine: Engine, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that leave the model's context room for an answer."""
+    from liuyi.model.chat import encode_chat
+
+    return [
+        prompt
+        for prompt in prompts
+        if len(encode_chat(engine.tokenizer, prompt.messages, add_generation_prompt=True, tools=prompt.tools)[0])
+        < engine.max_tokens
+    ]
+
+
 def roll_out(
     engine: Engine,
     prompts: Sequence[Prompt],

@@ -33,16 +33,21 @@ class SampleParams(Params):
 def sample(ctx: Context, params: SampleParams) -> None:
     """Let the model answer, judge its answers by the verifier, and pair right with wrong."""
     from liuyi.align.preferences import sample_effect, sample_figures, write_preferences, write_rollouts
-    from liuyi.align.rollout import choose_prompts, make_pairs, read_prompts, read_schema, roll_out
+    from liuyi.align.rollout import choose_prompts, make_pairs, read_prompts, read_schema, roll_out, with_room
     from liuyi.infer.engine import Engine
     from liuyi.model.checkpoint import load_model
     from liuyi.model.tokenizer import Tokenizer
 
     model, chats = ctx.input("model"), ctx.input("chats")
-    prompts = choose_prompts(read_prompts(chats.file("chats.parquet")), params.prompts, ctx.seed)
-    if not prompts:
+    chosen = choose_prompts(read_prompts(chats.file("chats.parquet")), params.prompts, ctx.seed)
+    if not chosen:
         raise DataError("there is no conversation to take a prompt from", where=str(chats.file("chats.parquet")))
     engine = Engine(load_model(model.path), Tokenizer.load(model.path), seed=ctx.seed)
+    prompts = with_room(engine, chosen)
+    if not prompts:
+        raise DataError(f"no prompt fits the model's context of {engine.max_tokens} tokens")
+    if len(prompts) < len(chosen):
+        ctx.log(f"{len(chosen) - len(prompts)} of {len(chosen)} prompts leave the model's context no room: left out")
     rollouts = roll_out(
         engine,
         prompts,

@@ -90,9 +90,8 @@ def finetune(ctx: Context, params: SftParams, world: World) -> None:
         f"{len(chats.examples)} conversations in {len(rows)} rows, {filled:.0%} full; "
         f"{steps} steps of {batch_rows * params.seq_len} tokens"
     )
-    let_speak(
-        trainer, ctx, params, tokenizer, lambda texts: chat_prompts(texts, (chat[1:] for chat in table), tokenizer)
-    )
+    learnt = [chat[1:] for chat in table if chat[0] not in chats.left_out]
+    let_speak(trainer, ctx, params, tokenizer, lambda texts: chat_prompts(texts, learnt, tokenizer))
     let_export(trainer, ctx, params)
     result = trainer.run()
     if ema:
