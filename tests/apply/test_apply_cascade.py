@@ -10,10 +10,13 @@ import pytest
 from liuyi.apply.app import Knowledge
 from liuyi.apply.cascade import Cascade
 from liuyi.apply.language import language_of, tidy
-from liuyi.apply.model_rung import Memory
+from liuyi.apply.model_rung import Memory, ModelAnswer, ModelRung
 from liuyi.apply.rules import Abstained, RuleAnswer, RuleBook
 from liuyi.core.errors import ArtifactError
 from liuyi.data.desk.answers import answer
+from liuyi.infer.engine import Engine
+from liuyi.model.tokenizer import train_bpe
+from small_models import small_model
 
 Make = Callable[..., Cascade]
 VACUUM = answer("HassVacuumStart", {"name": "robot_vacuum"})
@@ -35,6 +38,18 @@ def test_the_model_answers_what_rules_do_not_know(make_cascade: Make) -> None:
     assert outcome.text == VACUUM
     assert outcome.answers[0].rung == "model"
     assert (outcome.prompt_tokens, outcome.completion_tokens) == (7, 1)
+
+
+def test_a_person_gets_a_request_that_leaves_the_model_no_room(make_cascade: Make) -> None:
+    tokenizer = train_bpe(["send the robovac round"], 300)
+    engine = Engine(small_model(tokenizer.vocab_size), tokenizer, max_tokens=64)
+    rung = ModelRung(engine, schema=None, max_tokens=3)
+    short, long = "send the robovac round", "send the robovac " * 40
+    assert rung.answer([long, short]) == [ModelAnswer("", (), 0, False), *rung.answer([short])]
+    cascade = make_cascade()
+    cascade.model = rung
+    (outcome,) = cascade.respond([long])
+    assert outcome.hand_off
 
 
 def test_a_person_gets_what_nobody_is_sure_of(make_cascade: Make) -> None:

@@ -52,20 +52,22 @@ class ModelRung:
     def answer(
         self, requests: Sequence[str], on_progress: Callable[[int, int], None] | None = None
     ) -> list[ModelAnswer]:
-        """One answer for each request, in order. Raises RequestError if one does not fit the model's context."""
+        """One answer for each request, in order; to one that leaves the model's context no room, an empty one that did
+        not come to an end."""
         from liuyi.infer.request import Request
         from liuyi.model.chat import encode_chat
 
-        asked = []
-        for text in requests:
+        said = [ModelAnswer("", (), 0, finished=False) for _ in requests]
+        asked: dict[int, Request] = {}
+        for number, text in enumerate(requests):
             ids, _ = encode_chat(
                 self._engine.tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True
             )
-            asked.append(Request(prompt_ids=ids, max_tokens=self._max_tokens, schema=self._schema, logprobs=True))
-        return [
-            ModelAnswer(done.text, done.logprobs, done.prompt_tokens, done.finish_reason == "stop")
-            for done in self._engine.generate(asked, on_progress)
-        ]
+            if len(ids) < self._engine.max_tokens:
+                asked[number] = Request(prompt_ids=ids, max_tokens=self._max_tokens, schema=self._schema, logprobs=True)
+        for number, done in zip(asked, self._engine.generate(list(asked.values()), on_progress), strict=True):
+            said[number] = ModelAnswer(done.text, done.logprobs, done.prompt_tokens, done.finish_reason == "stop")
+        return said
 
 
 class Memory:
