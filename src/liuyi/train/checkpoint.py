@@ -223,17 +223,21 @@ class Checkpoints:
     def _write(
         self,
         name: Name,
-        tensors: Mapping[str, Tensor],
+        tensors: dict[str, Tensor],
         state: Mapping[str, Any],
         log: tuple[Path, int] | None,
         anchors: Sequence[int],
     ) -> None:
+        """Write what `save` has copied, and empty `tensors`: whoever waits for this finds their memory free."""
         temporary = self.folder / f"tmp-{name}"
         yield_to_training()
 
         def write() -> None:
-            temporary.mkdir(exist_ok=True)
-            _write_part(temporary, self.world.rank, tensors, state, log)
+            try:
+                temporary.mkdir(exist_ok=True)
+                _write_part(temporary, self.world.rank, tensors, state, log)
+            finally:
+                tensors.clear()
 
         def commit() -> None:
             sync(temporary)
