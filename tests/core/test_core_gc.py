@@ -12,6 +12,8 @@ from liuyi.core.errors import LedgerError
 from liuyi.core.gc import collect
 from liuyi.core.home import Home
 from liuyi.core.owner import this_process
+from liuyi.core.recipe import RecipeSource
+from liuyi.core.runner.launch import start_run
 from world import World
 
 
@@ -102,6 +104,43 @@ def test_a_run_that_begins_meanwhile_stops_the_collection(world: World, monkeypa
 
     monkeypatch.setattr(home.store, "delete", delete_and_start)
     with pytest.raises(LedgerError, match="a run began meanwhile"):
+        collect(home)
+    assert len(stored(world) & lost) == 2
+
+
+def test_a_run_waits_for_a_collection_and_uses_nothing_that_it_removed(toy_home: Home, tmp_path: Path) -> None:
+    """Its work was done and then forgotten; it would find it, and lose it before the next step reads it."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "recipe: r\nsteps:\n  a: {step: toy.number, value: 3}\n  b: {step: toy.sum, numbers: ['${a.number}']}\n"
+    )
+    source = RecipeSource("recipe.yaml", path, tmp_path)
+    first = start_run(toy_home, source)
+    assert [event["status"] for event in first.events() if event and event["event"] == "run"] == ["running", "done"]
+    toy_home.ledger.acquire("gc", this_process())
+    second = start_run(toy_home, source)
+    for event in second.events():
+        if event is not None and event["event"] == "log" and "'liuyi gc' is at work" in event["text"]:
+            assert [step.status for step in toy_home.ledger.steps(second.run_id)] == ["waiting", "waiting"]
+            for digest in list(toy_home.store.digests()):
+                toy_home.store.delete(digest)
+            toy_home.ledger.release("gc", this_process())
+    assert second.run().status == "done"
+    assert [step.status for step in toy_home.ledger.steps(second.run_id)] == ["done", "done"]
+
+
+def test_a_collection_that_lost_its_lease_removes_nothing_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = world.home
+    lost = {orphan(world, str(number)) for number in range(3)}
+    delete = home.store.delete
+
+    def delete_and_lose(digest: str) -> None:
+        delete(digest)
+        home.ledger.release("gc", this_process())
+        home.ledger.acquire("gc", "elsewhere:1:1")
+
+    monkeypatch.setattr(home.store, "delete", delete_and_lose)
+    with pytest.raises(LedgerError, match="took over"):
         collect(home)
     assert len(stored(world) & lost) == 2
 

@@ -2,6 +2,7 @@
 
 Kept are the inputs and outputs of every run's work, what recipes of runs name, pins, and all of that came from.
 While a run is active nothing that any finished work gave is touched, since the run may be about to find it done.
+A run that begins during a collection waits for it to end, and the collection ends as soon as it sees the run.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from liuyi.core.disk import folder_bytes
 from liuyi.core.errors import ArtifactError, LedgerError
 from liuyi.core.graph import Graph
 from liuyi.core.home import Home
+from liuyi.core.leases import COLLECTION
 from liuyi.core.owner import is_alive, this_process
 from liuyi.core.records import Execution, Run
 from liuyi.core.runner.launch import ACTIVE, state
-from liuyi.core.runner.process import lease_name
+from liuyi.core.runner.lifetime import Heartbeat
+from liuyi.core.runner.process import BEAT_S, LEASE_S, lease_name
 
 _NAMED = re.compile(r"artifact:\s*([0-9a-f]{6,64})")
 _FOREIGN_STAGING_S = 7 * 24 * 3600.0
-_LEASE, _LEASE_S = "gc", 3600.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def collect(home: Home, *, dry_run: bool = False, forget: Collection[str] = (), 
             raise LedgerError(f"run {run.id} is still {run.status}", hint=f"stop it first: liuyi cancel {run.id}")
     if dry_run:
         return find_garbage(home, forget=forget, unknown=unknown)
-    with _alone(home):
+    with _alone(home) as me:
         for run_id in forget:
             home.ledger.forget_run(run_id)
             shutil.rmtree(home.runs_dir / run_id, ignore_errors=True)
@@ -74,6 +76,8 @@ def collect(home: Home, *, dry_run: bool = False, forget: Collection[str] = (), 
         for item in found.artifacts:
             if any(run.id not in active for run in _active(home)):
                 raise LedgerError("a run began meanwhile, so the rest was left", hint="run 'liuyi gc' again")
+            if not home.ledger.renew(COLLECTION, me):
+                raise LedgerError("another 'liuyi gc' took over, so the rest was left", hint="run 'liuyi gc' again")
             home.store.delete(item.name)
         for item in found.folders:
             shutil.rmtree(item.name, ignore_errors=True)
@@ -168,11 +172,17 @@ def _folders(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
+def _alone(home: Home) -> Iterator[str]:
+    """Hold the collection's lease; gives its holder's name."""
     me = this_process()
-    if not home.ledger.acquire(_LEASE, me, _LEASE_S):
+    if not home.ledger.acquire(COLLECTION, me, LEASE_S):
         raise LedgerError("another 'liuyi gc' is at work")
+
+    def beat() -> None:
+        home.ledger.renew(COLLECTION, me)
+
     try:
-        yield
+        with Heartbeat(beat, BEAT_S):
+            yield me
     finally:
-        home.ledger.release(_LEASE, me)
+        home.ledger.release(COLLECTION, me)

@@ -8,6 +8,9 @@ from liuyi.core.database import Database
 from liuyi.core.owner import is_alive
 from liuyi.core.tables import LeaseRow
 
+COLLECTION = "gc"
+"""The lease of whoever removes artifacts; while it is held no run looks at what there is."""
+
 
 class Leases:
     """The leases that a database holds; an owner is a name as `owner.this_process` gives it."""

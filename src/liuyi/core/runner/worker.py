@@ -21,6 +21,7 @@ from typing import Any
 
 from liuyi.core.errors import Cancelled, LiuyiError, StepError
 from liuyi.core.home import Home
+from liuyi.core.leases import COLLECTION
 from liuyi.core.owner import this_process
 from liuyi.core.recipe import Recipe, RecipeStep, StepOutput, parse_recipe
 from liuyi.core.records import RunStep
@@ -104,6 +105,7 @@ class Worker:
                     self._ledger.put_step(
                         self._run.id, step.name, step=step.step.name, status="waiting", position=position, error=""
                     )
+            self._wait_for_collection(steps[0])
             for position, step in enumerate(steps):
                 with self._told(step, position):
                     self._do(recipe, step, position, earlier.get(step.name), steps[position:])
@@ -113,6 +115,16 @@ class Worker:
             traceback.print_exc()
             return as_error(error, self._log)
         return None
+
+    def _wait_for_collection(self, first: RecipeStep) -> None:
+        """Begin once nothing is being removed: what is found done now must be there when it is read."""
+        told = False
+        while COLLECTION in self._ledger.leases():
+            self._stop_if_cancelled()
+            if not told:
+                self._events.emit("log", step=first.name, text="'liuyi gc' is at work; waiting for it")
+            told = True
+            time.sleep(POLL_S)
 
     def _recipe(self, options: RunOptions) -> Recipe:
         store = self._home.store
