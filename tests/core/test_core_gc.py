@@ -111,8 +111,10 @@ def test_a_run_that_begins_meanwhile_stops_the_collection(world: World, monkeypa
 def test_a_run_waits_for_a_collection_and_uses_nothing_that_it_removed(toy_home: Home, tmp_path: Path) -> None:
     """Its work was done and then forgotten; it would find it, and lose it before the next step reads it."""
     path = tmp_path / "recipe.yaml"
+    number = "${a.number}"
     path.write_text(
-        "recipe: r\nsteps:\n  a: {step: toy.number, value: 3}\n  b: {step: toy.sum, numbers: ['${a.number}', '${a.number}']}\n"
+        "recipe: r\nsteps:\n  a: {step: toy.number, value: 3}\n"
+        f"  b: {{step: toy.sum, numbers: ['{number}', '{number}']}}\n"
     )
     source = RecipeSource("recipe.yaml", path, tmp_path)
     first = start_run(toy_home, source)
