@@ -7,9 +7,11 @@ with torch. `python setup.py build_ext --inplace` builds it in the source tree.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +42,18 @@ INSTRUCTION_SETS = {
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
     ],
 }
+LINKER_FLAGS = ["-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
 AMX = ["-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 INSTRUCTION_SETS["amx"] = [*INSTRUCTION_SETS["avx512"], *AMX]
 """The end of a file's name → the flags it is compiled with; other files run on any x86-64."""
+
+
+def digest_of(paths: Iterable[str]) -> bytes:
+    """The digest of what a library is made of, which it carries as its build id: a file's time says little of it."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path}\0".encode() + hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.digest()
 
 
 class BuildKernels(build_ext):
@@ -64,8 +75,8 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
-        newest = max(Path(path).stat().st_mtime for path in [*ext.sources, *ext.depends])
-        if not self.force and target.exists() and target.stat().st_mtime > newest:
+        digest = digest_of([*ext.sources, *ext.depends])
+        if not self.force and target.exists() and digest in target.read_bytes():
             return
 
         amx = self.knows_amx()
@@ -83,7 +94,7 @@ class BuildKernels(build_ext):
         self.compiler.link_shared_object(
             objects,
             beside,
-            extra_postargs=["-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
+            extra_postargs=[*LINKER_FLAGS, f"-Wl,--build-id=0x{digest.hex()}"],
             target_lang="c++",
         )
         Path(beside).replace(target)  # A process that has the old library mapped keeps it.
