@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -29,6 +30,8 @@ from liuyi.infer.process.messages import EngineSpec
 from liuyi.infer.process.open import open_engine
 from liuyi.infer.process.spawn import spawn
 from liuyi.infer.server.model_backend import ModelBackend
+from liuyi.infer.server.run import make_server, serve
+from liuyi.infer.server.sockets import bind
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
 from liuyi.model.gguf_export import export_gguf
@@ -276,3 +279,20 @@ def test_memory_is_back_where_it_was_after_many_requests(folder: Path) -> None:
         before = process.memory_info().rss
         work(60)
         assert process.memory_info().rss - before < 4 << 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_stop_while_its_model_loads_just_stops(number: signal.Signals) -> None:
+    told: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "lifespan"
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(60)
+        finally:
+            told.append("put away")
+
+    with bind("127.0.0.1", 0) as bound:
+        serve(make_server(app, listening=lambda: told.append("listening")), bound)
+    assert told == ["put away"]

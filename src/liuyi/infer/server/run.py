@@ -118,7 +118,7 @@ def make_server(
 
 
 def serve(server: Server, bound: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, and return once everything begun has been finished.
+    """Serve until SIGTERM or SIGINT, and return once everything begun has been finished; at once while the app starts.
 
     Raises LiuyiError if the app could not start: that which it met, if it was one.
     """
@@ -131,6 +131,11 @@ def serve(server: Server, bound: socket.socket) -> None:
     log.addFilter(_is_news)
     try:
         server.run(sockets=[bound])
+    except KeyboardInterrupt:
+        # It was told to stop before it served anybody.
+        if server.started:
+            raise
+        return
     except SystemExit:
         # Its way to say that the app has not started.
         if server.started:
