@@ -73,6 +73,11 @@ class Server(uvicorn.Server):
         self._gate = gate
         self._drain_s = drain_s
         self._listening = listening
+        self._serving: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._serving = asyncio.current_task()
+        await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -86,8 +91,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.started:
             # Nobody is served yet, and a large model may take minutes to load.
-            raise KeyboardInterrupt
-        if self._gate.draining:
+            assert self._serving is not None
+            self._serving.get_loop().call_soon_threadsafe(self._serving.cancel)
+        elif self._gate.draining:
             super().handle_exit(sig, frame)
         else:
             self.drain()
@@ -107,6 +113,7 @@ def make_server(
     config = uvicorn.Config(
         opening,
         http=ImpatientProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -131,11 +138,8 @@ def serve(server: Server, bound: socket.socket) -> None:
     log.addFilter(_is_news)
     try:
         server.run(sockets=[bound])
-    except KeyboardInterrupt:
-        # It was told to stop before it served anybody.
-        if server.started:
-            raise
-        return
+    except asyncio.CancelledError:
+        return  # It was told to stop before it served anybody.
     except SystemExit:
         # Its way to say that the app has not started.
         if server.started:
