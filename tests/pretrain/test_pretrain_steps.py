@@ -270,6 +270,10 @@ def test_size_sets_the_model(shelf: Shelf, tmp_path: Path) -> None:
     ("params", "said"),
     [
         ({"size": "five"}, "'five' is not a model size; write it as 800k"),
+        ({"size": "9000b"}, "the dial ends at .* and 9000b are asked for; take a smaller size"),
+        ({"seq_len": 10**12}, "less than or equal to 16777216"),
+        ({"batch_tokens": 10**12}, "less than or equal to 4294967296"),
+        ({"hidden_size": 10**9}, "less than or equal to 131072"),
         ({"tie_embeddings": True}, "tied embeddings cannot hold a table of bigrams"),
         ({"experts_per_token": 3}, "means nothing without 'experts'"),
         ({"experts": 2, "experts_per_token": 3}, "cannot go through 3 of 2 experts"),

@@ -9,7 +9,15 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from liuyi.core.errors import DataError
 from liuyi.core.step import Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import MILESTONES, ComputeDtype, MaxSteps, ParallelParams, SamplesParams, Schedule
+from liuyi.train.params import (
+    MILESTONES,
+    MOST_ROW_TOKENS,
+    ComputeDtype,
+    MaxSteps,
+    ParallelParams,
+    SamplesParams,
+    Schedule,
+)
 
 PRELOAD = ("torch",)
 
@@ -106,7 +114,10 @@ class PreferenceParams(TuningParams, SamplesParams):
     batch_pairs: int = Field(32, ge=1, description="pairs, or answers with kto, in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
     seq_len: int = Field(
-        1024, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+        1024,
+        ge=8,
+        le=MOST_ROW_TOKENS,
+        description="tokens in a packed row; what is longer, or beyond the model's context, is left out",
     )
     optimiser: Literal["adamw", "adamw8bit", "muon"] = Field(
         "adamw", description="muon: of the matrices inside the layers, with adamw for the rest"
@@ -183,7 +194,10 @@ class RewardParams(TuningParams):
     batch_pairs: int = Field(32, ge=1, description="pairs in a step's global batch")
     micro_pairs: int | None = Field(None, ge=1, description="pairs computed at once; less takes less memory")
     seq_len: int = Field(
-        1024, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+        1024,
+        ge=8,
+        le=MOST_ROW_TOKENS,
+        description="tokens in a packed row; what is longer, or beyond the model's context, is left out",
     )
     optimiser: Literal["adamw", "adamw8bit", "muon"] = Field(
         "adamw", description="muon: of the matrices inside the layers, with adamw for the rest"

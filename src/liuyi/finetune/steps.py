@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from liuyi.core.step import BesideKey, Context, Input, Output, Params, step
 from liuyi.finetune.tuning import TUNED_OUTPUTS, TuningParams
-from liuyi.train.params import ComputeDtype, MaxSteps, SamplesParams, Schedule
+from liuyi.train.params import MOST_BATCH_TOKENS, MOST_ROW_TOKENS, ComputeDtype, MaxSteps, SamplesParams, Schedule
 
 PRELOAD = ("torch",)
 
@@ -17,9 +17,14 @@ class SftParams(TuningParams, SamplesParams):
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, unless `max_steps` is given")
     max_steps: MaxSteps = None
     seq_len: int = Field(
-        1024, ge=8, description="tokens in a packed row; what is longer, or beyond the model's context, is left out"
+        1024,
+        ge=8,
+        le=MOST_ROW_TOKENS,
+        description="tokens in a packed row; what is longer, or beyond the model's context, is left out",
     )
-    batch_tokens: int = Field(4096, ge=8, description="tokens in a step's global batch, padding included")
+    batch_tokens: int = Field(
+        4096, ge=8, le=MOST_BATCH_TOKENS, description="tokens in a step's global batch, padding included"
+    )
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
     optimiser: Literal["muon", "adamw", "adamw8bit"] | None = Field(
         None, description="muon, and adamw for adapters, when left out"

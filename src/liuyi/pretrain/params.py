@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from liuyi.core.errors import DataError
 from liuyi.core.step import BesideKey
-from liuyi.pretrain.size import parse_size
-from liuyi.train.params import ComputeDtype, LoopParams
+from liuyi.pretrain.size import config_for_size, parse_size
+from liuyi.train.params import MOST_BATCH_TOKENS, MOST_ROW_TOKENS, ComputeDtype, LoopParams
 from liuyi.train.schedule import ScheduleName
 
 
@@ -17,12 +17,14 @@ class DecoderParams(LoopParams):
     """Size, rows, start and optimiser of a decoder; how long it trains is said by those that build on this."""
 
     size: str | None = Field(None, description="parameters of a new model, such as 5m; sets all that is left out below")
-    hidden_size: int | None = Field(None, ge=2, description="width of a new model")
-    num_hidden_layers: int | None = Field(None, ge=1, description="layers of a new model")
-    experts: int | None = Field(None, ge=2, description="experts in each layer of a new model, in place of one MLP")
+    hidden_size: int | None = Field(None, ge=2, le=2**17, description="width of a new model")
+    num_hidden_layers: int | None = Field(None, ge=1, le=2**12, description="layers of a new model")
+    experts: int | None = Field(
+        None, ge=2, le=2**16, description="experts in each layer of a new model, in place of one MLP"
+    )
     experts_per_token: int = Field(2, ge=1, description="how many of the experts a token goes through")
-    seq_len: int = Field(256, ge=8, description="tokens in a packed row")
-    batch_tokens: int | None = Field(None, ge=8, description="tokens in a step's global batch")
+    seq_len: int = Field(256, ge=8, le=MOST_ROW_TOKENS, description="tokens in a packed row")
+    batch_tokens: int | None = Field(None, ge=8, le=MOST_BATCH_TOKENS, description="tokens in a step's global batch")
     micro_rows: int | None = Field(None, ge=1, description="rows computed at once; less takes less memory")
     init: Literal["bigram", "random"] = Field("bigram", description="what a new model knows before its first step")
     tie_embeddings: bool = Field(False, description="one matrix for embedding and head; needs `init: random`")
@@ -51,7 +53,8 @@ class DecoderParams(LoopParams):
     @classmethod
     def _is_a_size(cls, text: str | None) -> str | None:
         try:
-            parse_size(text or "1m")
+            # The vocabulary is not known yet; with a larger one more would fit.
+            config_for_size(parse_size(text or "1m"), vocab_size=2**20, seq_len=8, eos_id=0, pad_id=None)
         except DataError as error:
             raise ValueError(f"{error.message}; {error.hint}") from None
         return text

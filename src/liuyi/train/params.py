@@ -27,6 +27,8 @@ Schedule = Annotated[
         "cosine or a line, or held"
     ),
 ]
+MOST_ROW_TOKENS, MOST_BATCH_TOKENS = 2**24, 2**32
+"""More than any training has had: a slip of the finger, which is told before anything runs."""
 MaxSteps = Annotated[int | None, Field(ge=1, description="steps, in place of `epochs`")]
 
 
