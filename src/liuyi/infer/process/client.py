@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.errors import EngineError, Unavailable
+from liuyi.infer.process.link import Link
 from liuyi.infer.process.messages import (
-    HEADER_BYTES,
     NO_PULSE,
     Cancel,
     DropAdapter,
@@ -41,8 +41,6 @@ from liuyi.infer.process.messages import (
     Taken,
     ToEngine,
     Unusable,
-    frame,
-    read_from_engine,
 )
 from liuyi.infer.process.spawn import Peer
 from liuyi.infer.process.stream import Stream
@@ -86,8 +84,8 @@ class EngineClient:
         self._silent_s = 0.0
         self._launched: Peer | None = None
         self._peer: Peer
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
+        self._link: Link
+        self._opened: asyncio.Future[Ready | Unusable]
         self._supervisor: asyncio.Task[None] | None = None
         self.facts: EngineFacts
         self.adapters: dict[str, str] = {}
@@ -231,7 +229,7 @@ class EngineClient:
             raise EngineError("the engine does not run")
 
     def _send(self, message: ToEngine) -> None:
-        self._writer.write(frame(message))
+        self._link.send(message)
 
     # One process after the other.
 
@@ -239,10 +237,10 @@ class EngineClient:
         while True:
             watch = asyncio.create_task(self._watch())
             try:
-                await self._attend()
+                await self._link.lost
             finally:
                 watch.cancel()
-                self._writer.close()
+                self._link.close()
             closing = self.state == "closed"
             if not closing:
                 self.state = "restarting"
@@ -284,7 +282,7 @@ class EngineClient:
     async def _end_peer(self) -> None:
         """End a process at once, and leave nothing of it."""
         self._peer.kill()
-        self._writer.close()
+        self._link.close()
         await asyncio.to_thread(self._peer.end)
 
     async def _restore_adapters(self) -> None:
@@ -293,21 +291,26 @@ class EngineClient:
             id = next(self._ids)
             if folder is None and name not in self.facts.adapters:
                 continue
-            self._send(DropAdapter(id, name) if folder is None else LoadAdapter(id, name, folder))
-            while not isinstance(answer := await self._read(), Taken | Refused) or answer.id != id:
-                if answer is None:
+            wish = DropAdapter(id, name) if folder is None else LoadAdapter(id, name, folder)
+            asked = asyncio.create_task(self._ask(id, wish))
+            try:
+                if not await self._link.outlasts(asked):
                     raise EngineError("the engine was lost while its adapters were loaded")
-            if isinstance(answer, Refused):
-                logger.error("the adapter '%s' could not be loaded again: %s", name, answer.error)
+            finally:
+                asked.cancel()
+            if (error := asked.exception()) is not None:
+                logger.error("the adapter '%s' could not be loaded again: %s", name, error)
                 self.adapters.pop(name, None)
                 del self._folders[name]
 
     async def _open(self) -> None:
         self._peer = peer = self._launched or self._new_peer()
         self._launched = None
-        self._reader, self._writer = await asyncio.open_connection(sock=peer.sock)
+        self._opened = asyncio.get_running_loop().create_future()
         try:
-            message = await asyncio.wait_for(self._read(), self._patience.open_s)
+            self._link = await Link.over(peer.sock, self._take)
+            async with asyncio.timeout(self._patience.open_s):
+                message = self._opened.result() if await self._link.outlasts(self._opened) else None
         except TimeoutError:
             await self._end_peer()
             raise EngineError(
@@ -319,26 +322,26 @@ class EngineClient:
         if isinstance(message, Ready):
             self.facts, self.pulse, self._silent_s = message.facts, NO_PULSE, 0.0
             return
-        self._writer.close()
+        self._link.close()
         how = await asyncio.to_thread(peer.end)
-        if isinstance(message, Unusable):
+        if message is not None:
             raise message.error
         raise EngineError(f"the engine's process could not start: {how}")
 
-    async def _attend(self) -> None:
-        """Take in messages until the process hangs up."""
-        while (message := await self._read()) is not None:
-            self._silent_s = 0.0
-            if isinstance(message, Step):
-                self.pulse = message.pulse
-                for update in message.updates:
-                    self._deliver(update)
-            elif isinstance(message, Taken):
-                self._settle(message.id, None, message.digest)
-            elif isinstance(message, Refused):
-                self._settle(message.id, message.error)
-            elif isinstance(message, Embedded):
-                self._settle_vectors(message)
+    def _take(self, message: FromEngine) -> None:
+        self._silent_s = 0.0
+        if isinstance(message, Step):
+            self.pulse = message.pulse
+            for update in message.updates:
+                self._deliver(update)
+        elif isinstance(message, Taken):
+            self._settle(message.id, None, message.digest)
+        elif isinstance(message, Refused):
+            self._settle(message.id, message.error)
+        elif isinstance(message, Embedded):
+            self._settle_vectors(message)
+        else:
+            self._opened.set_result(message)
 
     async def _watch(self) -> None:
         """End a process that is silent, or in one step, for too long. A busy event loop here is not its silence."""
@@ -351,19 +354,12 @@ class EngineClient:
                 self._peer.kill()
                 return
 
-    async def _read(self) -> FromEngine | None:
-        try:
-            header = await self._reader.readexactly(HEADER_BYTES)
-            return read_from_engine(await self._reader.readexactly(int.from_bytes(header, "big")))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-
     def _deliver(self, update: Update) -> None:
         ended = update.completion is not None or update.error is not None
         listener = self._listeners.pop(update.id, None) if ended else self._listeners.get(update.id)
         if listener is not None:
             stream, index = listener
-            stream.updates.put_nowait((index, update))
+            stream.put(index, update)
 
     def _settle(self, id: int, error: LiuyiError | None, value: str = "") -> None:
         waiting = self._taking.get(id) or self._embedding.get(id)

@@ -211,6 +211,6 @@ def read_to_engine(payload: bytes) -> ToEngine:
     return cast("ToEngine", _decoders["to"].decode(payload))
 
 
-def read_from_engine(payload: bytes) -> FromEngine:
+def read_from_engine(payload: bytes | bytearray) -> FromEngine:
     """The payload of a frame from the engine."""
     return cast("FromEngine", _decoders["from"].decode(payload))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from liuyi.infer.request import Update
 
 
 class Stream:
-    """The updates of requests that came together, as (number of the request, update).
+    """The updates of requests that came together, as (number of the request, update), for one task.
 
     Close it before its end to cancel what is left; after its end closing does nothing.
     """
 
     def __init__(self, ids: Sequence[int], cancel: Callable[[Sequence[int]], None]) -> None:
-        self.updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
+        self._updates: deque[tuple[int, Update]] = deque()
+        self._waiting: asyncio.Future[None] | None = None
         self._ids = ids
         self._cancel = cancel
         self._unfinished = len(ids)
+
+    def put(self, index: int, update: Update) -> None:
+        """An update has come."""
+        self._updates.append((index, update))
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def __aiter__(self) -> Stream:
         return self
@@ -26,7 +34,10 @@ class Stream:
     async def __anext__(self) -> tuple[int, Update]:
         if not self._unfinished:
             raise StopAsyncIteration
-        index, update = await self.updates.get()
+        if not self._updates:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        index, update = self._updates.popleft()
         if update.error is not None:
             await self.aclose()
             raise update.error

@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -121,8 +122,7 @@ class TextRequest:
     options: Options = field(default_factory=Options)
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(msgspec.Struct, frozen=True):
     """One token with its log-probability, and the most probable tokens at its place."""
 
     bytes: bytes
@@ -131,8 +131,7 @@ class TokenLogprob:
     top: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True)
-class CallDelta:
+class CallDelta(msgspec.Struct, frozen=True):
     """A further piece of a tool call."""
 
     index: int
@@ -144,8 +143,7 @@ class CallDelta:
     """JSON, as the model wrote it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """A further piece of one answer."""
 
     index: int = 0
@@ -158,7 +156,7 @@ class Delta:
     """Set on the last delta of each answer, as are the fields below."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = {}
     """What the backend wants recorded about this answer, such as the rung that gave it."""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
+
+import msgspec
 
 from liuyi.infer.server.backend import Delta, Deltas
 
@@ -46,7 +47,7 @@ class BestOf:
                 if rank == 0:
                     used += sum(other.completion_tokens for other in ranked[self._n :])
                 best.append(
-                    dataclasses.replace(
+                    msgspec.structs.replace(
                         answer,
                         index=prompt * self._n + rank,
                         tokens=answer.tokens if self._show_tokens else (),
@@ -58,7 +59,7 @@ class BestOf:
 
 def joined(deltas: list[Delta]) -> Delta:
     """All deltas of one answer as one."""
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         deltas[-1],
         text="".join(delta.text for delta in deltas),
         tokens=tuple(token for delta in deltas for token in delta.tokens),

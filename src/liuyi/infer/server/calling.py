@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from liuyi.infer.grammar import ControlTokens
 from liuyi.infer.request import Grammar
@@ -81,7 +82,7 @@ class Called:
             # As OpenAI has it, an answer that had to call this one function just stops.
             reason = "tool_calls"
         text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
-        return dataclasses.replace(delta, text=text, calls=calls, finish_reason=reason)
+        return msgspec.structs.replace(delta, text=text, calls=calls, finish_reason=reason)
 
     async def aclose(self) -> None:
         await self._deltas.aclose()

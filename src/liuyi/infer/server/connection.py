@@ -1,11 +1,15 @@
-"""Connections on which a client is idle too long are closed: it brings no request, or takes nothing of its answer."""
+"""Connections on which a client is idle too long are closed: it brings no request, or takes nothing of its answer.
+
+Requests are parsed by httptools, a binding of llhttp. It bounds no header, and asks for no `Host`; both is done here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 logger = logging.getLogger("liuyi.server")
 
@@ -13,24 +17,46 @@ HEADERS_S = 30.0
 """A request's line and headers have to be there so long after the connection, or after their first byte."""
 TAKEN_S = 60.0
 """An answer that the client takes nothing of for so long is given up, and its work cancelled."""
+MAX_HEAD_BYTES = 64 * 1024
+"""A request's line and headers, or what else stands between two pieces of its body, may be so long."""
 
 
-class ImpatientProtocol(H11Protocol):
+class ImpatientProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which by itself is patient with answers, and with requests until one has been answered."""
 
     _waiting: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
+    """What has come since the last head, or piece of a body, that was whole."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
         super().data_received(data)
+        if self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("Invalid HTTP request received.")
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_more()
         elif self._waiting is None:
             self._wait()
+
+    def on_headers_complete(self) -> None:
+        self._unread_bytes = 0
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise httptools.HttpParserError("a request names one host")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread_bytes = 0
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()

@@ -11,6 +11,9 @@ import msgspec
 
 from liuyi.infer.server.backend import AnswerReason, BackendInfo, CallDelta, Delta, TokenLogprob
 
+encode = msgspec.json.Encoder().encode
+"""JSON as bytes."""
+
 
 @dataclass
 class Answering:
@@ -43,7 +46,7 @@ class Answering:
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def object(self, kind: str, choices: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-        """A response object or chunk."""
+        """A response object."""
         source = self.info.app_digest or self.info.model_digest
         return {
             "id": self.id,
@@ -54,6 +57,11 @@ class Answering:
             "choices": list(choices),
             **more,
         }
+
+    def around(self, kind: str, **more: Any) -> tuple[bytes, bytes]:
+        """What stands before and after the choice in the events of a stream, which is the same in all of them."""
+        before, choices, after = event(self.object(kind, [], **more)).rpartition(b'"choices":[')
+        return before + choices, after
 
 
 class ChatFormat:
@@ -83,11 +91,11 @@ class ChatFormat:
         }
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The chunk that says who speaks."""
+        """The choice of the chunk that says who speaks."""
         return _chunk(index, {"role": "assistant", "content": "", "refusal": None})
 
     def pieces(self, delta: Delta) -> list[dict[str, Any]]:
-        """The chunks of a delta: text, then each piece of a call, the reason for the end in the last of them."""
+        """The choices of a delta's chunks: text, then each piece of a call; the last tells the reason for the end."""
         chunks = []
         if delta.text or delta.tokens:
             chunks.append(_chunk(delta.index, {"content": delta.text}))
@@ -131,7 +139,7 @@ class TextFormat:
         return None
 
     def pieces(self, delta: Delta) -> list[dict[str, Any]]:
-        """The chunk of a delta, if it has anything to say."""
+        """The choice of a delta's chunk, if it has anything to say."""
         if not (delta.text or delta.tokens or delta.finish_reason):
             return []
         return [self.choice(delta.index, [delta], bool(delta.tokens))]
@@ -173,7 +181,7 @@ def _call(call: CallDelta) -> dict[str, Any]:
 
 def event(value: Mapping[str, Any] | str) -> bytes:
     """A server-sent event with a JSON value, or with a word."""
-    return b"data: %b\n\n" % (value.encode() if isinstance(value, str) else msgspec.json.encode(value))
+    return b"data: %b\n\n" % (value.encode() if isinstance(value, str) else encode(value))
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:

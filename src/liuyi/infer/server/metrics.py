@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -73,13 +74,15 @@ class Histogram(Family):
         super().__init__(name, help, labels)
         self.buckets = (*sorted(buckets), math.inf)
         self.counts: dict[tuple[str, ...], list[int]] = {}
-        self.sums: dict[tuple[str, ...], float] = {}
+        self.sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
 
     def observe(self, value: float, *labels: str) -> None:
         """Count one value."""
-        counts = self.counts.setdefault(labels, [0] * len(self.buckets))
+        counts = self.counts.get(labels)
+        if counts is None:
+            counts = self.counts[labels] = [0] * len(self.buckets)
         counts[bisect_left(self.buckets, value)] += 1
-        self.sums[labels] = self.sums.get(labels, 0.0) + value
+        self.sums[labels] += value
 
     def lines(self) -> Iterator[str]:
         for labels, counts in sorted(self.counts.items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from liuyi.infer.server.backend import Delta, Deltas
 from liuyi.infer.server.errors import describe
-from liuyi.infer.server.format import Answering, ChatFormat, TextFormat, event
+from liuyi.infer.server.format import Answering, ChatFormat, TextFormat, encode, event
 
 logger = logging.getLogger("liuyi.server")
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class EventStream(Response):
         self._form = form
         self._choices = choices
         self._with_usage = with_usage
+        self._before, self._after = answering.around(form.chunk_kind, **({"usage": None} if with_usage else {}))
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
@@ -53,29 +54,29 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._deltas):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for chunk in self._chunks():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            openings = [self._form.opening(index) for index in range(self._choices)]
+            events = self._events([opening for opening in openings if opening is not None])
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+            try:
+                async for delta in self._deltas:
+                    if events := self._events(self._form.pieces(delta)):
+                        await send({"type": "http.response.body", "body": events, "more_body": True})
+                last = self._end()
+            except Exception as error:
+                status, body = describe(error)
+                if status == 500:
+                    logger.exception("an answer broke off")
+                last = event(body)
+            await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        kind, more = self._form.chunk_kind, {"usage": None} if self._with_usage else {}
-        for index in range(self._choices):
-            opening = self._form.opening(index)
-            if opening is not None:
-                yield event(self._answering.object(kind, [opening], **more))
-        try:
-            async for delta in self._deltas:
-                for piece in self._form.pieces(delta):
-                    yield event(self._answering.object(kind, [piece], **more))
-        except Exception as error:
-            status, body = describe(error)
-            if status == 500:
-                logger.exception("an answer broke off")
-            yield event(body)
-            return
-        if self._with_usage:
-            yield event(self._answering.object(kind, [], usage=self._answering.usage))
-        yield event("[DONE]")
+    def _events(self, choices: Sequence[Mapping[str, Any]]) -> bytes:
+        """An event for each, in one piece, so that they reach the socket in one call."""
+        return b"".join([b"%b%b%b" % (self._before, encode(choice), self._after) for choice in choices])
+
+    def _end(self) -> bytes:
+        answering = self._answering
+        usage = event(answering.object(self._form.chunk_kind, [], usage=answering.usage)) if self._with_usage else b""
+        return usage + event("[DONE]")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
