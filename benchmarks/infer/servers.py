@@ -18,6 +18,7 @@ from typing import TypeVar
 import httpx
 
 from liuyi.infer.load.client import Endpoint
+from liuyi.infer.load.connect import connect
 from liuyi.infer.load.outcome import Outcome
 
 T = TypeVar("T")
@@ -85,13 +86,10 @@ def ask(port: int, work: Callable[[Endpoint], Awaitable[T]]) -> T:
     """Do `work` with the server's completions, greedy and of full length."""
 
     async def run() -> T:
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}/v1/",
-            timeout=httpx.Timeout(10, read=None),
-            # A server may close a connection that it has answered on just when the next request is sent.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        ) as http:
-            endpoint = Endpoint(http, fields={"temperature": 0, "ignore_eos": True})
+        api = f"http://127.0.0.1:{port}/v1/"
+        # A server may close a connection that it has answered on just when the next request is sent.
+        async with connect(api, keep_alive=False) as http:
+            endpoint = Endpoint(http, api, fields={"temperature": 0, "ignore_eos": True})
             await endpoint.choose_model()
             return await work(endpoint)
 

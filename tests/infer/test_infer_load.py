@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import selectors
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from infer_support import LiveServer
+from load_support import Reply, Scripted, answer, asks, events, measure, refused
 
 from liuyi.cli.main import cli
 from liuyi.core.errors import DataError, LiuyiError
-from liuyi.infer.load.client import Endpoint
 from liuyi.infer.load.drive import Load
 from liuyi.infer.load.outcome import Outcome
 from liuyi.infer.load.page import Point, page
@@ -27,86 +23,6 @@ from liuyi.infer.load.slo import Slo
 from liuyi.infer.load.summary import Summary, summarise
 from liuyi.infer.load.trace import BLOCK_TOKENS, read_trace
 from liuyi.infer.load.workload import WORDS, Alphabet, Ask, due, made_up, read_prompts
-
-T = TypeVar("T")
-Script = Callable[[dict[str, Any]], "Reply"]
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps over every wait, so that delays are exact and cost nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(selectors.SelectSelector())
-        self.now = 0.0
-        wait = self._selector.select
-
-        def select(timeout: float | None) -> Any:
-            self.now += timeout or 0.0
-            return wait(0)
-
-        self._selector.select = select
-
-    def time(self) -> float:
-        return self.now
-
-
-def jump(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        return runner.run(work)
-
-
-class Reply(httpx.AsyncByteStream):
-    """What a scripted server says: (seconds to wait, event) one after the other."""
-
-    def __init__(self, events: Sequence[tuple[float, Any]], status: int = 200, raw: bytes | None = None) -> None:
-        self.status, self.events, self.raw = status, events, raw
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self.raw is not None:
-            yield self.raw
-        for wait, event in self.events:
-            await asyncio.sleep(wait)
-            if isinstance(event, Exception):
-                raise event
-            yield f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
-
-
-def answer(waits: Sequence[float], *, prompt_tokens: int = 7, tokens: int | None = None, end: float = 0.0) -> Reply:
-    """A whole answer whose pieces come after `waits`."""
-    pieces = [(wait, {"choices": [{"index": 0, "text": "x", "finish_reason": None}]}) for wait in waits]
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(waits) if tokens is None else tokens}
-    usage["prompt_tokens_details"] = {"cached_tokens": 2}  # type: ignore[assignment]
-    finish = {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}
-    return Reply([*pieces, (end, finish), (0, {"choices": [], "usage": usage}), (0, "[DONE]")])
-
-
-class Scripted(httpx.AsyncBaseTransport):
-    """A server that answers each request by a script, and keeps what it was asked and when."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.bodies: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-        self.times: list[float] = []
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.paths.append(request.url.path)
-        self.times.append(asyncio.get_running_loop().time())
-        self.bodies.append(json.loads(request.content or "{}"))
-        reply = self.script(self.bodies[-1])
-        return httpx.Response(reply.status, stream=reply)
-
-
-def measure(server: Scripted, load: Load, **options: Any) -> list[Outcome]:
-    async def work() -> list[Outcome]:
-        async with httpx.AsyncClient(transport=server, base_url="http://peer/v1/") as http:
-            return await load.run(Endpoint(http, model="m", **options).send, lambda: None)
-
-    return jump(work())
-
-
-def asks(count: int, **changes: Any) -> list[Ask]:
-    return [Ask("hello", 8, **changes) for _ in range(count)]
 
 
 class TestOneAnswer:
@@ -142,7 +58,7 @@ class TestOneAnswer:
                 (0.2, {"tool_calls": [{"index": 0}]}),
                 (0.1, {}),
             ]
-            return Reply([*((wait, {"choices": [{"delta": delta}]}) for wait, delta in deltas), (0, "[DONE]")])
+            return events(*((wait, {"choices": [{"delta": delta}]}) for wait, delta in deltas), (0, "[DONE]"))
 
         server = Scripted(chat)
         (outcome,) = measure(server, Load("one", asks(1)), chat=True, fields={"ignore_eos": True})
@@ -151,25 +67,6 @@ class TestOneAnswer:
         assert server.paths == ["/v1/chat/completions"]
         assert server.bodies[0]["messages"] == [{"role": "user", "content": "hello"}]
         assert server.bodies[0]["ignore_eos"] is True
-
-    @pytest.mark.parametrize(
-        ("reply", "status", "reason"),
-        [
-            (Reply([], 429, b'{"error": {"message": "the queue\\nis full"}}'), "rejected", "429 the queue is full"),
-            (Reply([], 503, b"busy"), "rejected", "503"),
-            (Reply([], 400, b'{"error": {"message": "no"}}'), "failed", "400 no"),
-            (Reply([], 500, b'{"detail": "oh"}'), "failed", "500 {'detail': 'oh'}"),
-            (Reply([(1, {"choices": [{"text": "x"}]})]), "failed", "the answer broke off"),
-            (Reply([(1, {"error": {"message": "gone"}}), (0, "[DONE]")]), "failed", "the answer broke off: gone"),
-            (Reply([(1, "{"), (0, "[DONE]")]), "failed", "an event of the answer is not as OpenAI's API has it"),
-            (Reply([(1, "[1]"), (0, "[DONE]")]), "failed", "an event of the answer is not as OpenAI's API has it"),
-            (Reply([(1, httpx.ReadError("reset"))]), "failed", "ReadError: reset"),
-            (Reply([(60, "[DONE]")]), "failed", "not answered within 30 s"),
-        ],
-    )
-    def test_says_why_there_is_no_whole_answer(self, reply: Reply, status: str, reason: str) -> None:
-        (outcome,) = measure(Scripted(lambda body: reply), Load("one", asks(1)), timeout_s=30)
-        assert (outcome.status, outcome.reason) == (status, reason)
 
 
 class TestLoad:
@@ -197,9 +94,7 @@ class TestLoad:
         assert gaps.std() == pytest.approx(0.25, rel=0.03)
 
     def test_counts_refusals_and_failures_apart_and_against_goodput(self) -> None:
-        replies = iter(
-            [answer([1.0]), Reply([], 429), answer([3.0]), Reply([], 500), answer([1.0, 2.0]), answer([1.0])]
-        )
+        replies = iter([answer([1.0]), refused(429), answer([3.0]), refused(500), answer([1.0, 2.0]), answer([1.0])])
         outcomes = measure(Scripted(lambda body: next(replies)), Load("mixed", due(asks(6), 1.0, None)))
         summary = summarise("mixed", outcomes, Slo.parse("ttft=2, tpot=1.5"))
         assert (summary.offered, summary.completed, summary.rejected, summary.failed) == (6, 4, 1, 1)
@@ -400,7 +295,7 @@ class TestPage:
         assert "@import" not in text
 
     def test_draws_no_chart_of_nothing(self) -> None:
-        outcomes = measure(Scripted(lambda body: Reply([], 429)), Load("c", asks(2), 1))
+        outcomes = measure(Scripted(lambda body: refused(429)), Load("c", asks(2), 1))
         assert "<svg" not in page("t", [], [Point(summarise("c", outcomes, Slo()), outcomes)], [["", "c"]])
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_REQUESTS = 64
 LAG_S = 0.1
 """A client that sends later than this is said to be too slow."""
+LATE_SHARE = 0.25
+"""So is one that is late by more than this share of the median time between two pieces, for one piece in a hundred."""
 LENGTH_OFF = 0.25
 """Prompts that are longer or shorter than what was asked for by more than this share are said to be."""
 LATENCIES = {
@@ -109,30 +111,26 @@ def serve(url: str, **asked: Any) -> None:
     Latencies and their percentiles are those of whole answers; what is refused (429, 503) or fails is counted apart,
     and counts against goodput. Ends with 1 if no answer was whole.
     """
-    import httpx
-
     from liuyi.infer.address import api_url
-    from liuyi.infer.load.client import CONNECT_S, Endpoint
+    from liuyi.infer.load.client import Endpoint
+    from liuyi.infer.load.connect import connect
     from liuyi.infer.load.drive import in_lanes
     from liuyi.infer.load.page import Point
     from liuyi.infer.load.slo import Slo
+    from liuyi.infer.load.strain import strained
     from liuyi.infer.load.summary import summarise
 
     if sum(asked[mode] is not None for mode in ("rate", "concurrency", "trace")) > 1:
         raise click.UsageError("give one of --rate, --concurrency and --trace")
     slo = Slo.parse(asked["slo"])
     loads, warm_up = _loads(asked), _made_up(asked, asked["warm_up"], seed=(asked["seed"], 1))
-    key = os.environ.get(asked["api_key_env"], "")
+    api, key = api_url(url), os.environ.get(asked["api_key_env"], "").strip()
 
     async def measure() -> tuple[str, list[Point]]:
-        async with httpx.AsyncClient(
-            base_url=api_url(url),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(CONNECT_S, read=None),
-            limits=httpx.Limits(max_connections=None),
-        ) as http:
+        async with connect(api, key) as http:
             endpoint = Endpoint(
                 http,
+                api,
                 chat=asked["chat"],
                 model=asked["model"],
                 fields={"temperature": asked["temperature"]} | ({"ignore_eos": True} if asked["ignore_eos"] else {}),
@@ -143,8 +141,9 @@ def serve(url: str, **asked: Any) -> None:
             points = []
             for load in loads:
                 with _progress(load.label, len(load.asks)) as advance:
-                    outcomes = await load.run(endpoint.send, advance)
-                points.append(Point(summarise(load.label, outcomes, slo), outcomes))
+                    async with strained() as strain:
+                        outcomes = await load.run(endpoint.send, advance)
+                points.append(Point(summarise(load.label, outcomes, slo, strain), outcomes))
             return endpoint.model, points
 
     model, points = asyncio.run(measure())
@@ -258,6 +257,8 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
     row("output tokens", lambda summary: f"{summary.output_tokens:,}")
     for name, title in LATENCIES.items():
         row(title, lambda summary, name=name: " / ".join(_latency(getattr(summary, name))))  # type: ignore[misc]
+    row("client late by", lambda summary: " / ".join(_latency(summary.client_late)))
+    row("client, of a core", lambda summary: f"{summary.client_core:.0%}")
     return rows
 
 
@@ -278,6 +279,10 @@ def _print(summaries: Sequence[Summary]) -> None:
         if summary.lag_max_s > LAG_S:
             late = f"the client sent a request {summary.lag_max_s:.2f} s late: it is too slow for this load"
             console().print(f"{summary.label}: {late}", style="yellow")
+        if summary.client_late and summary.itl and summary.client_late.p99_s > LATE_SHARE * summary.itl.p50_s:
+            late = f"the client was late by {1000 * summary.client_late.p99_s:.1f} ms at p99"
+            hint = "latencies are partly its own, and it needs a core for itself, or fewer streams"
+            console().print(f"{summary.label}: {late}: {hint}", style="yellow")
 
 
 def _warn_of_lengths(summaries: Sequence[Summary]) -> None:

@@ -184,7 +184,7 @@ def crawl(ctx: Context, params: CrawlParams) -> None:
     """Pages of web sites, fetched politely and kept as they came. A killed crawl goes on where it was."""
     import importlib.util
 
-    missing = [name for name in ("aiohttp", "fastwarc", "lxml", "protego") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("fastwarc", "lxml", "protego") if importlib.util.find_spec(name) is None]
     if missing:
         raise DataError(f"crawling needs {', '.join(missing)}", hint="pip install 'liuyi[crawl]'")
     from liuyi import __version__

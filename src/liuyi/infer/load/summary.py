@@ -10,6 +10,7 @@ import numpy as np
 
 from liuyi.infer.load.outcome import Outcome
 from liuyi.infer.load.slo import Slo
+from liuyi.infer.load.strain import Strain
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Summary:
     goodput_per_s: float | None
     lag_max_s: float
     """How late the client sent a request at most: where this is much, the client is the bottleneck."""
+    client_core: float
+    """The share of one core that the client took."""
+    client_late: Latency | None
+    """How late the client was at appointments that it had with itself, as it may have been for any piece."""
     ttft: Latency | None
     tpot: Latency | None
     itl: Latency | None
@@ -73,8 +78,9 @@ class Summary:
     e2e: Latency | None
 
 
-def summarise(label: str, outcomes: Sequence[Outcome], slo: Slo) -> Summary:
-    """Latencies and tokens are those of whole answers."""
+def summarise(label: str, outcomes: Sequence[Outcome], slo: Slo, strain: Strain | None = None) -> Summary:
+    """Latencies and tokens are those of whole answers; `strain` says how the client bore it."""
+    strain = strain or Strain()
     whole = [outcome for outcome in outcomes if outcome.status == "ok"]
     statuses = Counter(outcome.status for outcome in outcomes)
     began = min((outcome.sent_s for outcome in outcomes), default=0.0)
@@ -103,6 +109,8 @@ def summarise(label: str, outcomes: Sequence[Outcome], slo: Slo) -> Summary:
         goodput=None if good is None or not outcomes else good / len(outcomes),
         goodput_per_s=None if good is None else good * per_s,
         lag_max_s=max((outcome.lag_s for outcome in outcomes), default=0.0),
+        client_core=strain.core,
+        client_late=Latency.of(strain.late_s),
         ttft=Latency.of(outcome.ttft_s for outcome in whole),
         tpot=Latency.of(outcome.tpot_s for outcome in whole),
         itl=Latency.of(gap for outcome in whole for gap in outcome.itl_s),
