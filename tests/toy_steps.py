@@ -54,6 +54,8 @@ class ChainParams(Params):
     pause_s: float = 0.05
     diary: Path | None = None
     """A file that gets one line for each start and each link."""
+    gate: Path | None = None
+    """A file that has to be there before the second link."""
 
 
 @step(
@@ -68,6 +70,8 @@ def chain(ctx: Context, params: ChainParams) -> None:
     _note(params.diary, f"start {os.getpid()} {os.getppid()} at {state['link']}")
     while state["link"] < params.links:
         time.sleep(params.pause_s)
+        while state["link"] == 1 and params.gate and not params.gate.exists():
+            time.sleep(0.01)
         state = {"link": state["link"] + 1, "value": hashlib.sha256(state["value"].encode()).hexdigest()}
         beside = checkpoint.with_suffix(".new")
         beside.write_text(json.dumps(state))

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def wait_for(what: Callable[[], object], timeout_s: float = 240.0) -> None:
+def wait_for(what: Callable[[], object], timeout_s: float = 240.0, pause_s: float = 0.02) -> None:
     """Return as soon as `what` is true; a test fails that waits in vain."""
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(pause_s)
 
 
 def lines(diary: Path, beginning: str) -> list[str]:

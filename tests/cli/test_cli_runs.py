@@ -156,7 +156,7 @@ def test_sigterm_cancels_the_run(folder: Path, toy_home: Home) -> None:
     watching = subprocess.Popen([*PROGRAM, *args], stderr=subprocess.PIPE, text=True)
     wait_for(diary.exists)
     watching.terminate()
-    _, errors = watching.communicate(timeout=60)
+    _, errors = watching.communicate(timeout=240)
     assert watching.returncode == 130
     assert "goes on from here" in errors
     assert toy_home.ledger.run("last").status == "cancelled"
@@ -167,7 +167,7 @@ def test_sigterm_cancels_the_run(folder: Path, toy_home: Home) -> None:
 def test_ctrl_c_asks(answer: str, exit_code: int, status: str, folder: Path, toy_home: Home) -> None:
     """Also where the tests run as a background job of a shell, whose children ignore SIGINT."""
     diary = folder / "diary"
-    args = ["run", ".", "--set", "fit.links=100", "--set", "fit.pause_s=0.1", "--set", f"fit.diary={diary}"]
+    args = ["run", ".", "--set", "fit.links=600", "--set", "fit.pause_s=0.1", "--set", f"fit.diary={diary}"]
     terminal, end = pty.openpty()
     watching = subprocess.Popen(
         [*PROGRAM, *args],
@@ -184,14 +184,14 @@ def test_ctrl_c_asks(answer: str, exit_code: int, status: str, folder: Path, toy
     _read_until(terminal, "[d]etach")
     os.write(terminal, f"{answer}\n".encode())
     seen = _read_until(terminal, "liuyi resume")
-    assert watching.wait(60) == exit_code
+    assert watching.wait(240) == exit_code
     os.close(terminal)
     assert toy_home.ledger.run("last").status == status
     if status == "running":
         assert call("cancel").exit_code == 0
 
 
-def _read_until(terminal: int, text: str, timeout_s: float = 60.0) -> str:
+def _read_until(terminal: int, text: str, timeout_s: float = 240.0) -> str:
     seen = b""
     deadline = time.monotonic() + timeout_s
     while text.encode() not in seen:

@@ -12,6 +12,7 @@ import pytest
 from liuyi.core import machine
 from liuyi.core.errors import OutOfDisk
 from liuyi.core.machine import Machine, machine_limits
+from waiting import wait_for
 
 MEMORY_BYTES = 64 * 2**20
 
@@ -25,14 +26,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_figures_agree_with_another_library(tmp_path: Path) -> None:
-    found = machine_limits(tmp_path / "machine.json")
     left, right = np.random.default_rng(0).normal(size=(2, 1024, 1024)).astype(np.float32)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - began)
-    assert found.flops("fp32") > 0.2 * 2 * 1024**3 / min(seconds)
+    ours, theirs = [], []
+
+    def agree() -> bool:
+        """The best of both by now, for others may use the machine meanwhile."""
+        ours.append(machine_limits(tmp_path / "machine.json", fresh=True))
+        for _ in range(5):
+            began = time.perf_counter()
+            left @ right
+            theirs.append(2 * 1024**3 / (time.perf_counter() - began))
+        return max(each.gemm_flops["fp32"] for each in ours) > 0.2 * max(theirs)
+
+    wait_for(agree)
+    found = ours[-1]
     assert {"fp32", "bf16"} <= set(found.gemm_flops)
     assert found.flops("int4") is None
     assert 1e8 < found.memory_bytes_per_s < 1e13

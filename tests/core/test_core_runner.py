@@ -307,26 +307,32 @@ def test_a_cancelled_run_is_resumed_from_where_it_was(toy_home: Home, tmp_path: 
 
 @pytest.mark.slow
 def test_two_runs_do_the_same_work_once(toy_home: Home, tmp_path: Path) -> None:
-    diary = tmp_path / "diary"
-    overrides = ["fit.links=60", "fit.pause_s=0.1", f"fit.diary={diary}"]
+    diary, gate = tmp_path / "diary", tmp_path / "gate"
+    overrides = ["fit.links=3", f"fit.diary={diary}", f"fit.gate={gate}"]
     first = start_run(toy_home, source(tmp_path, CHAIN), overrides=overrides)
     wait_for(lambda: lines(diary, "link"))
-    second, events = finish(start_run(toy_home, source(tmp_path, CHAIN), overrides=overrides))
-    assert finish(first)[0].status == second.status == "done"
+    second = start_run(toy_home, source(tmp_path, CHAIN), overrides=overrides)
+    waiting = []
+    for event in second.events():
+        if event and event.get("status") == "waiting":
+            waiting.append(event["waiting_for"])
+            gate.touch()
+    assert finish(first)[0].status == second.run().status == "done"
     assert len(lines(diary, "start")) == 1
-    waiting = [event for event in events if event.get("status") == "waiting"]
-    assert [event["waiting_for"] for event in waiting] == [first.run_id]
-    assert statuses(toy_home, second) == {"fit": "cached"}
+    assert waiting == [first.run_id]
+    assert statuses(toy_home, second.run()) == {"fit": "cached"}
 
 
 @pytest.mark.slow
 def test_a_run_has_one_worker(toy_home: Home, tmp_path: Path) -> None:
-    attached = start_run(toy_home, source(tmp_path, CHAIN), overrides=["fit.links=20", "fit.pause_s=0.1"])
+    gate = tmp_path / "gate"
+    attached = start_run(toy_home, source(tmp_path, CHAIN), overrides=["fit.links=2", f"fit.gate={gate}"])
     wait_for(lambda: attached.run().status == "running")
     command = [sys.executable, "-m", "liuyi.core.runner.worker", str(toy_home.path), attached.run_id]
     assert subprocess.run(command, check=False).returncode == TAKEN
     again = resume_run(toy_home, attached.run_id)
     assert again.worker is None
+    gate.touch()
     ended_run, events = finish(again)
     assert ended_run.status == "done"
     assert [event["status"] for event in events if event["event"] == "run"] == ["running", "done"]

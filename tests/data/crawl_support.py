@@ -18,7 +18,7 @@ def page(text: str, *links: str, head: str = "") -> str:
 
 
 def crawl(site: Site, folder: Path, *start: str, **plan: object) -> Crawler:
-    given = {"delay_s": 0.0, "per_host": 4, "timeout_s": 5.0, "allow_networks": LOCAL} | plan
+    given = {"delay_s": 0.0, "per_host": 4, "timeout_s": 30.0, "allow_networks": LOCAL} | plan
     lookup = given.pop("lookup", None)
     addresses = tuple(f"{site.url}{path}" if path.startswith("/") else path for path in start or ("/",))
     crawler = Crawler(Plan(addresses, **given), folder, lookup)  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ class ModelServer:
     asked: list[Asked] = field(default_factory=list)
     open_now: int = 0
     most_open: int = 0
+    connections: int = 0
 
     def prompts(self) -> list[str]:
         return [asked.prompt for asked in self.asked]
@@ -100,6 +101,16 @@ def model_server(model: Model) -> Iterator[ModelServer]:
 
 
 async def _serve(served: ModelServer, model: Model, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    served.connections += 1
+    try:
+        await _answer_all(served, model, reader, writer)
+    finally:
+        served.connections -= 1
+
+
+async def _answer_all(
+    served: ModelServer, model: Model, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     with closing(writer), suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
         while True:
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

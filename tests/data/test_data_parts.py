@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from liuyi.data.parts import map_groups
 from liuyi.data.select.edit import Edits
 from liuyi.data.select.run import decide, write
 from liuyi.data.select.thresholds import Thresholds
+from waiting import wait_for
 
 GROUPS = 8
 ROWS = 40
@@ -138,13 +138,11 @@ def test_cleaning_goes_on_after_a_kill_at_any_moment(grouped: Artifact, cleaned:
     script.write_text(code)
     step = subprocess.Popen([sys.executable, str(script), str(grouped.path), str(out), str(workdir)])
     wanted = random.randint(1, GROUPS - 2)
-    deadline = time.monotonic() + 60
-    while len(list(workdir.glob("parts/*.parquet"))) < wanted and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_for(lambda: len(list(workdir.glob("parts/*.parquet"))) >= wanted, pause_s=0.005)
     workers = psutil.Process(step.pid).children(recursive=True)
     step.kill()
     step.wait()
-    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     kept = {path: path.stat().st_mtime_ns for path in workdir.glob("parts/*.parquet")}
     assert wanted <= len(kept)
     (out / DOCUMENTS).unlink(missing_ok=True)

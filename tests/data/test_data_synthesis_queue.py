@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import gzip
-import itertools
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from liuyi.data.synthesis.endpoint import LARGEST_ANSWER_BYTES, HttpEndpoint
 from liuyi.data.synthesis.queue import Patience
 from liuyi.data.synthesis.session import Session
 from liuyi.data.synthesis.store import AnswerStore
+from waiting import wait_for
 
 HASTY = Patience(tries=3, first_wait_s=0.01)
 
@@ -42,7 +43,7 @@ def session(server: ModelServer, folder: Path, concurrency: int = 8, **options: 
     folder.mkdir(exist_ok=True)
     named = {name: options.pop(name) for name in ("key", "timeout_s") if name in options}
     options = {"patience": HASTY} | options
-    connect = lambda: HttpEndpoint(server.url, "", **({"timeout_s": 5.0} | named))  # noqa: E731
+    connect = lambda: HttpEndpoint(server.url, "", **({"timeout_s": 30.0} | named))  # noqa: E731
     with Session(connect, folder, concurrency=concurrency, **options) as opened:
         yield opened
 
@@ -166,7 +167,7 @@ def test_no_server(tmp_path: Path) -> None:
 
 
 def test_retry_after_holds_for_all(tmp_path: Path) -> None:
-    """One request is told to wait: none is sent before that time but those that were under way."""
+    """One request is told to wait: none is sent before that time but what was under way."""
     times: list[float] = []
 
     def model(asked: Asked) -> str | Reply:
@@ -175,8 +176,7 @@ def test_retry_after_holds_for_all(tmp_path: Path) -> None:
 
     with model_server(model) as server, session(server, tmp_path / "work", concurrency=2) as opened:
         assert all(opened.ask(asks(12)))
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert max(gaps) >= 0.5
+    assert sum(moment < times[0] + 0.6 for moment in times[1:]) <= 2
 
 
 def test_retry_after_forms() -> None:
@@ -291,21 +291,26 @@ with session(ModelServer(sys.argv[1]), Path(sys.argv[2]), concurrency=4) as open
 """
 
 
+def asked_for(server: ModelServer, requests: int, process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has sent so many requests, which it has to do before it ends."""
+    assert process.poll() is None
+    return len(server.asked) >= requests
+
+
 def test_a_killed_process_asks_nothing_twice_that_was_answered(tmp_path: Path) -> None:
     """Killed with SIGKILL twice on its way; what was on disk is never asked again."""
     model: Model = lambda asked: Reply(completion(echo(asked), asked).body, delay_s=0.03)  # noqa: E731
     work = tmp_path / "work"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
     with model_server(model) as server:
         for stop_at in (15, 40):
             process = subprocess.Popen(
                 [sys.executable, "-c", textwrap.dedent(KILLED), server.url, str(work)], env=environment
             )
-            until = time.monotonic() + 60
-            while len(server.asked) < stop_at and process.poll() is None and time.monotonic() < until:
-                time.sleep(0.005)
+            wait_for(partial(asked_for, server, stop_at, process), pause_s=0.005)
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
+            wait_for(lambda: not server.connections)  # It has read all that was sent.
             on_disk = [json.loads(line)["key"] for line in (work / "answers.jsonl").read_bytes().split(b"\n")[:-1]]
             kept = len(on_disk)
             assert kept == len(set(on_disk)) > 0

@@ -23,6 +23,7 @@ class Site:
     headers: list[dict[str, str]] = field(default_factory=list)
     address: str = ""
     open_now: int = 0
+    """Requests whose answers are not ready yet."""
     most_open: int = 0
 
     @property
@@ -56,8 +57,7 @@ def served(pages: dict[str, Page], host: str = "127.0.0.1", port: int = 0) -> It
                 site.open_now += 1
                 site.most_open = max(site.most_open, site.open_now)
             try:
-                page = site.find(self.path)
-                answer = page(self) if callable(page) else page
+                answer = self.find_answer()
                 if answer is None:
                     self.close_connection = True
                     return
@@ -72,7 +72,13 @@ def served(pages: dict[str, Page], host: str = "127.0.0.1", port: int = 0) -> It
                 self.wfile.write(body)
             except OSError:
                 self.close_connection = True
+
+        def find_answer(self) -> Answer | str | bytes | None:
+            try:
+                page = site.find(self.path)
+                return page(self) if callable(page) else page
             finally:
+                # Before the client has the answer, and may ask for the next page.
                 with lock:
                     site.open_now -= 1
 

@@ -127,7 +127,7 @@ def backend_over(engine: Engine, **options: Any) -> ModelBackend:
     return ModelBackend(client_over(engine), engine.tokenizer, **options)
 
 
-def eventually(holds: Callable[[], bool], what: str, patience_s: float = 10) -> None:
+def eventually(holds: Callable[[], bool], what: str, patience_s: float = 60) -> None:
     """Wait until it holds."""
     until = time.monotonic() + patience_s
     while not holds():
@@ -135,15 +135,19 @@ def eventually(holds: Callable[[], bool], what: str, patience_s: float = 10) -> 
         time.sleep(0.01)
 
 
-class StepCounter:
-    """Counts the steps that an engine takes from now on."""
+class SlowSteps:
+    """Counts the steps that an engine takes from now on, before each of which it rests.
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.steps = 0
+    So that there is time for others, on a busy machine too, before a tiny model has said all it has to say.
+    """
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, rest_s: float = 0.01) -> None:
+        self.count, self.rest_s = 0, rest_s
         step = engine.step
 
         def counted() -> list[Update]:
-            self.steps += 1
+            time.sleep(self.rest_s)
+            self.count += 1
             return step()
 
         monkeypatch.setattr(engine, "step", counted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from infer_support import LiveServer, backend_over, live_server
+from infer_support import LiveServer, backend_over, eventually, live_server
 
 from liuyi.infer.engine import Engine
 from liuyi.model.decoder import Decoder
@@ -223,13 +222,5 @@ def test_no_bytes_are_a_failure(http: httpx.Client, content: bytes) -> None:
 
 
 def test_nothing_is_left_behind(fuzzed: LiveServer) -> None:
-    async def idle() -> None:
-        for _ in range(300):
-            load = fuzzed.backend.busy()
-            if not load.running and not load.waiting:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"still busy: {fuzzed.backend.busy()}")
-
-    asyncio.run(idle())
+    eventually(lambda: not (fuzzed.backend.busy().running or fuzzed.backend.busy().waiting), "still busy")
     assert fuzzed.backend.busy().alive

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from infer_support import LONG, MESSAGES, LiveServer, backend_over, client_of, eventually, live_server
+from infer_support import LONG, MESSAGES, LiveServer, SlowSteps, backend_over, client_of, eventually, live_server
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import Overloaded, RequestError
@@ -72,7 +72,9 @@ class TestAdmission:
 def test_too_many_tokens_are_refused_before_any_is_made(
     model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = backend_over(Engine(model, tokenizer, max_slots=2), max_queue_tokens=100)
+    engine = Engine(model, tokenizer, max_slots=2)
+    steps = SlowSteps(engine, monkeypatch)
+    backend = backend_over(engine, max_queue_tokens=100)
     with live_server({"tiny": backend}) as live, client_of(live) as client:
         streams = [client.chat.completions.create(**LONG, stream=True) for _ in range(2)]
         monkeypatch.setattr(model_backend, "encode_chat", lambda *args, **options: pytest.fail("it was tokenised"))
@@ -80,24 +82,19 @@ def test_too_many_tokens_are_refused_before_any_is_made(
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "overloaded"
-        monkeypatch.undo()
+        steps.rest_s = 0
         assert all(len(list(stream)) > 10 for stream in streams)
         eventually(lambda: backend.admission.tokens == 0, "tokens are still held")
         assert 'reason="overloaded"} 1' in httpx.get(f"{live.url}/metrics").text
 
 
 @pytest.fixture(scope="module")
-def slow(model: Decoder, tokenizer: Tokenizer) -> Any:
+def slow(model: Decoder, tokenizer: Tokenizer) -> Iterator[tuple[LiveServer, Engine]]:
     engine = Engine(model, tokenizer, max_slots=2)
-    step = engine.step
-
-    def slowly() -> Any:
-        time.sleep(0.02)
-        return step()
-
-    engine.step = slowly  # type: ignore[method-assign]
-    with live_server({"tiny": backend_over(engine)}, timeout_s=30) as live:
-        yield live, engine
+    with pytest.MonkeyPatch.context() as patch:
+        SlowSteps(engine, patch, rest_s=0.02)
+        with live_server({"tiny": backend_over(engine)}, timeout_s=30) as live:
+            yield live, engine
 
 
 class TestDeadline:
@@ -109,7 +106,7 @@ class TestDeadline:
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline_exceeded"
         assert "0.3 s" in response.json()["error"]["message"]
-        eventually(lambda: not engine.has_work and engine.pool.used == 0, "the work goes on", 2)
+        eventually(lambda: not engine.has_work and engine.pool.used == 0, "the work goes on")
 
     def test_ends_a_stream_with_an_error(self, slow: tuple[LiveServer, Engine]) -> None:
         live, engine = slow
@@ -119,7 +116,7 @@ class TestDeadline:
             with pytest.raises(openai.APIError, match="within"):
                 seen.extend(stream)
             assert len(seen) > 2
-        eventually(lambda: not engine.has_work, "the work goes on", 2)
+        eventually(lambda: not engine.has_work, "the work goes on")
 
     @pytest.mark.parametrize("header", ["0", "-1", "soon", "nan", "inf"])
     def test_has_to_be_a_time(self, slow: tuple[LiveServer, Engine], header: str) -> None:
@@ -129,15 +126,11 @@ class TestDeadline:
         assert (response.status_code, response.json()["error"]["param"]) == (400, "timeout")
 
 
-def test_a_draining_server_finishes_and_refuses(model: Decoder, tokenizer: Tokenizer) -> None:
+def test_a_draining_server_finishes_and_refuses(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(model, tokenizer, max_slots=1)
-    step = engine.step
-
-    def slowly() -> Any:
-        time.sleep(0.01)
-        return step()
-
-    engine.step = slowly  # type: ignore[method-assign]
+    steps = SlowSteps(engine, monkeypatch)
     with live_server({"tiny": backend_over(engine)}) as live, client_of(live) as client, httpx.Client() as http:
         stream = client.chat.completions.create(**LONG, stream=True)
         next(stream)
@@ -148,6 +141,7 @@ def test_a_draining_server_finishes_and_refuses(model: Decoder, tokenizer: Token
         assert 1 <= int(refused.headers["retry-after"]) <= 10
         health = http.get(f"{live.url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "draining")
+        steps.rest_s = 0
         chunks = list(stream)
         assert chunks[-1].choices[0].finish_reason == "length"
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 from infer_support import LiveServer, client_of, eventually, live_server
 
-from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load
+from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load, Yielded
 
 
 class Application:
@@ -31,7 +31,7 @@ class Application:
         return Load()
 
     async def chat(self, request: ChatRequest) -> Deltas:
-        return self._answer(str(request.messages[-1]["content"]))
+        return Yielded(self._answer(str(request.messages[-1]["content"])))
 
     async def _answer(self, text: str) -> AsyncGenerator[Delta, None]:
         if text == "fail":
@@ -84,4 +84,4 @@ class TestApplications:
                 json={"model": "desk", "messages": [{"role": "user", "content": "wait"}]},
                 timeout=0.3,
             )
-        assert backend.closed_early.wait(5)
+        assert backend.closed_early.wait(60)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from infer_support import LONG, MESSAGES, LiveServer, StepCounter, backend_over, client_of, eventually, live_server
+from infer_support import LONG, MESSAGES, LiveServer, SlowSteps, backend_over, client_of, eventually, live_server
 
 from liuyi.infer.engine import Engine
 from liuyi.model.decoder import Decoder
@@ -22,7 +22,7 @@ class TestHangUp:
     def test_cancels_the_work_and_frees_the_slot(
         self, live: LiveServer, live_engine: Engine, stream: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        counter = StepCounter(live_engine, monkeypatch)
+        steps = SlowSteps(live_engine, monkeypatch)
         address = live.url.removeprefix("http://")
         host, port = address.split(":")
         # Several answers at once, so that some of them still wait for a slot.
@@ -32,7 +32,7 @@ class TestHangUp:
             sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             eventually(lambda: live_engine.running == 8 and live_engine.waiting == 4, "the request did not start")
         eventually(lambda: not live_engine.has_work, "the slots were not freed")
-        assert counter.steps < 200  # answering all would have taken 400
+        assert steps.count < 200  # answering all would have taken 400
         assert live.backend.busy().waiting == 0
         metrics = httpx.get(f"{live.url}/metrics").text
         assert 'liuyi_requests_total{model="tiny",status="499"}' in metrics
@@ -61,8 +61,12 @@ class TestLoad:
         eventually(lambda: live.backend.busy().running == live.backend.busy().waiting == 0, "not idle")
         assert live.backend.busy().queued_tokens == live.backend.busy().kv_used_tokens == 0
 
-    def test_a_full_queue_refuses_with_retry_after(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        backend = backend_over(Engine(model, tokenizer, max_slots=1), max_queue=1)
+    def test_a_full_queue_refuses_with_retry_after(
+        self, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = Engine(model, tokenizer, max_slots=1)
+        steps = SlowSteps(engine, monkeypatch)
+        backend = backend_over(engine, max_queue=1)
         with live_server({"tiny": backend}) as live, ThreadPoolExecutor(2) as pool, client_of(live) as client:
             streams = [client.chat.completions.create(**LONG, stream=True) for _ in range(2)]
             refused = httpx.post(f"{live.url}/v1/chat/completions", json=LONG)
@@ -71,6 +75,7 @@ class TestLoad:
             assert refused.json()["error"]["type"] == "rate_limit_error"
             with pytest.raises(openai.RateLimitError):
                 client.chat.completions.create(**LONG)
+            steps.rest_s = 0
             assert all(pool.map(lambda stream: len(list(stream)) > 10, streams))
             assert client.chat.completions.create(**(LONG | {"max_tokens": 1})).choices
 
@@ -90,11 +95,16 @@ class TestLoad:
             eventually(lambda: not live_engine.has_work, "decoding waited for the reader")
 
 
-def test_stopping_finishes_what_was_begun(model: Decoder, tokenizer: Tokenizer) -> None:
-    with live_server({"tiny": backend_over(Engine(model, tokenizer, max_slots=2))}) as live, client_of(live) as client:
+def test_stopping_finishes_what_was_begun(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, tokenizer, max_slots=2)
+    steps = SlowSteps(engine, monkeypatch)
+    with live_server({"tiny": backend_over(engine)}) as live, client_of(live) as client:
         stream = client.chat.completions.create(**LONG, stream=True)
         next(stream)
         live.stop()
+        steps.rest_s = 0
         chunks = list(stream)
         assert chunks[-1].choices[0].finish_reason == "length"
         eventually(lambda: _refuses(live.url), "it still takes new calls")

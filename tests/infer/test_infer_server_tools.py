@@ -13,7 +13,7 @@ import pytest
 from infer_support import MESSAGES, LiveServer, backend_over, client_of, live_server, tiny_model
 
 from liuyi.infer.engine import Engine
-from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load
+from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load, Yielded
 from liuyi.infer.server.calling import Called
 from liuyi.infer.speculate.lookup import PromptLookup
 from liuyi.infer.tools.formats import HERMES
@@ -229,7 +229,7 @@ class Script:
         return Load()
 
     async def chat(self, request: ChatRequest) -> Deltas:
-        answer = self._say(str(request.messages[-1]["content"]))
+        answer = Yielded(self._say(str(request.messages[-1]["content"])))
         return Called(answer, request.tools, HERMES) if request.tools is not None else answer
 
     async def _say(self, text: str) -> AsyncGenerator[Delta, None]:

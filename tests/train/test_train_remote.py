@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -26,6 +27,7 @@ from liuyi.train.params import KeepParams
 from liuyi.train.remote import COMPLETE, RemoteCheckpoints
 from liuyi.train.retention import Name, Retention
 from liuyi.train.snapshot import Snapshot
+from waiting import wait_for
 
 
 class Shelf(LocalFileSystem):
@@ -52,7 +54,7 @@ class Shelf(LocalFileSystem):
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         self._demand_up()
-        assert Shelf.gate.wait(30)
+        assert Shelf.gate.wait(240)
         file = super()._open(path, mode, *args, **kwargs)
         if "w" in mode and Shelf.damaging:
             Shelf.damaging -= 1
@@ -123,6 +125,8 @@ def test_an_address_that_is_down_stops_nothing(tmp_path: Path, url: str) -> None
 
         def progress(self, done: float, total: float, unit: str = "", **shown: float) -> None:
             Shelf.down = 2 <= done < 9
+            if done == 8:
+                wait_for(lambda: any("failed" in line for line in self.logs))
 
     listener = Outage()
     model, _, _ = small_run(tmp_path / "run", steps=12, config=config(url), listener=listener)
@@ -144,9 +148,7 @@ def test_a_slow_address_holds_nothing_up(tmp_path: Path, url: str) -> None:
     )
     run.start()
     log = tmp_path / "run" / "work" / LOG_FILE
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_text().count("\n") == 12) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: log.exists() and log.read_text().count("\n") == 12)
     assert not list((tmp_path / "shelf").glob(f"*/*/{COMPLETE}"))
     Shelf.gate.set()
     run.join()
@@ -174,9 +176,7 @@ def test_the_same_checkpoints_stay_here_and_there(tmp_path: Path, url: str) -> N
 
 
 def finish(store: RemoteCheckpoints) -> None:
-    deadline = time.monotonic() + 30
-    while store.wanted() and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_for(lambda: not store.wanted(), pause_s=0.002)
 
 
 def test_what_is_damaged_on_the_way_is_copied_again(tmp_path: Path, url: str) -> None:
@@ -270,21 +270,23 @@ def test_a_list_of_files_that_leave_the_folder_is_none(tmp_path: Path, url: str,
 
 
 def test_the_end_waits_as_long_as_bytes_move(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    chunks = remote._chunks
+    """On a clock of its own: a chunk takes almost as long as the end is patient, and there are some forty."""
+    chunks, clock = remote._chunks, [0.0]
 
     def slowly(file: Any) -> Iterator[bytes]:
         for chunk in chunks(file):
-            time.sleep(0.04)
+            time.sleep(0.01)
+            clock[0] += 0.04
             yield chunk
 
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(remote, "_chunks", slowly)
     monkeypatch.setattr(remote, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(remote, "PATIENCE_S", 0.8)
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.05)
     store = RemoteCheckpoints(url, "run", Retention(), print)
-    started = time.monotonic()
     with Checkpoints(tmp_path / "here", remote=store) as checkpoints:
         checkpoints.save(Snapshot(0, {"model": {"w": torch.zeros(4000)}}, {}))
-    assert time.monotonic() - started > 0.8, "this test waits for less than the patience"
+    assert clock[0] > 1.0
     assert shelved(tmp_path, "run") == {Name(1, 0)}
 
 
