@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 
 from liuyi.core.errors import LiuyiError, OutOfMemory
 from liuyi.infer.errors import EngineError
@@ -48,5 +50,14 @@ def main() -> None:
     Worker(engine, channel, gone=lambda: os._exit(0)).run()
 
 
+def end_with_owner(number: int) -> None:
+    """End this process once the other end of socket `number` is closed: to load a large model can take minutes."""
+    poll = select.poll()
+    poll.register(number, select.POLLRDHUP)
+    poll.poll()
+    os._exit(0)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with_owner, args=(int(sys.argv[1]),), daemon=True).start()
     main()
