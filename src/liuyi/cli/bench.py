@@ -219,8 +219,11 @@ def _progress(label: str, count: int) -> Iterator[Callable[[], None]]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=error_console(), transient=True) as progress:
+    parts = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # Drawn ten times a second, as by default, it would delay pieces that are being timed.
+    with Progress(
+        TextColumn("{task.description}"), *parts, console=error_console(), transient=True, refresh_per_second=2
+    ) as progress:
         task = progress.add_task(label, total=count)
         yield lambda: progress.advance(task)
 

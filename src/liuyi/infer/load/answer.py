@@ -77,9 +77,11 @@ class Answer:
 
     def __init__(self) -> None:
         self.status: Status | None = None
+        self.reason = ""
+        """Why there is no whole answer."""
+        self.ended_s: float | None = None
         self.pieces_s: list[float] = []
-        """When each piece came that has been read; `read` brings them up to date."""
-        self._reason = ""
+        """When each piece came; `read` brings them up to date."""
         self._usage = Usage()
         self._lines = Lines()
         self._kept: list[tuple[float, bytes]] = []
@@ -102,26 +104,31 @@ class Answer:
 
     def refuse(self, status: int, body: bytes) -> None:
         """The server did not begin to answer."""
-        self.status, self._reason = "rejected" if status in FULL else "failed", refusal(status, body)
+        self.status, self.reason = "rejected" if status in FULL else "failed", refusal(status, body)
 
     def end(self, now_s: float, failure: str = "") -> None:
         """Nothing more comes: the stream has ended, or failed for a reason."""
+        self.ended_s = now_s
         self.read()
         if not failure:
             self._line(self._lines.rest(), now_s)
         if failure or self.status is None:
             self._fail(failure or "the answer broke off")
 
-    def outcome(self, ask: Ask, due_s: float, sent_s: float, ended_s: float) -> Outcome:
-        """Tokens are those the server counted; where it counts none, a piece is taken for a token."""
+    def outcome(self, ask: Ask, due_s: float, sent_s: float) -> Outcome:
+        """What became of it, after its end.
+
+        Tokens are those the server counted; where it counts none, a piece is taken for a token.
+        """
         assert self.status is not None
+        assert self.ended_s is not None
         details = self._usage.prompt_tokens_details or PromptDetails()
         return Outcome(
             status=self.status,
-            reason=self._reason,
+            reason=self.reason,
             due_s=due_s,
             sent_s=sent_s,
-            ended_s=ended_s,
+            ended_s=self.ended_s,
             pieces_s=tuple(self.pieces_s),
             asked_prompt_tokens=ask.prompt_tokens,
             prompt_tokens=self._usage.prompt_tokens or 0,
@@ -151,7 +158,7 @@ class Answer:
     def _fail(self, reason: str) -> None:
         """There will be no whole answer; the first reason stays."""
         if self.status != "failed":
-            self.status, self._reason = "failed", reason
+            self.status, self.reason = "failed", reason
 
 
 def refusal(status: int, body: bytes) -> str:

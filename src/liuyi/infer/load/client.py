@@ -62,14 +62,12 @@ class Endpoint:
         """Send a request now and follow its answer to the end; the clock is the event loop's."""
         loop = asyncio.get_running_loop()
         answer, sent_s = Answer(), loop.time() - began
-        failure = await self.follow(ask, answer, began)
-        ended_s = loop.time() - began
-        answer.end(ended_s, failure)
-        return answer.outcome(ask, due_s, sent_s, ended_s)
+        await self.follow(ask, answer, began)
+        return answer.outcome(ask, due_s, sent_s)
 
-    async def follow(self, ask: Ask, answer: Answer, began: float) -> str:
-        """Send a request now and keep what comes of its answer until nothing more does; why, if that is a failure."""
-        clock = asyncio.get_running_loop().time
+    async def follow(self, ask: Ask, answer: Answer, began: float) -> None:
+        """Send a request now and keep what comes of its answer until it ends."""
+        clock, failure = asyncio.get_running_loop().time, ""
         path, body = "chat/completions" if self._chat else "completions", json.dumps(self._body(ask)).encode()
         try:
             async with (
@@ -82,10 +80,10 @@ class Endpoint:
                     async for piece in response.content.iter_any():
                         answer.keep(piece, clock() - began)
         except aiohttp.ClientError as error:
-            return _said(error)
+            failure = _said(error)
         except TimeoutError:
-            return f"not answered within {self._timeout_s:g} s"
-        return ""
+            failure = f"not answered within {self._timeout_s:g} s"
+        answer.end(clock() - began, failure)
 
     def _body(self, ask: Ask) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "max_tokens": ask.max_tokens, "stream": True}
