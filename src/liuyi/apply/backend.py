@@ -21,7 +21,7 @@ from liuyi.core.artifact import Artifact
 from liuyi.core.errors import ArtifactError
 from liuyi.infer.errors import Overloaded, RequestError
 from liuyi.infer.grammar import ANY_JSON_OBJECT
-from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load
+from liuyi.infer.server.backend import BackendInfo, ChatRequest, Delta, Deltas, Load, Yielded
 
 _MAX_CHARACTERS = 2000
 
@@ -87,7 +87,7 @@ class AppBackend:
             raise RequestError("the application calls no functions of its clients", param="tools")
         if self._unanswered >= self._max_waiting:
             raise Overloaded(f"{self._unanswered} requests are waiting", retry_after_s=1)
-        return self._reply(text, request)
+        return Yielded(self._reply(text, request))
 
     async def _reply(self, text: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         detail: dict[str, object]

@@ -67,11 +67,12 @@ class LocalTalker:
 
     async def answer(self, messages: Messages) -> AsyncIterator[Piece]:
         """Stream the backend's deltas."""
-        from liuyi.infer.server.backend import ChatRequest, Options
+        from liuyi.infer.server.backend import ChatRequest, Options, in_turn
 
         asked = self._options
         options = Options(temperature=asked.temperature, max_tokens=asked.max_tokens, seed=asked.seed)
-        async with aclosing(await self._backend.chat(ChatRequest(messages=messages, options=options))) as deltas:
+        deltas = in_turn(await self._backend.chat(ChatRequest(messages=messages, options=options)))
+        async with aclosing(deltas):
             async for delta in deltas:
                 notes = ", ".join(f"{name}: {value}" for name, value in delta.detail.items())
                 yield Piece(delta.text, delta.completion_tokens, notes)

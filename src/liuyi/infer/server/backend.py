@@ -8,7 +8,7 @@ A backend is small. An application that answers at once may be written as:
         async def start(self) -> None: ...
 
         async def chat(self, request: ChatRequest) -> Deltas:
-            return self._answer(request)
+            return Yielded(self._answer(request))
 
         async def _answer(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
             text, detail = await asyncio.to_thread(self.cascade.answer, request.messages)
@@ -24,7 +24,8 @@ A backend is small. An application that answers at once may be written as:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -189,14 +190,47 @@ class Load:
 
 
 class Deltas(Protocol):
-    """The deltas of a request as they come; an async generator is one."""
+    """The deltas of a request; of those that an async generator yields `Yielded` makes one."""
 
-    def __aiter__(self) -> AsyncIterator[Delta]: ...
+    async def tell(self, take: Callable[[Delta], None]) -> None:
+        """Call `take` with each delta at the moment that it comes, and return after the last.
 
-    async def __anext__(self) -> Delta: ...
+        Called once. Raises what kept it from answering, and what `take` raises.
+        """
 
     async def aclose(self) -> None:
         """The client has gone: stop the work and free what it holds."""
+
+
+class Yielded:
+    """The deltas that an async generator yields."""
+
+    def __init__(self, deltas: AsyncGenerator[Delta, None]) -> None:
+        self._deltas = deltas
+
+    async def tell(self, take: Callable[[Delta], None]) -> None:
+        """Call `take` with each."""
+        async for delta in self._deltas:
+            take(delta)
+
+    async def aclose(self) -> None:
+        """Close the generator."""
+        await self._deltas.aclose()
+
+
+async def in_turn(deltas: Deltas) -> AsyncGenerator[Delta, None]:
+    """The deltas one after the other, for whoever has to wait between them. Closes them in the end."""
+    came: asyncio.Queue[Delta | None] = asyncio.Queue()
+    telling = asyncio.ensure_future(deltas.tell(came.put_nowait))
+    telling.add_done_callback(lambda _: came.put_nowait(None))
+    try:
+        while (delta := await came.get()) is not None:
+            yield delta
+        await telling
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        await deltas.aclose()
 
 
 class Served(Protocol):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from liuyi.infer.beam import BeamSearch, Hypothesis
 from liuyi.infer.process.client import EngineClient
@@ -24,30 +23,22 @@ class BeamAnswers:
         self._n = n
         self._tokenizer = tokenizer
         self._place = place
-        self._answers: deque[Delta] | None = None
 
-    def __aiter__(self) -> BeamAnswers:
-        return self
-
-    async def __anext__(self) -> Delta:
+    async def tell(self, take: Callable[[Delta], None]) -> None:
+        """Call `take` with each answer once all are found. Raises EngineError."""
         try:
-            if self._answers is None:
-                async with asyncio.TaskGroup() as group:
-                    for search in self._searches:
-                        group.create_task(self._run(search))
-                self._answers = deque(self._found())
+            async with asyncio.TaskGroup() as group:
+                for search in self._searches:
+                    group.create_task(self._run(search))
+            for answer in self._found():
+                take(answer)
         except ExceptionGroup as errors:
-            self._place.leave()
             raise errors.exceptions[0] from None
-        except BaseException:
+        finally:
             self._place.leave()
-            raise
-        if not self._answers:
-            self._place.leave()
-            raise StopAsyncIteration
-        return self._answers.popleft()
 
     async def aclose(self) -> None:
+        """Leave the place; a search ends with the task that asked for it."""
         self._place.leave()
 
     async def _run(self, search: BeamSearch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -18,26 +18,20 @@ class BestOf:
         self._count = count
         self._n = n
         self._show_tokens = show_tokens
-        self._best: deque[Delta] | None = None
 
-    def __aiter__(self) -> BestOf:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._best is None:
-            self._best = await self._choose()
-        if not self._best:
-            raise StopAsyncIteration
-        return self._best.popleft()
+    async def tell(self, take: Callable[[Delta], None]) -> None:
+        """Call `take` with each of the best. Raises as the deltas."""
+        answers: dict[int, list[Delta]] = {}
+        await self._deltas.tell(lambda delta: answers.setdefault(delta.index, []).append(delta))
+        for answer in self._best(answers):
+            take(answer)
 
     async def aclose(self) -> None:
+        """Cancel what is left."""
         await self._deltas.aclose()
 
-    async def _choose(self) -> deque[Delta]:
-        answers: dict[int, list[Delta]] = {}
-        async for delta in self._deltas:
-            answers.setdefault(delta.index, []).append(delta)
-        best: deque[Delta] = deque()
+    def _best(self, answers: Mapping[int, list[Delta]]) -> list[Delta]:
+        best = []
         for prompt in range(len(answers) // self._count):
             candidates = [joined(answers[prompt * self._count + at]) for at in range(self._count)]
             ranked = sorted(candidates, key=mean_logprob, reverse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -65,11 +65,15 @@ class Called:
         self._readers: dict[int, ToolReader] = {}
         self._called: set[int] = set()
 
-    def __aiter__(self) -> Called:
-        return self
+    async def tell(self, take: Callable[[Delta], None]) -> None:
+        """Call `take` with each delta. Raises as the model's."""
+        await self._deltas.tell(lambda delta: take(self._read(delta)))
 
-    async def __anext__(self) -> Delta:
-        delta = await self._deltas.__anext__()
+    async def aclose(self) -> None:
+        """Cancel what is left."""
+        await self._deltas.aclose()
+
+    def _read(self, delta: Delta) -> Delta:
         reader = self._readers.setdefault(delta.index, self._form.reader(self._names))
         pieces = reader.push(delta.text)
         if delta.finish_reason is not None:
@@ -83,9 +87,6 @@ class Called:
             reason = "tool_calls"
         text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
         return msgspec.structs.replace(delta, text=text, calls=calls, finish_reason=reason)
-
-    async def aclose(self) -> None:
-        await self._deltas.aclose()
 
     def _call(self, piece: CallPiece) -> CallDelta:
         id = self._form.new_id() if piece.name is not None else None

@@ -11,6 +11,8 @@ import logging
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from liuyi.infer.server.respond import WRITE
+
 logger = logging.getLogger("liuyi.server")
 
 HEADERS_S = 30.0
@@ -48,6 +50,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise httptools.HttpParserError("a request names one host")
+        self.scope["extensions"] = {WRITE: {"send": self._write}}
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -70,6 +73,10 @@ class ImpatientProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._is_taken()
+
+    def _write(self, body: bytes) -> None:
+        if body and not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
     def _wait(self) -> None:
         self._waiting = self.loop.call_later(HEADERS_S, self._give_up)

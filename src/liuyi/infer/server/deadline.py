@@ -62,13 +62,10 @@ class _Timed:
         self._ends = ends
         self._timeout_s = timeout_s
 
-    def __aiter__(self) -> _Timed:
-        return self
-
-    async def __anext__(self) -> Delta:
+    async def tell(self, take: Callable[[Delta], None]) -> None:
         try:
             async with asyncio.timeout_at(self._ends):
-                return await self._deltas.__anext__()
+                await self._deltas.tell(take)
         except TimeoutError:
             await self._deltas.aclose()
             raise _passed(self._timeout_s) from None

@@ -85,25 +85,24 @@ class Followed:
         self._finished = finished
         self._seen = 0
 
-    def __aiter__(self) -> Followed:
-        return self
+    async def tell(self, take: Callable[[Delta], None]) -> None:
+        """Call `take` with each delta. Raises as the backend's."""
 
-    async def __anext__(self) -> Delta:
+        def see(delta: Delta) -> None:
+            self._seen += 1
+            self._answering.see(delta)
+            self._follow.see(delta)
+            take(delta)
+
         try:
-            delta = await self._deltas.__anext__()
-        except StopAsyncIteration:
-            self._follow.end(200, self._answering)
-            if self._charge is not None:
-                self._charge.used_tokens = self._answering.usage["total_tokens"]
-            self._finished()
-            raise
+            await self._deltas.tell(see)
         except Exception as error:
             self._follow.end(describe(error)[0])
             raise
-        self._seen += 1
-        self._answering.see(delta)
-        self._follow.see(delta)
-        return delta
+        self._follow.end(200, self._answering)
+        if self._charge is not None:
+            self._charge.used_tokens = self._answering.usage["total_tokens"]
+        self._finished()
 
     async def aclose(self) -> None:
         """The client has gone, or all is said."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from liuyi.infer.process.stream import Stream
@@ -34,15 +34,21 @@ class Answers:
         self._begun: set[int] = set()
         self._done_tokens = 0
 
-    def __aiter__(self) -> Answers:
-        return self
-
-    async def __anext__(self) -> Delta:
+    async def tell(self, take: Callable[[Delta], None]) -> None:
+        """Call `take` with each delta. Raises EngineError."""
         try:
-            index, update = await self._stream.__anext__()
-        except BaseException as error:
-            self._place.leave(self._done_tokens if isinstance(error, StopAsyncIteration) else 0)
+            await self._stream.tell(lambda index, update: take(self._delta(index, update)))
+        except BaseException:
+            self._place.leave()
             raise
+        self._place.leave(self._done_tokens)
+
+    async def aclose(self) -> None:
+        """Cancel what is left."""
+        await self._stream.aclose()
+        self._place.leave()
+
+    def _delta(self, index: int, update: Update) -> Delta:
         completion = update.completion
         if completion is not None:
             self._done_tokens += completion.prompt_tokens + len(completion.token_ids)
@@ -60,10 +66,6 @@ class Answers:
             prompt_tokens=completion.prompt_tokens if completion else 0,
             completion_tokens=len(completion.token_ids) if completion else 0,
         )
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-        self._place.leave()
 
     def _scored_prompt(self, prompt: Prompt, update: Update) -> list[TokenLogprob]:
         if len(update.prompt_logprobs) < len(prompt.token_ids) - 1:

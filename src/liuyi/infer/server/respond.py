@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from liuyi.infer.server.backend import Delta, Deltas
+from liuyi.infer.server.backend import Delta, Deltas, in_turn
 from liuyi.infer.server.errors import describe
 from liuyi.infer.server.format import Answering, ChatFormat, TextFormat, encode, event
 
 logger = logging.getLogger("liuyi.server")
 T = TypeVar("T")
+
+WRITE = "liuyi.write"
+"""An extension of ASGI: its `send` is a function that sends a further piece of a body and never waits. What the client
+does not take is kept in the meantime, as much as the answer is long."""
 
 
 async def whole(
@@ -25,8 +29,7 @@ async def whole(
     """The response object, once every answer is there."""
     answers: dict[int, list[Delta]] = {}
     async with aclosing(deltas):
-        async for delta in deltas:
-            answers.setdefault(delta.index, []).append(delta)
+        await deltas.tell(lambda delta: answers.setdefault(delta.index, []).append(delta))
     choices = [form.choice(index, answers[index], asked_logprobs) for index in sorted(answers)]
     return answering.object(form.kind, choices, usage=answering.usage)
 
@@ -49,17 +52,20 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await unless_gone(receive, self._send_all(send))
+        await unless_gone(receive, self._send_all(send, scope.get("extensions", {}).get(WRITE, {}).get("send")))
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, write: Callable[[bytes], None] | None) -> None:
         async with aclosing(self._deltas):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             openings = [self._form.opening(index) for index in range(self._choices)]
             events = self._events([opening for opening in openings if opening is not None])
             await send({"type": "http.response.body", "body": events, "more_body": True})
             try:
-                async for delta in self._deltas:
-                    if events := self._events(self._form.pieces(delta)):
+                if write is not None:
+                    await self._deltas.tell(lambda delta: write(self._events(self._form.pieces(delta))))
+                else:
+                    async for delta in in_turn(self._deltas):
+                        events = self._events(self._form.pieces(delta))
                         await send({"type": "http.response.body", "body": events, "more_body": True})
                 last = self._end()
             except Exception as error:
