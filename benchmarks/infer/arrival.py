@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +24,7 @@ from servers import ask, free_port, liuyi_command, llama_command, running, wait_
 
 from liuyi.infer.load.answer import Answer
 from liuyi.infer.load.client import Endpoint
+from liuyi.infer.load.strain import strained
 from liuyi.infer.load.workload import Ask
 
 SETTLED_S, BEFORE_S, AFTER_S = 0.5, 2.0, 0.5
@@ -106,12 +106,13 @@ async def _measure(endpoint: Endpoint, texts: Texts, streams: int, asked: argpar
         for answer in answers:
             answer.read()
         _check(answers)
-    await asyncio.sleep(SETTLED_S)
-    settled_s, worked_s = clock() - began, time.process_time()
-    await asyncio.sleep(BEFORE_S)
-    (arrived,) = whole([await endpoint.send(Ask(texts.take(asked.prompt_tokens), 1), clock() - began, began)])
-    await asyncio.sleep(AFTER_S)
-    worked_s = time.process_time() - worked_s
+    async with strained() as strain:
+        watched_s = clock() - began
+        await asyncio.sleep(SETTLED_S)
+        settled_s = clock() - began
+        await asyncio.sleep(BEFORE_S)
+        (arrived,) = whole([await endpoint.send(Ask(texts.take(asked.prompt_tokens), 1), clock() - began, began)])
+        await asyncio.sleep(AFTER_S)
     _check(answers)
     for stream in following:
         stream.cancel()
@@ -120,13 +121,13 @@ async def _measure(endpoint: Endpoint, texts: Texts, streams: int, asked: argpar
     for answer in answers:
         answer.read()
         for begin_s, end_s in pairwise(answer.pieces_s):
-            tokens += end_s > settled_s
+            tokens += end_s > watched_s
             if settled_s < end_s <= arrived.sent_s:
                 before.append(end_s - begin_s)
             elif begin_s < arrived.pieces_s[0] and end_s > arrived.sent_s:
                 during.append(end_s - begin_s)
-    figures = [*np.percentile(before, (50, 99)), *np.percentile(during, (50, 99)), arrived.ttft_s, worked_s / tokens]
-    return Arrival(*map(float, figures))
+    ttft_s, client_s = arrived.pieces_s[0] - arrived.sent_s, strain.core_s / tokens
+    return Arrival(*np.percentile(before, (50, 99)), *np.percentile(during, (50, 99)), ttft_s, client_s)
 
 
 def _check(answers: list[Answer]) -> None:
