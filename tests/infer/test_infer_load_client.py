@@ -218,6 +218,11 @@ class TestConnections:
         with pytest.raises(LiuyiError, match=r"socks5://user:\*\*\*@127.0.0.1:1 does not speak HTTP"):
             asyncio.run(model_at("http://peer.invalid/v1/"))
 
+    def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(self) -> None:
+        with pytest.raises(LiuyiError, match="no header may have") as refused:
+            asyncio.run(model_at("http://127.0.0.1:9/v1/", "sk-1\nX: y"))
+        assert "sk-1" not in str(refused.value)
+
     @pytest.mark.parametrize("listing", [b"{", b"{}", b'{"data": []}', b"[1]", b"[" * 100_000])
     def test_a_server_of_something_else_is_said_to_be(self, listing: bytes) -> None:
         async def work() -> None:

@@ -27,8 +27,10 @@ def connect(api: str, key: str = "", *, keep_alive: bool = True) -> aiohttp.Clie
     """As many connections to the API at `api`, which ends with `/v1/`, as there are requests; to be closed.
 
     A user that the address names goes before the key. Cookies are not kept: requests are those of different clients.
-    Raises LiuyiError if the environment names a proxy that does not speak HTTP.
+    Raises LiuyiError if the key cannot be sent, or the environment names a proxy that does not speak HTTP.
     """
+    if not key.isprintable():
+        raise LiuyiError("the server's key has characters that no header may have, such as an end of line")
     headers = {"Content-Type": "application/json"}
     if key and not urlsplit(api).username:
         headers["Authorization"] = f"Bearer {key}"
