@@ -18,7 +18,7 @@ for format in int8 bf16; do
 done
 measure prefill --format int8 --kv bf16 --repeats 2
 measure prefix --repeats 1
-measure arrival --repeats 2
+measure arrival --repeats 2 --peer
 measure start --repeats 3
 "$python" table.py "$results"
 exit $failed
