@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.errors import RequestError
 
@@ -151,8 +153,7 @@ class Completion:
     """The most probable tokens at the same places. Empty unless the request asked for both."""
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one engine step added to one request."""
 
     id: int
