@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-TICK_S = 0.02
+TICK_S = 0.05
 
 
 @dataclass
