@@ -28,6 +28,7 @@ from liuyi.infer.sampling import (
     score,
     unpack_mask,
 )
+from liuyi.infer.seen import Seen
 
 rows_of_logits = st.lists(st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=1, max_size=4).map(
     torch.tensor
@@ -44,24 +45,30 @@ def kept(logits: torch.Tensor) -> list[set[int]]:
 
 class TestPenalties:
     def test_follow_the_formulas(self) -> None:
-        logits = torch.tensor([[2.0, -2.0, 1.0, 3.0]])
-        prompt = torch.tensor([[True, False, False, False]])
-        counts = torch.tensor([[0.0, 2.0, 1.0, 0.0]])
-        one = torch.ones(1)
-        result = penalise(logits, prompt, counts, repetition=2 * one, presence=0.5 * one, frequency=0.25 * one)
-        # Token 0 is in the prompt only, 1 came twice, 2 once, 3 never.
-        expected = [2.0 / 2, -2.0 * 2 - 0.5 - 2 * 0.25, 1.0 / 2 - 0.5 - 0.25, 3.0]
-        assert result[0].tolist() == pytest.approx(expected)
+        # The first token is in the prompt only, the second came twice, the third once.
+        logits, counts = torch.tensor([2.0, -2.0, 1.0]), torch.tensor([0.0, 2.0, 1.0])
+        result = penalise(logits, counts, repetition=2, presence=0.5, frequency=0.25)
+        assert result.tolist() == pytest.approx([2.0 / 2, -2.0 * 2 - 0.5 - 2 * 0.25, 1.0 / 2 - 0.5 - 0.25])
 
     def test_repetition_is_that_of_transformers(self) -> None:
         from transformers import RepetitionPenaltyLogitsProcessor
 
-        torch.manual_seed(0)
-        logits, seen = torch.randn(3, 50) * 4, torch.randint(0, 50, (3, 12))
-        prompt = torch.zeros(3, 50, dtype=torch.bool).scatter_(1, seen, True)
-        ours = penalise(logits, prompt, torch.zeros(3, 50), torch.full((3,), 1.3), torch.zeros(3), torch.zeros(3))
-        theirs = RepetitionPenaltyLogitsProcessor(1.3)(seen, logits.clone())
-        torch.testing.assert_close(ours, theirs)
+        logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)) * 4
+        prompt, output = [3, 9, 3, 41], [9, 9, 7, 3]
+        ours = Sampler(slots=1, vocab_size=50)
+        ours.admit(0, Request(prompt_ids=prompt, temperature=0, repetition_penalty=1.3), seed=0)
+        ours.observe(0, output)
+        theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([prompt + output]), logits.clone())
+        kept = ours._changed(logits, [0], [ours._request(0)], [None])
+        torch.testing.assert_close(kept, theirs)
+
+    @given(st.lists(st.integers(0, 300)), st.lists(st.integers(0, 300), max_size=200))
+    def test_what_is_seen_is_counted(self, prompt: list[int], output: list[int]) -> None:
+        seen = Seen(prompt)
+        for token in output:
+            seen.add([token])
+        found = dict(zip(seen.tokens.tolist(), seen.counts.tolist(), strict=True))
+        assert found == {token: output.count(token) for token in {*prompt, *output}}
 
 
 class TestFilters:
@@ -192,7 +199,7 @@ class TestDraws:
     def test_hardly_any_temperature_is_none(self, temperature: float) -> None:
         sampler, logits = Sampler(slots=1, vocab_size=50), torch.randn(1, 50) * 100
         sampler.admit(0, Request(prompt_ids=[1], temperature=temperature, top_p=0.9, min_p=0.1, typical_p=0.9), seed=1)
-        assert sampler.sample(logits, slots=[0], positions=[0], allowed=None) == [int(logits.argmax())]
+        assert sampler.sample(logits, [0], slots=[0], positions=[0], masks=None) == [int(logits.argmax())]
 
     def test_logits_that_are_not_numbers_do_not_stop_the_others(self) -> None:
         logits = torch.zeros(3, 50)

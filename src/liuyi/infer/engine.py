@@ -16,7 +16,6 @@ from itertools import islice
 from time import perf_counter
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from liuyi.core.errors import ModelError
@@ -24,12 +23,12 @@ from liuyi.infer.adapters import AdapterRegistry
 from liuyi.infer.blocks import BlockPool
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_grammar
-from liuyi.infer.open import open_runner
+from liuyi.infer.open import open_runner, open_sampler
 from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request, Update
 from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, Runner
-from liuyi.infer.sampler import Sampler
-from liuyi.infer.sampling import Scored, derive_seed, score, unpack_mask
+from liuyi.infer.sampler import Masks
+from liuyi.infer.sampling import Scored, derive_seed
 from liuyi.infer.scheduler import Chunk, Scheduler
 from liuyi.infer.sequence import Sequence
 from liuyi.infer.speculate.speculator import Drafter, Speculator
@@ -82,7 +81,7 @@ class Engine:
         self._pace = Pace(prefill_tokens, stretch, model.stops)
         self._scheduler = Scheduler(max_slots, BlockPool(model.blocks), self._pace, model.config.hidden_size)
         self._speculator = Speculator(drafter, self._pace) if drafter is not None else None
-        self._sampler = Sampler(max_slots, vocab_size)
+        self._sampler = open_sampler(model, max_slots)
         self._sequences: dict[int, Sequence] = {}
         self._submitted = 0
 
@@ -268,10 +267,8 @@ class Engine:
         while speaking:
             rows = [turn.row_of(turn.sequence.computed - 1) for turn in speaking]
             sequences = [turn.sequence for turn in speaking]
-            allowed = self._allowed([sequence.matcher for sequence in sequences])
-            tokens = self._choose(
-                sequences, [0] * len(rows), logits if len(rows) == len(logits) else logits[rows], allowed
-            )
+            masks = self._masks([sequence.matcher for sequence in sequences])
+            tokens = self._draw(logits, rows, sequences, [0] * len(rows), masks)
             speaking = [turn for turn, token in zip(speaking, tokens, strict=True) if self._say(turn, token)]
 
     def _sample_drafted(self, speaking: Items[Turn], logits: Tensor) -> list[Turn]:
@@ -305,15 +302,24 @@ class Engine:
                 if turn.drafts:
                     self._speculator.learn(turn.sequence, len(turn.drafts), turn.agreed)
 
-    def _choose(
-        self, sequences: Items[Sequence], ahead: Items[int], logits: Tensor, allowed: Tensor | None = None
-    ) -> list[int]:
+    def _choose(self, sequences: Items[Sequence], ahead: Items[int], logits: Tensor) -> list[int]:
         """A token for each row of logits, so many tokens further than its sequence is."""
+        return self._draw(logits, range(len(sequences)), sequences, ahead, None)
+
+    def _draw(
+        self,
+        logits: Tensor,
+        rows: Items[int],
+        sequences: Items[Sequence],
+        ahead: Items[int],
+        masks: Masks | None,
+    ) -> list[int]:
         return self._sampler.sample(
             logits,
+            rows,
             slots=[sequence.slot for sequence in sequences],
             positions=[sequence.generated + more for sequence, more in zip(sequences, ahead, strict=True)],
-            allowed=allowed,
+            masks=masks,
         )
 
     def _say(self, turn: Turn, token: int) -> bool:
@@ -326,18 +332,13 @@ class Engine:
             self._scheduler.computed(sequence, agreed)
         return agreed == len(new) and token not in sequence.stop_ids and not sequence.is_closed
 
-    def _allowed(self, matchers: Items[Matcher | None]) -> Tensor | None:
-        """Which tokens the grammars allow, [rows, vocab] bool; None if there is no grammar."""
-        rows = [row for row, matcher in enumerate(matchers) if matcher is not None]
-        if not rows:
+    def _masks(self, matchers: Items[Matcher | None]) -> Masks | None:
+        """Which tokens the grammars allow; None if there is no grammar."""
+        grammars = [matcher for matcher in matchers if matcher is not None]
+        if not grammars:
             return None
-        vocab_size = self.runner.config.vocab_size
-        bits = fill_masks([matcher for matcher in matchers if matcher is not None], vocab_size)
-        if len(rows) == len(matchers):
-            return unpack_mask(bits, vocab_size)
-        allowed = torch.ones(len(matchers), vocab_size, dtype=torch.bool)
-        allowed[rows] = unpack_mask(bits, vocab_size)
-        return allowed
+        bits = iter(fill_masks(grammars, self.runner.config.vocab_size))
+        return [None if matcher is None else next(bits) for matcher in matchers]
 
     def _publish(self, turns: Items[Turn], logits: Tensor | None) -> list[Update]:
         """Make new tokens known with their log-probabilities, and let go of the sequences that end."""
@@ -365,7 +366,7 @@ class Engine:
             tops += [sequence.request.top_logprobs] * len(wanted)
         if not rows or logits is None:
             return [[] for _ in turns]
-        scores = iter(score(logits[rows], tokens, tops))
+        scores = iter(self._sampler.score(logits, rows, tokens, tops))
         result = []
         for turn, new in zip(turns, ready, strict=True):
             turn.sequence.score_prompt(list(islice(scores, len(turn.sequence.unscored_prompt))))

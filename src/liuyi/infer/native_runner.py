@@ -56,10 +56,10 @@ class NativeRunner:
         self.format = weights
         self.name = f"native {weights}, kv {kv}"
         self.stops = model.config.num_hidden_layers
-        self._native = _packed(model, blocks, weights, kv, threads)
+        self.native = _packed(model, blocks, weights, kv, threads)
         self._angles = _Angles(model.config)
-        self.block_bytes = self._native.block_bytes
-        self.weight_bytes = self._native.weight_bytes
+        self.block_bytes = self.native.block_bytes
+        self.weight_bytes = self.native.weight_bytes
 
     def logits(self, batch: Batch) -> Tensor:
         """See `Runner.logits`."""
@@ -82,19 +82,19 @@ class NativeRunner:
     def load_adapter(self, slot: int, adapter: Adapter) -> None:
         """Put an adapter into a slot, in place of what was there. Raises ModelError if it does not fit the model."""
         adapter.check(self.config)
-        self._native.drop_adapter(slot)
+        self.native.drop_adapter(slot)
         for name, change in adapter.modules.items():
             layer, projection = int(name.split(".")[2]), name.rpartition(".")[2]
             up = change.up.float() * change.scale
-            self._native.set_adapter(slot, layer, projection, _floats(change.down), _floats(up))
+            self.native.set_adapter(slot, layer, projection, _floats(change.down), _floats(up))
 
     def drop_adapter(self, slot: int) -> None:
         """Forget what is in a slot."""
-        self._native.drop_adapter(slot)
+        self.native.drop_adapter(slot)
 
     def close(self) -> None:
         """Give the memory of weights and cache back."""
-        self._native.close()
+        self.native.close()
 
     def _run(self, batch: Batch, out: Tensor | Ids, output: str) -> None:
         _check(batch, self.config.hidden_size)
@@ -105,7 +105,7 @@ class NativeRunner:
         part = () if layers is None else (layers.begin, layers.end, layers.residual.ctypes.data)
         view = BatchView(*sizes, *(array.ctypes.data for array in arrays), *part)
         address = out.data_ptr() if isinstance(out, Tensor) else out.ctypes.data
-        self._native.forward(view, address, output)
+        self.native.forward(view, address, output)
 
 
 def _check(batch: Batch, hidden_size: int) -> None:

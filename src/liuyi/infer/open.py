@@ -16,7 +16,9 @@ import torch
 
 from liuyi.infer.blocks import blocks_for
 from liuyi.infer.native_runner import NativeRunner
+from liuyi.infer.native_sampler import NativeSampler
 from liuyi.infer.runner import BLOCK_TOKENS, Runner
+from liuyi.infer.sampler import Sampler
 from liuyi.infer.torch_runner import DTYPES, TorchRunner, kv_token_bytes
 from liuyi.kernels.library import KernelsAbsent, KernelsError
 from liuyi.model.decoder import Decoder
@@ -75,6 +77,13 @@ def open_runner(
     token_bytes = kv_token_bytes(model.config, kv_dtype.itemsize)
     blocks = most if kv_tokens else blocks_that_fit(token_bytes, model.device, most)
     return TorchRunner(model, blocks, kv_dtype=kv_dtype, compute_dtype=compute_dtype)
+
+
+def open_sampler(runner: Runner, slots: int) -> Sampler:
+    """What draws tokens from a runner's logits: its native code, if it has some."""
+    if isinstance(runner, NativeRunner):
+        return NativeSampler(slots, runner.native)
+    return Sampler(slots, runner.config.vocab_size)
 
 
 def open_evaluated(model: Decoder, *, slots: int) -> Runner:

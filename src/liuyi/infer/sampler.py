@@ -1,4 +1,4 @@
-"""Sampling parameters and history of every slot, kept so that one step is a few operations over all its rows."""
+"""Draws the next token of many sequences at once, each by its own request: in torch, a few operations over all rows."""
 
 from __future__ import annotations
 
@@ -6,55 +6,50 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from liuyi.infer.request import COLDEST, Request
-from liuyi.infer.sampling import NEVER, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, noise_keys, penalise
+from liuyi.infer.sampling import (
+    NEVER,
+    Scored,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    noise_keys,
+    penalise,
+    score,
+    unpack_mask,
+)
+from liuyi.infer.seen import Seen
+
+Masks = Sequence[NDArray[np.int32] | None]
+"""Of each row which tokens a grammar allows, [ceil(vocab / 32)] with bit t % 32 of number t // 32 set; None for all."""
 
 
 class Sampler:
-    """Draws the next token of many sequences at once, each by its own request."""
+    """Parameters and history of every slot, and what they make of logits."""
 
     def __init__(self, slots: int, vocab_size: int) -> None:
-        self.slots = slots
         self.vocab_size = vocab_size
         self._requests: list[Request | None] = [None] * slots
         self._seeds = np.zeros(slots, dtype=np.uint64)
-        self._temperature = torch.zeros(slots)
-        self._top_k = torch.zeros(slots, dtype=torch.int64)
-        self._top_p = torch.ones(slots)
-        self._min_p = torch.zeros(slots)
-        self._typical_p = torch.ones(slots)
-        self._penalties = torch.tensor([[1.0], [0.0], [0.0]]).repeat(1, slots)
-        self._history: _History | None = None
-        self._bias: Tensor | None = None
+        self._seen: list[Seen | None] = [None] * slots
+        """Of those slots whose requests have penalties."""
 
     def admit(self, slot: int, request: Request, seed: int) -> None:
         """Take over the parameters of a request that now owns the slot."""
         self._requests[slot] = request
         self._seeds[slot] = np.uint64(seed % (1 << 64))
-        self._temperature[slot] = request.temperature
-        self._top_k[slot] = request.top_k
-        self._top_p[slot] = request.top_p
-        self._min_p[slot] = request.min_p
-        self._typical_p[slot] = request.typical_p
-        self._penalties[:, slot] = torch.tensor(
-            [request.repetition_penalty, request.presence_penalty, request.frequency_penalty]
-        )
-        if _penalised(request):
-            self._history = self._history or _History(self.slots, self.vocab_size)
-            self._history.begin(slot, request.prompt_ids)
-        if request.logit_bias:
-            if self._bias is None:
-                self._bias = torch.zeros(self.slots, self.vocab_size)
-            self._bias[slot] = 0
-            self._bias[slot, list(request.logit_bias)] = torch.tensor(list(request.logit_bias.values())).float()
+        self._seen[slot] = Seen(request.prompt_ids) if _penalised(request) else None
 
     def observe(self, slot: int, tokens: Sequence[int]) -> None:
         """Remember tokens that were added to the slot's output."""
-        request = self._requests[slot]
-        if self._history is not None and request is not None and _penalised(request):
-            self._history.add(slot, tokens)
+        seen = self._seen[slot]
+        if seen is not None:
+            seen.add(tokens)
 
     def is_greedy(self, slot: int) -> bool:
         """Whether the slot's next token is the one with the largest logit, whatever came before."""
@@ -62,56 +57,52 @@ class Sampler:
         return request.temperature < COLDEST and not _penalised(request) and not request.logit_bias
 
     def sample(
-        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], allowed: Tensor | None
+        self, logits: Tensor, rows: Sequence[int], slots: Sequence[int], positions: Sequence[int], masks: Masks | None
     ) -> list[int]:
-        """One token for each row of logits [rows, vocab] float32.
+        """A token for each of some `rows` of logits [any, vocab] float32.
 
-        `slots` and `positions` [rows] say whose row it is and how many tokens its output has already; `allowed`
-        [rows, vocab] bool is False for tokens that a grammar forbids.
+        `slots` and `positions` [rows] say whose row it is and how many tokens its output has already.
         """
+        logits = logits if list(rows) == list(range(len(logits))) else logits[list(rows)]
         requests = [self._request(slot) for slot in slots]
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed, NEVER)
-        logits = self._with_history(logits, slots, requests)
+        logits = self._changed(logits, slots, requests, masks or [None] * len(slots))
         # Ten times as fast as torch's, for few rows.
         tokens: list[int] = logits.numpy().argmax(axis=-1).tolist()
         random = [row for row, request in enumerate(requests) if request.temperature >= COLDEST]
         if random:
             some = logits if len(random) == len(logits) else logits[random]
-            drawn = self._draw(some, [slots[row] for row in random], [positions[row] for row in random])
+            keys = noise_keys(self._seeds[list(slots)], np.array(positions, dtype=np.uint64))[random]
+            drawn = draw(_filtered(some, [requests[row] for row in random]), keys)
             for row, token in zip(random, drawn, strict=True):
                 tokens[row] = token
         return tokens
 
-    def _with_history(self, logits: Tensor, slots: Sequence[int], requests: Sequence[Request]) -> Tensor:
-        penalised = [row for row, request in enumerate(requests) if _penalised(request)]
-        if penalised and self._history is not None:
-            owners = torch.tensor([slots[row] for row in penalised])
-            at = torch.tensor(penalised)
-            changed = penalise(logits[at], *self._history.of(owners), *self._penalties[:, owners])
-            logits = logits.index_copy(0, at, changed)
-        biased = [row for row, request in enumerate(requests) if request.logit_bias]
-        if biased and self._bias is not None:
-            owners = torch.tensor([slots[row] for row in biased])
-            logits = logits.index_add(0, torch.tensor(biased), self._bias[owners])
-        return logits
+    def score(self, logits: Tensor, rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]) -> list[Scored]:
+        """Log-softmax of some `rows` of logits [any, vocab] float32 at `tokens` [rows], and at the `tops[row]` most
+        probable tokens."""
+        return score(logits[list(rows)], tokens, tops)
 
-    def _draw(self, logits: Tensor, slots: Sequence[int], positions: Sequence[int]) -> list[int]:
-        owners = torch.tensor(slots)
-        logits = logits / self._temperature[owners, None]
-        for keep, parameter, everything in (
-            (keep_top_k, self._top_k, 0),
-            (keep_top_p, self._top_p, 1),
-            (keep_min_p, self._min_p, 0),
-            (keep_typical, self._typical_p, 1),
-        ):
-            values = parameter[owners]
-            rows = (values != everything).nonzero(as_tuple=True)[0]
-            if len(rows) == len(logits):
-                logits = keep(logits, values)
-            elif len(rows):
-                logits = logits.index_copy(0, rows, keep(logits[rows], values[rows]))
-        return draw(logits, noise_keys(self._seeds[list(slots)], np.array(positions, dtype=np.uint64)))
+    def _changed(self, logits: Tensor, slots: Sequence[int], requests: Sequence[Request], masks: Masks) -> Tensor:
+        """Logits under grammars, penalties and biases."""
+        changes = [
+            row
+            for row, (slot, request) in enumerate(zip(slots, requests, strict=True))
+            if masks[row] is not None or self._seen[slot] is not None or request.logit_bias
+        ]
+        if not changes:
+            return logits
+        logits = logits.clone()
+        for row in changes:
+            request, mask, seen = requests[row], masks[row], self._seen[slots[row]]
+            if mask is not None:
+                logits[row].masked_fill_(~unpack_mask(mask[None], self.vocab_size)[0], NEVER)
+            if seen is not None:
+                at, counts = torch.from_numpy(seen.tokens).long(), torch.from_numpy(seen.counts)
+                penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
+                logits[row, at] = penalise(logits[row, at], counts, *penalties)
+            if request.logit_bias:
+                logits[row, list(request.logit_bias)] += torch.tensor(list(request.logit_bias.values())).float()
+        return logits
 
     def _request(self, slot: int) -> Request:
         request = self._requests[slot]
@@ -120,24 +111,21 @@ class Sampler:
         return request
 
 
-class _History:
-    """Which tokens each slot's prompt holds, and how often each is in its output."""
-
-    def __init__(self, slots: int, vocab_size: int) -> None:
-        self.prompt = torch.zeros(slots, vocab_size, dtype=torch.bool)
-        self.counts = torch.zeros(slots, vocab_size)
-
-    def begin(self, slot: int, prompt: Sequence[int]) -> None:
-        self.prompt[slot] = False
-        self.prompt[slot, list(prompt)] = True
-        self.counts[slot] = 0
-
-    def add(self, slot: int, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            self.counts[slot, token] += 1
-
-    def of(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        return self.prompt[slots], self.counts[slots]
+def _filtered(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Logits over the temperature, of what each request's filters leave."""
+    logits = logits / torch.tensor([request.temperature for request in requests])[:, None]
+    for keep, parameters, everything in (
+        (keep_top_k, torch.tensor([request.top_k for request in requests]), 0),
+        (keep_top_p, torch.tensor([request.top_p for request in requests]), 1),
+        (keep_min_p, torch.tensor([request.min_p for request in requests]).float(), 0),
+        (keep_typical, torch.tensor([request.typical_p for request in requests]), 1),
+    ):
+        rows = (parameters != everything).nonzero(as_tuple=True)[0]
+        if len(rows) == len(logits):
+            logits = keep(logits, parameters)
+        elif len(rows):
+            logits = logits.index_copy(0, rows, keep(logits[rows], parameters[rows]))
+    return logits
 
 
 def _penalised(request: Request) -> bool:

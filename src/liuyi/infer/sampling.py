@@ -23,20 +23,14 @@ _SLACK = np.float32(1.0001)
 _BELOW_ONE = np.float32(1 - 2.0**-24)
 
 
-def penalise(
-    logits: Tensor, prompt: Tensor, counts: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
-) -> Tensor:
-    """Logits [rows, vocab] made less likely for tokens already seen.
+def penalise(logits: Tensor, counts: Tensor, repetition: float, presence: float, frequency: float) -> Tensor:
+    """Logits of the tokens of a row that were seen in prompt or output, made less likely; all [seen].
 
-    `prompt` [rows, vocab] bool marks tokens of the prompt, `counts` [rows, vocab] how often each is in the output.
-    Repetition (arXiv 1909.05858) divides positive and multiplies negative logits of any token seen; presence and
-    frequency, as OpenAI's API defines them, subtract once and once per occurrence in the output. Penalties are [rows].
+    `counts` says how often each is in the output. Repetition (arXiv 1909.05858) divides positive and multiplies negative
+    logits; presence and frequency, as OpenAI's API defines them, subtract once and once per occurrence in the output.
     """
-    generated = counts > 0
-    seen = prompt | generated
-    factor = repetition[:, None]
-    logits = torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
-    return logits - presence[:, None] * generated - frequency[:, None] * counts
+    logits = torch.where(logits > 0, logits / repetition, logits * repetition)
+    return logits - presence * (counts > 0) - frequency * counts
 
 
 def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:

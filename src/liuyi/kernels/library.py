@@ -17,7 +17,7 @@ from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
 
-INTERFACE = 6
+INTERFACE = 8
 """What `native/api.h` must be; another number is a library from another version."""
 
 SETTING = "LIUYI_KERNELS"
@@ -145,6 +145,8 @@ def _declare(functions: ctypes.CDLL) -> None:
         "model_set_adapter": (c_int, c_void_p, *(c_int,) * 4, c_void_p, c_void_p),
         "model_drop_adapter": (c_int, c_void_p, c_int),
         "model_forward": (c_int, c_void_p, POINTER(BatchView), c_int, c_void_p),
+        "model_draw": (c_int, c_void_p, c_void_p, c_int, c_void_p),
+        "model_score": (c_int, c_void_p, c_void_p, c_int),
         "model_block_bytes": (c_int64, c_void_p),
         "model_weight_bytes": (c_int64, c_void_p),
     }

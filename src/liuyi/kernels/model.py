@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from liuyi.core.machine import cores
+from liuyi.kernels.draws import DRAW, SCORE
 from liuyi.kernels.library import BatchView, KernelsError, Library, ModelArguments, kernels
 from liuyi.kernels.parts import WEIGHT_FORMATS, Array, Part, Sources
 
@@ -161,6 +163,23 @@ class NativeModel:
         """
         functions = self.library.functions
         self.library.check(functions.liuyi_model_forward(self._open(), ctypes.byref(batch), OUTPUTS[output], result))
+
+    def draw(self, rows: NDArray[np.void]) -> NDArray[np.int32]:
+        """A token for each of some `DRAW`s, whose addresses are of logits [vocab] and of arrays as long as they say."""
+        tokens = np.empty(len(rows), np.int32)
+        self._check_rows(rows, DRAW)
+        functions = self.library.functions
+        self.library.check(functions.liuyi_model_draw(self._open(), rows.ctypes.data, len(rows), tokens.ctypes.data))
+        return tokens
+
+    def score(self, rows: NDArray[np.void]) -> None:
+        """Write the log-probabilities that some `SCORE`s ask for to the addresses that they give."""
+        self._check_rows(rows, SCORE)
+        self.library.check(self.library.functions.liuyi_model_score(self._open(), rows.ctypes.data, len(rows)))
+
+    def _check_rows(self, rows: NDArray[np.void], dtype: np.dtype[np.void]) -> None:
+        if rows.dtype != dtype or not rows.flags.c_contiguous:
+            raise KernelsError(f"rows are a C-contiguous array of {dtype.names}")
 
     def _open(self) -> int:
         if not self.close.alive:

@@ -86,6 +86,14 @@ int liuyi_model_forward(void* model, const BatchView* batch, int output, void* r
     });
 }
 
+int liuyi_model_draw(void* model, const Draw* rows, int count, int32_t* tokens) {
+    return guarded([&] { of(model).draw(rows, count, tokens); });
+}
+
+int liuyi_model_score(void* model, const Score* rows, int count) {
+    return guarded([&] { of(model).score(rows, count); });
+}
+
 int64_t liuyi_model_block_bytes(void* model) { return static_cast<int64_t>(of(model).kv().block_bytes); }
 
 int64_t liuyi_model_weight_bytes(void* model) { return static_cast<int64_t>(of(model).weight_bytes()); }

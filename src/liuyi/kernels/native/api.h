@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 
+#include "draw.h"
 #include "linear.h"
 #include "plan.h"
 
@@ -14,7 +15,7 @@
 namespace liuyi {
 
 // Raised when anything below changes; library.py refuses another number.
-constexpr int kInterface = 6;
+constexpr int kInterface = 8;
 
 struct ModelArguments {
     int32_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim;
@@ -38,5 +39,7 @@ LIUYI_API int liuyi_model_set_adapter(void* model, int slot, int layer, int proj
                                       const float* up);
 LIUYI_API int liuyi_model_drop_adapter(void* model, int slot);
 LIUYI_API int liuyi_model_forward(void* model, const liuyi::BatchView* batch, int output, void* result);
+LIUYI_API int liuyi_model_draw(void* model, const liuyi::Draw* rows, int count, int32_t* tokens);
+LIUYI_API int liuyi_model_score(void* model, const liuyi::Score* rows, int count);
 LIUYI_API int64_t liuyi_model_block_bytes(void* model);
 LIUYI_API int64_t liuyi_model_weight_bytes(void* model);

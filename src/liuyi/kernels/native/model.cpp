@@ -385,4 +385,29 @@ void Model::forward(const BatchView& batch, Output output, void* result) {
     threads_.run([&](int thread) { forward(step, thread); });
 }
 
+template <class Work>
+void Model::of_each_row(int count, const Work& work) {
+    const size_t numbers = draw_numbers(shape_.vocab);
+    draw_.grow(sizeof(float) * numbers * threads_.count());
+    Tickets tickets;
+    threads_.run([&](int thread) {
+        float* memory = draw_.as<float>() + thread * numbers;
+        for (int i = tickets.draw(); i < count; i = tickets.draw()) work(i, memory);
+    });
+}
+
+void Model::draw(const Draw* rows, int count, int32_t* tokens) {
+    const auto draw = set_ == InstructionSet::avx2 ? avx2::draw : avx512::draw;
+    of_each_row(count, [&](int i, float* memory) { tokens[i] = draw(rows[i], shape_.vocab, memory); });
+}
+
+void Model::score(const Score* rows, int count) {
+    for (int i = 0; i < count; ++i) {
+        require(rows[i].token >= 0 && rows[i].token < shape_.vocab, "a token is not in the vocabulary");
+        require(rows[i].top >= 0 && rows[i].top <= shape_.vocab, "there are not so many tokens");
+    }
+    const auto score = set_ == InstructionSet::avx2 ? avx2::score : avx512::score;
+    of_each_row(count, [&](int i, float* memory) { score(rows[i], shape_.vocab, memory); });
+}
+
 }  // namespace liuyi

@@ -7,6 +7,7 @@
 
 #include "buffer.h"
 #include "cpu.h"
+#include "draw.h"
 #include "linear.h"
 #include "plan.h"
 #include "step.h"
@@ -42,6 +43,9 @@ class Model {
     void drop_adapter(int slot);
 
     void forward(const BatchView& batch, Output output, void* result);
+    // The next token of each row, [count].
+    void draw(const Draw* rows, int count, int32_t* tokens);
+    void score(const Score* rows, int count);
 
     const KvLayout& kv() const { return kv_; }
     size_t weight_bytes() const;
@@ -56,6 +60,9 @@ class Model {
     void reserve(const Step& step, size_t partial_rows);
     bool find_adapters(const BatchView& batch);
     Layer& layer(int index);
+    // work(row, memory) by whichever thread is free; memory is draw_numbers(vocab).
+    template <class Work>
+    void of_each_row(int count, const Work& work);
 
     const Shape shape_;
     const InstructionSet set_;
@@ -77,7 +84,7 @@ class Model {
     std::vector<AttentionPlan> plans_, whole_plans_;
     std::vector<Tickets> tickets_;
     Buffer x_, last_x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_, normed_, gate_up_;
-    Buffer likeliest_, likeliest_columns_;
+    Buffer likeliest_, likeliest_columns_, draw_;
 };
 
 }  // namespace liuyi

@@ -1,0 +1,2 @@
+// Drawing tokens with AVX2.
+#include "draw_row.h"

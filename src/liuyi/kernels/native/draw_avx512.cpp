@@ -1,0 +1,2 @@
+// Drawing tokens with AVX512.
+#include "draw_row.h"
