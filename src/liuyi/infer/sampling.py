@@ -26,8 +26,9 @@ _BELOW_ONE = np.float32(1 - 2.0**-24)
 def penalise(logits: Tensor, counts: Tensor, repetition: float, presence: float, frequency: float) -> Tensor:
     """Logits of the tokens of a row that were seen in prompt or output, made less likely; all [seen].
 
-    `counts` says how often each is in the output. Repetition (arXiv 1909.05858) divides positive and multiplies negative
-    logits; presence and frequency, as OpenAI's API defines them, subtract once and once per occurrence in the output.
+    `counts` says how often each is in the output. Repetition (arXiv 1909.05858) divides positive and multiplies
+    negative logits; presence and frequency, as OpenAI's API defines them, subtract once and once per occurrence in the
+    output.
     """
     logits = torch.where(logits > 0, logits / repetition, logits * repetition)
     return logits - presence * (counts > 0) - frequency * counts
