@@ -25,8 +25,8 @@ class Stream:
         """Those that nobody has seen."""
         self._waiting: asyncio.Future[None] | None = None
         self._take: Callable[[int, Update], None] | None = None
-        self._told: asyncio.Future[None]
-        """Done once `_take` was called with the last update."""
+        self._told: asyncio.Future[Exception | None]
+        """Done once `_take` was called with the last update, or why it is called no more."""
 
     def put(self, index: int, update: Update) -> None:
         """An update has come."""
@@ -56,15 +56,17 @@ class Stream:
 
     async def tell(self, take: Callable[[int, Update], None]) -> None:
         """Call `take` with each update as it comes, and return after the last. Raises what `take` raises."""
+        if not self._unfinished:
+            return
         self._told = asyncio.get_running_loop().create_future()
         while self._updates:
             self._tell(take, *self._updates.popleft())
         self._take = take
         try:
-            await self._told
-        except BaseException:
+            if (error := await self._told) is not None:
+                raise error
+        finally:
             await self.aclose()
-            raise
 
     async def aclose(self) -> None:
         """Cancel the requests that have not ended; what they hold is free before the next step."""
@@ -81,7 +83,7 @@ class Stream:
             take(index, update)
         except Exception as error:
             # Whoever reads from the engine has other streams to tell.
-            self._told.set_exception(error)
+            self._told.set_result(error)
             return
         if update.completion is not None:
             self._unfinished -= 1
