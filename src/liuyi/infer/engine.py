@@ -37,6 +37,8 @@ from liuyi.infer.turn import Turn, pack
 from liuyi.model.decoder import Decoder
 from liuyi.model.tokenizer import Tokenizer
 
+PREFILL_TOKENS, PACED_PREFILL_TOKENS = 2048, 512
+
 _Result = TypeVar("_Result", Tensor, Ids)
 
 
@@ -50,7 +52,7 @@ class Engine:
         *,
         max_slots: int = 64,
         max_tokens: int | None = None,
-        prefill_tokens: int = 512,
+        prefill_tokens: int | None = None,
         stretch: float | None = None,
         drafter: Drafter | None = None,
         seed: int = 0,
@@ -59,8 +61,9 @@ class Engine:
 
         `max_slots` requests run at once. `max_tokens` bounds prompt and output together: the model's context when
         None, and never more than the runner's blocks hold. `prefill_tokens` and `stretch` say how prompts are read
-        beside what generates: see `Pace`. `drafter` speculates, which changes nothing but the speed. `seed` gives seeds
-        to requests that have none, in the order they come.
+        beside what generates: see `Pace`; 2,048 tokens when None, and 512 with `stretch`, where others may wait for a
+        step to end. `drafter` speculates, which changes nothing but the speed. `seed` gives seeds to requests that
+        have none, in the order they come.
 
         Raises ModelError if the tokenizer has more tokens than the model.
         """
@@ -78,6 +81,8 @@ class Engine:
         self.seed = seed
         self.adapters = AdapterRegistry(model)
         self._pieces = _visible_pieces(tokenizer, vocab_size)
+        if prefill_tokens is None:
+            prefill_tokens = PREFILL_TOKENS if stretch is None else PACED_PREFILL_TOKENS
         self._pace = Pace(prefill_tokens, stretch, model.stops)
         self._scheduler = Scheduler(max_slots, BlockPool(model.blocks), self._pace, model.config.hidden_size)
         self._speculator = Speculator(drafter, self._pace) if drafter is not None else None
