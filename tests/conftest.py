@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import unsynced  # noqa: F401
 from liuyi.core import step as registry
 from liuyi.core.home import Home
 from world import World
