@@ -14,22 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-import unsynced  # noqa: F401
+import steady  # noqa: F401
 from liuyi.core import step as registry
 from liuyi.core.home import Home
 from world import World
 
 TOYS = Path(__file__).parent / "toy_steps.py"
-
-# The same examples each time, and no clock, which fails tests on a busy machine.
-settings.register_profile(
-    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-# Other examples each time: pytest --hypothesis-profile=search
-settings.register_profile("search", settings.get_profile("steady"), derandomize=False, print_blob=True)
-settings.load_profile("steady")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import unsynced  # noqa: F401
+import steady  # noqa: F401
 
 TIMEOUT_S = 120.0
 PRELOADED = [
