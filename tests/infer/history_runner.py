@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, ids
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Draws, Ids
+from liuyi.infer.sampling import choose
 from liuyi.model.config import DecoderConfig
 
 
@@ -46,8 +47,8 @@ class HistoryRunner:
             at += count
         return torch.stack([logits_after(histories[row], self.config.vocab_size) for row in batch.rows] or [_NONE])
 
-    def likeliest(self, batch: Batch) -> Ids:
-        return ids(self.logits(batch).numpy().argmax(axis=-1))
+    def choose(self, batch: Batch, draws: Draws) -> Ids:
+        return choose(self.logits(batch), draws)
 
     def _layers(self, batch: Batch, tokens: Ids) -> slice:
         """What the last sequence goes through; its residual stream says what it has been through."""

@@ -21,7 +21,8 @@ from torch import Tensor
 from liuyi.core.errors import ModelError
 from liuyi.infer.blocks import blocks_for
 from liuyi.infer.native_runner import NativeRunner
-from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, ids
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Draws, Ids, ids
+from liuyi.infer.sampling import choose
 from liuyi.infer.torch_runner import TorchRunner
 from liuyi.kernels.library import INSTRUCTION_SETS, KernelsAbsent, KernelsError, instruction_set_number, kernels
 from liuyi.model.decoder import Decoder, init_weights
@@ -163,7 +164,7 @@ def test_bfloat16_agrees_with_the_decoder_in_bfloat16_weights(instruction_set: s
 
 @pytest.mark.parametrize("vocab", [21, 700])
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
-def test_likeliest_tokens_are_the_first_with_the_largest_logits(vocab: int, weights: str, instruction_set: str) -> None:
+def test_chosen_tokens_are_those_that_the_logits_give(vocab: int, weights: str, instruction_set: str) -> None:
     model = tiny_model(vocab_size=2 * vocab)
     with torch.no_grad():  # Each token twice: of equal logits the first counts.
         head = model.get_parameter("lm_head.weight")
@@ -174,7 +175,12 @@ def test_likeliest_tokens_are_the_first_with_the_largest_logits(vocab: int, weig
         runner = NativeRunner(model, batch.tables.size, weights=weights, kv="fp32", threads=threads)
         logits = runner.logits(batch)
         assert torch.equal(logits[:, :vocab], logits[:, vocab:])
-        assert np.array_equal(runner.likeliest(batch), logits[:, :vocab].numpy().argmax(axis=1))
+        likeliest = Draws(np.zeros(len(logits), np.float32), np.zeros(len(logits), np.uint64))
+        assert np.array_equal(runner.choose(batch, likeliest), logits[:, :vocab].numpy().argmax(axis=1))
+        for seed in range(5):
+            temperatures = np.resize([0.0, 0.2, 1.0, 4.0], len(logits)).astype(np.float32)
+            draws = Draws(temperatures, np.random.default_rng(seed).integers(0, 2**64, len(logits), np.uint64))
+            assert np.array_equal(runner.choose(batch, draws), choose(logits, draws))
 
 
 @pytest.mark.parametrize("fmt", ["int8", "int4"])

@@ -13,7 +13,8 @@ from torch import Tensor
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.request import Completion, Request
-from liuyi.infer.runner import Batch, Ids, ids
+from liuyi.infer.runner import Batch, Draws, Ids
+from liuyi.infer.sampling import choose
 from liuyi.model.tokenizer import Tokenizer
 
 CONFIG = tiny_model(max_position_embeddings=4096).config
@@ -44,9 +45,9 @@ class AskedRunner(HistoryRunner):
             self.asked.add("logits")
         return super().logits(batch)
 
-    def likeliest(self, batch: Batch) -> Ids:
-        self.asked.add("likeliest")
-        return ids(super().logits(batch).numpy().argmax(axis=-1))
+    def choose(self, batch: Batch, draws: Draws) -> Ids:
+        self.asked.add("tokens")
+        return choose(super().logits(batch), draws)
 
 
 def finish(engine: Engine) -> dict[int, Completion]:
@@ -222,14 +223,15 @@ def test_a_long_prompt_beside_one_that_generates_is_read_in_what_time_allows(
 @pytest.mark.parametrize(
     ("more", "asked"),
     [
-        ({}, {"likeliest"}),
+        ({}, {"tokens"}),
+        ({"temperature": 0.5}, {"tokens"}),
         ({"logprobs": True}, {"logits"}),
         ({"prompt_logprobs": True}, {"logits"}),
-        ({"temperature": 0.5}, {"logits"}),
+        ({"temperature": 0.5, "top_p": 0.9}, {"logits"}),
         ({"logit_bias": {3: 0.5}}, {"logits"}),
     ],
 )
-def test_logits_are_asked_for_where_the_likeliest_tokens_are_not_enough(
+def test_logits_are_asked_for_where_tokens_are_not_enough(
     tokenizer: Tokenizer, more: dict[str, Any], asked: set[str]
 ) -> None:
     runner = AskedRunner(blocks=20)

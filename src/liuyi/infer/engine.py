@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from time import perf_counter
 from typing import TypeVar
@@ -26,7 +26,7 @@ from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_gra
 from liuyi.infer.open import open_runner, open_sampler
 from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request, Update
-from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, Runner
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Draws, Ids, Runner
 from liuyi.infer.sampler import Masks
 from liuyi.infer.sampling import Scored, derive_seed
 from liuyi.infer.scheduler import Chunk, Scheduler
@@ -229,9 +229,9 @@ class Engine:
         if not chunks:
             return []
         batch, turns = pack(chunks)
-        logits = None  # of a step that needs only which are the largest
-        if turns and all(self._takes_likeliest(turn.sequence) for turn in turns):
-            self._say_likeliest(turns, self._run(chunks, batch, self.runner.likeliest).tolist())
+        logits = None  # of a step that needs no more of them than a token
+        if turns and all(self._is_plain(turn.sequence) for turn in turns):
+            self._say_chosen(turns, self._run(chunks, batch, partial(self.runner.choose, draws=self._draws_of(turns))))
         else:
             logits = self._run(chunks, batch, self.runner.logits)
             self._sample(turns, logits)
@@ -246,11 +246,21 @@ class Engine:
         drafts = speculator.draft(generating, self._choose) if speculator and generating else {}
         return self._scheduler.schedule(drafts)
 
-    def _takes_likeliest(self, sequence: Sequence) -> bool:
-        """Whether nothing else is asked of its logits than which is the largest."""
+    def _is_plain(self, sequence: Sequence) -> bool:
+        """Whether nothing but a token is asked of its logits, which temperature and noise alone choose."""
         request = sequence.request
         plain = sequence.matcher is None and not request.logprobs and not request.prompt_logprobs
-        return plain and self._sampler.is_greedy(sequence.slot)
+        return plain and self._sampler.is_plain(sequence.slot)
+
+    def _draws_of(self, turns: Items[Turn]) -> Draws:
+        """How the tokens after the rows of all turns are chosen."""
+        slots: list[int] = []
+        positions: list[int] = []
+        for turn in turns:
+            first = turn.position + 1 - turn.sequence.prompt_tokens
+            slots += [turn.sequence.slot] * turn.rows
+            positions += range(first, first + turn.rows)
+        return self._sampler.draws(slots, positions)
 
     def _run(self, chunks: Items[Chunk], batch: Batch, run: Callable[[Batch], _Result]) -> _Result:
         """What the runner makes of the chunks."""
@@ -289,15 +299,16 @@ class Engine:
             self._follow(turn, likeliest)
         return left
 
-    def _say_likeliest(self, turns: Items[Turn], likeliest: Items[int]) -> None:
+    def _say_chosen(self, turns: Items[Turn], tokens: Ids) -> None:
+        chosen = tokens.tolist()
         for turn in turns:
             if turn.speaks and not turn.sequence.is_closed:
-                self._follow(turn, likeliest)
+                self._follow(turn, chosen)
 
-    def _follow(self, turn: Turn, likeliest: Items[int]) -> None:
-        """Let a sequence say its likeliest token, and after each that was drafted the next."""
+    def _follow(self, turn: Turn, chosen: Items[int]) -> None:
+        """Let a sequence say the token that was chosen after its last one, and after each that was drafted the next."""
         begin = turn.row_of(turn.sequence.computed - 1)
-        for token in likeliest[begin : begin + 1 + len(turn.drafts)]:
+        for token in chosen[begin : begin + 1 + len(turn.drafts)]:
             if not self._say(turn, token):
                 break
 

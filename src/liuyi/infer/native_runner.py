@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from liuyi.core.errors import ModelError
-from liuyi.infer.runner import BLOCK_TOKENS, Batch, Floats, Ids
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Draws, Floats, Ids
 from liuyi.kernels.library import BatchView, KernelsError
 from liuyi.kernels.model import KV_FORMATS, NativeModel, NativeShape
 from liuyi.kernels.parts import WEIGHT_FORMATS, Part
@@ -67,10 +67,10 @@ class NativeRunner:
         self._run(batch, out, "logits")
         return out
 
-    def likeliest(self, batch: Batch) -> Ids:
-        """See `Runner.likeliest`: logits stay in the threads' caches."""
+    def choose(self, batch: Batch, draws: Draws) -> Ids:
+        """See `Runner.choose`: logits stay in the threads' caches."""
         out = np.empty(len(batch.rows), np.int32)
-        self._run(batch, out, "likeliest")
+        self._run(batch, out, "chosen", draws)
         return out
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -96,14 +96,17 @@ class NativeRunner:
         """Give the memory of weights and cache back."""
         self.native.close()
 
-    def _run(self, batch: Batch, out: Tensor | Ids, output: str) -> None:
+    def _run(self, batch: Batch, out: Tensor | Ids, output: str, draws: Draws | None = None) -> None:
         _check(batch, self.config.hidden_size)
+        if draws is not None:
+            _check_draws(draws, len(batch.rows))
         cosines, sines, by_token = self._angles.of(batch)
         arrays = (batch.tokens, batch.counts, batch.lengths, batch.tables, batch.rows, batch.adapters, cosines, sines)
         sizes = (len(batch.tokens), len(batch.counts), batch.tables.shape[1], len(batch.rows), len(cosines), by_token)
         layers = batch.layers
-        part = () if layers is None else (layers.begin, layers.end, layers.residual.ctypes.data)
-        view = BatchView(*sizes, *(array.ctypes.data for array in arrays), *part)
+        part = (0, 0, 0) if layers is None else (layers.begin, layers.end, layers.residual.ctypes.data)
+        chosen = () if draws is None else (draws.temperatures.ctypes.data, draws.keys.ctypes.data)
+        view = BatchView(*sizes, *(array.ctypes.data for array in arrays), *part, *chosen)
         address = out.data_ptr() if isinstance(out, Tensor) else out.ctypes.data
         self.native.forward(view, address, output)
 
@@ -122,6 +125,12 @@ def _check(batch: Batch, hidden_size: int) -> None:
             raise KernelsError("the residual stream of a piece is C-contiguous float32")
         if residual.shape != (batch.counts[-1], hidden_size):
             raise KernelsError(f"a residual stream {list(residual.shape)} for {batch.counts[-1]} tokens")
+
+
+def _check_draws(draws: Draws, rows: int) -> None:
+    for array, dtype in ((draws.temperatures, np.float32), (draws.keys, np.uint64)):
+        if array.dtype != dtype or array.shape != (rows,) or not array.flags.c_contiguous:
+            raise KernelsError(f"draws of {rows} rows are as many float32 temperatures and uint64 keys, C-contiguous")
 
 
 class _Angles:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from liuyi.infer.request import COLDEST, Request
+from liuyi.infer.request import Request
 from liuyi.infer.sampler import Masks, Sampler
-from liuyi.infer.sampling import Scored, noise_keys
+from liuyi.infer.sampling import Scored
 from liuyi.kernels.draws import DRAW, SCORE
 from liuyi.kernels.model import NativeModel
 
@@ -31,7 +31,7 @@ class NativeSampler(Sampler):
         draw = np.zeros((), DRAW)
         draw["repetition"], draw["presence"] = request.repetition_penalty, request.presence_penalty
         draw["frequency"] = request.frequency_penalty
-        draw["temperature"] = request.temperature if request.temperature >= COLDEST else 0
+        draw["temperature"] = self._temperatures[slot]
         draw["top_k"], draw["top_p"] = min(request.top_k, self.vocab_size), request.top_p
         draw["min_p"], draw["typical_p"] = request.min_p, request.typical_p
         if request.logit_bias:
@@ -49,7 +49,7 @@ class NativeSampler(Sampler):
         at = list(slots)
         draws = self._draws[at]
         draws["logits"] = self._addresses(logits, rows)
-        draws["key"] = noise_keys(self._seeds[at], np.array(positions, dtype=np.uint64))
+        draws["key"] = self._keys(slots, positions)
         for row, slot in enumerate(at):
             seen = self._seen[slot]
             if seen is not None:

@@ -77,6 +77,16 @@ class Batch:
     and values of these layers then; `rows` names none of its tokens before the last layer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How a token is chosen for each row of a batch."""
+
+    temperatures: Floats
+    """[rows], 0 for the likeliest token."""
+    keys: NDArray[np.uint64]
+    """Of the noise, [rows]: see `sampling.draw`."""
+
+
 class Runner(Protocol):
     """A model with room for `blocks` blocks of keys and values."""
 
@@ -102,8 +112,8 @@ class Runner(Protocol):
         Writes keys and values of all new tokens into their blocks.
         """
 
-    def likeliest(self, batch: Batch) -> Ids:
-        """As `logits`, but of each row the token with the largest, the first of equal ones, [rows]."""
+    def choose(self, batch: Batch, draws: Draws) -> Ids:
+        """As `logits`, but of each row a token: the first with the largest, or one that is drawn, [rows]."""
 
     def hidden(self, batch: Batch) -> Tensor:
         """As `logits`, but the hidden states after the final norm, [rows, hidden] float32 on the CPU."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liuyi.infer.request import COLDEST, Request
+from liuyi.infer.runner import Draws
 from liuyi.infer.sampling import (
     NEVER,
     Scored,
@@ -36,6 +37,8 @@ class Sampler:
         self.vocab_size = vocab_size
         self._requests: list[Request | None] = [None] * slots
         self._seeds = np.zeros(slots, dtype=np.uint64)
+        self._temperatures = np.zeros(slots, dtype=np.float32)
+        """0 for requests that take the likeliest."""
         self._seen: list[Seen | None] = [None] * slots
         """Of those slots whose requests have penalties."""
 
@@ -43,6 +46,7 @@ class Sampler:
         """Take over the parameters of a request that now owns the slot."""
         self._requests[slot] = request
         self._seeds[slot] = np.uint64(seed % (1 << 64))
+        self._temperatures[slot] = request.temperature if request.temperature >= COLDEST else 0
         self._seen[slot] = Seen(request.prompt_ids) if _penalised(request) else None
 
     def observe(self, slot: int, tokens: Sequence[int]) -> None:
@@ -53,8 +57,17 @@ class Sampler:
 
     def is_greedy(self, slot: int) -> bool:
         """Whether the slot's next token is the one with the largest logit, whatever came before."""
+        return self.is_plain(slot) and not self._temperatures[slot]
+
+    def is_plain(self, slot: int) -> bool:
+        """Whether nothing but temperature and noise says which token follows its logits."""
         request = self._request(slot)
-        return request.temperature < COLDEST and not _penalised(request) and not request.logit_bias
+        filtered = request.top_k or request.top_p < 1 or request.min_p or request.typical_p < 1
+        return not (_penalised(request) or request.logit_bias or (filtered and self._temperatures[slot]))
+
+    def draws(self, slots: Sequence[int], positions: Sequence[int]) -> Draws:
+        """How the tokens of plain slots are chosen, so many tokens into their outputs."""
+        return Draws(self._temperatures[list(slots)], self._keys(slots, positions))
 
     def sample(
         self, logits: Tensor, rows: Sequence[int], slots: Sequence[int], positions: Sequence[int], masks: Masks | None
@@ -68,10 +81,10 @@ class Sampler:
         logits = self._changed(logits, slots, requests, masks or [None] * len(slots))
         # Ten times as fast as torch's, for few rows.
         tokens: list[int] = logits.numpy().argmax(axis=-1).tolist()
-        random = [row for row, request in enumerate(requests) if request.temperature >= COLDEST]
+        random = [row for row, slot in enumerate(slots) if self._temperatures[slot]]
         if random:
             some = logits if len(random) == len(logits) else logits[random]
-            keys = noise_keys(self._seeds[list(slots)], np.array(positions, dtype=np.uint64))[random]
+            keys = self._keys(slots, positions)[random]
             drawn = draw(_filtered(some, [requests[row] for row in random]), keys)
             for row, token in zip(random, drawn, strict=True):
                 tokens[row] = token
@@ -103,6 +116,9 @@ class Sampler:
             if request.logit_bias:
                 logits[row, list(request.logit_bias)] += torch.tensor(list(request.logit_bias.values())).float()
         return logits
+
+    def _keys(self, slots: Sequence[int], positions: Sequence[int]) -> NDArray[np.uint64]:
+        return noise_keys(self._seeds[list(slots)], np.array(positions, dtype=np.uint64))
 
     def _request(self, slot: int) -> Request:
         request = self._requests[slot]

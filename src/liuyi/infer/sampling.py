@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from liuyi.infer.runner import Draws, Ids, ids
+
 NEVER = float("-inf")
 _HEAD = 128
 _SLACK = np.float32(1.0001)
@@ -113,6 +115,17 @@ def draw(logits: Tensor, keys: NDArray[np.uint64]) -> list[int]:
     behind the noise. Since e ≥ u, whatever has u / p above the e / p of any other token cannot win.
     """
     return [_win(row, key) for row, key in zip(logits.numpy(), keys, strict=True)]
+
+
+def choose(logits: Tensor, draws: Draws) -> Ids:
+    """A token for each row of logits [rows, vocab], as `Runner.choose` has it."""
+    tokens = ids(logits.numpy().argmax(axis=-1))
+    random = np.flatnonzero(draws.temperatures)
+    if len(random):
+        tokens[random] = draw(
+            logits[random] / torch.from_numpy(draws.temperatures[random])[:, None], draws.keys[random]
+        )
+    return tokens
 
 
 def _win(logits: NDArray[np.float32], key: np.uint64) -> int:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from liuyi.infer.runner import BLOCK_TOKENS, Batch, Ids, ids
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Draws, Ids
+from liuyi.infer.sampling import choose
 from liuyi.infer.torch_cache import PagedCache
 from liuyi.infer.torch_lora import AdapterBank
 from liuyi.model.adapter import Adapter
@@ -56,9 +57,9 @@ class TorchRunner:
         """See `Runner.logits`."""
         return self.model.logits(self._forward(batch)).float().cpu()
 
-    def likeliest(self, batch: Batch) -> Ids:
-        """See `Runner.likeliest`."""
-        return ids(self.logits(batch).numpy().argmax(axis=-1))
+    def choose(self, batch: Batch, draws: Draws) -> Ids:
+        """See `Runner.choose`."""
+        return choose(self.logits(batch), draws)
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> Tensor:

@@ -19,6 +19,8 @@ class Turn:
     sequence: Sequence
     row: int
     """Number of its first row of logits in the batch."""
+    rows: int
+    """How many it has."""
     position: int
     """Position of the token after which that row is; the row predicts the token after it."""
     speaks: bool
@@ -54,7 +56,7 @@ def pack(chunks: Items[Chunk]) -> tuple[Batch, list[Turn]]:
         tables[at, : len(sequence.blocks)] = sequence.blocks
         if wanted := chunk.rows:
             position = sequence.computed + chunk.count + len(chunk.drafts) - wanted
-            turns.append(Turn(sequence, len(rows), position, chunk.is_last, chunk.drafts))
+            turns.append(Turn(sequence, len(rows), wanted, position, chunk.is_last, chunk.drafts))
             rows += range(len(tokens) - wanted, len(tokens))
     batch = Batch(
         tokens=ids(tokens),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
 
-INTERFACE = 8
+INTERFACE = 9
 """What `native/api.h` must be; another number is a library from another version."""
 
 SETTING = "LIUYI_KERNELS"
@@ -74,6 +74,8 @@ class BatchView(Structure):
         ("first_layer", c_int32),
         ("end_layer", c_int32),
         ("residual", c_void_p),
+        ("temperatures", c_void_p),
+        ("keys", c_void_p),
     )
 
 

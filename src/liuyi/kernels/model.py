@@ -25,7 +25,7 @@ from liuyi.kernels.parts import WEIGHT_FORMATS, Array, Part, Sources
 
 KV_FORMATS = {"fp32": 0, "bf16": 1, "int8": 2}
 MATRICES = {"qkv": 0, "output": 1, "gate_up": 2, "down": 3, "head": 4}
-OUTPUTS = {"logits": 0, "hidden": 1, "likeliest": 2}
+OUTPUTS = {"logits": 0, "hidden": 1, "chosen": 2}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VECTORS = {"attention_norm": 0, "mlp_norm": 1, "q_norm": 2, "k_norm": 3, "final_norm": 4}
 
@@ -157,7 +157,7 @@ class NativeModel:
         """Compute a batch; its results go to the address `result`.
 
         `output` says what they are: float32 `logits` [rows, vocab], float32 `hidden` states [rows, hidden], or the
-        `likeliest` tokens, int32 [rows], of each row the first with the largest logit.
+        `chosen` tokens, int32 [rows]: of each row the first with the largest logit, or one drawn at its temperature.
 
         Raises KernelsError if the batch is not possible; nothing has changed then.
         """

@@ -81,7 +81,7 @@ int liuyi_model_drop_adapter(void* model, int slot) {
 
 int liuyi_model_forward(void* model, const BatchView* batch, int output, void* result) {
     return guarded([&] {
-        if (output < 0 || output > static_cast<int>(Output::likeliest)) throw Invalid("there is no such output");
+        if (output < 0 || output > static_cast<int>(Output::chosen)) throw Invalid("there is no such output");
         of(model).forward(*batch, static_cast<Output>(output), result);
     });
 }

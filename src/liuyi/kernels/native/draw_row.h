@@ -6,7 +6,8 @@
 #include <limits>
 
 #include "draw.h"
-#include "simd.h"
+#include "lanes.h"
+#include "noise.h"
 
 namespace liuyi {
 namespace LIUYI_ISA {
@@ -14,67 +15,11 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-#if defined(__AVX512F__)
-using Lanes = __mmask16;
-LIUYI_INLINE Lanes greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-LIUYI_INLINE Lanes no_less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-LIUYI_INLINE void pack(float* to, Floats v, Lanes lanes) { store(to, _mm512_maskz_compress_ps(lanes, v)); }
-LIUYI_INLINE void pack(int32_t* to, Ints v, Lanes lanes) { _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(lanes, v)); }
-LIUYI_INLINE Floats only(Lanes lanes, Floats v) { return _mm512_maskz_mov_ps(lanes, v); }
-LIUYI_INLINE Ints exclusive_or(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
-LIUYI_INLINE Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
-#else
-using Lanes = uint8_t;
-LIUYI_INLINE Lanes greater(Floats a, Floats b) { return static_cast<Lanes>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
-LIUYI_INLINE Lanes no_less(Floats a, Floats b) { return static_cast<Lanes>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
-template <class Number, class Vector>
-LIUYI_INLINE void pack(Number* to, Vector v, Lanes lanes) {
-    if (lanes == 0xff) return static_cast<void>(std::memcpy(to, &v, sizeof v));
-    Number numbers[kWidth];
-    std::memcpy(numbers, &v, sizeof v);
-    for (unsigned left = lanes; left != 0; left &= left - 1) *to++ = numbers[__builtin_ctz(left)];
-}
-LIUYI_INLINE Floats only(Lanes lanes, Floats v) {
-    const Ints bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all(int32_t{lanes}), bit), bit)));
-}
-LIUYI_INLINE Ints exclusive_or(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
-LIUYI_INLINE Ints times(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
-#endif
-
-LIUYI_INLINE Lanes lanes_of(int count) { return static_cast<Lanes>(count >= kWidth ? ~0u : (1u << count) - 1); }
-LIUYI_INLINE Ints upwards(int from) {
-    alignas(64) static constexpr int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return add(load_ints(numbers), all(int32_t{from}));
-}
-LIUYI_INLINE int number_of(Lanes lanes) { return __builtin_popcount(lanes); }
-
 // e^-x for x from 0 on, no less than 2^-64.
 LIUYI_INLINE Floats exp_of_less(Floats x) {
     x = min(all(44.0f), x);
     const Floats shifted = fma(x, all(-kLog2E), all(kShift));
     return exp2_of_parts(fma(x, all(-kLog2E), sub(all(kShift), shifted)), shifted);
-}
-
-// ---- noise: the mixing of MurmurHash3 over a key and a token, as in sampling.py ----
-
-constexpr uint32_t kSpread = 0x9E3779B1u, kFirstFactor = 0x85EBCA6Bu, kSecondFactor = 0xC2B2AE35u;
-constexpr float kBelowOne = 1.0f - 0x1p-24f;
-
-LIUYI_INLINE Floats uniform(Ints tokens, uint64_t key) {
-    const auto whole = [](uint32_t x) { return all(static_cast<int32_t>(x)); };
-    Ints x = exclusive_or(times(tokens, whole(kSpread)), whole(static_cast<uint32_t>(key)));
-    x = times(exclusive_or(x, shift_right<16>(x)), whole(kFirstFactor));
-    x = exclusive_or(x, whole(static_cast<uint32_t>(key >> 32)));
-    x = times(exclusive_or(x, shift_right<13>(x)), whole(kSecondFactor));
-    x = shift_right<1>(exclusive_or(x, shift_right<16>(x)));
-    return min(mul(add(to_floats(x), all(0.5f)), all(0x1p-31f)), all(kBelowOne));
-}
-
-double exponential(int32_t token, uint64_t key) {
-    float numbers[kWidth];
-    store(numbers, uniform(all(token), key));
-    return -std::log1p(-static_cast<double>(numbers[0]));
 }
 
 // The smallest of some numbers times `sign`, 1 or −1.
@@ -284,26 +229,24 @@ class Row {
     // Who is smallest in exponential / probability. The uniform number behind an exponential one is no larger, so whoever
     // has that above the exponential / probability of any other cannot be the first.
     int32_t first_of_race() {
-        const Floats most = all(most_), enough = all(126.0f), log2e = all(kLog2E);
         Floats least = all(kInfinity);
         store(values_ + count_, all(-kInfinity));
         for (int i = 0; i < count_; i += kWidth) {
-            const Floats rarity = exp2(min(enough, mul(sub(most, load(values_ + i)), log2e)));
-            const Floats race = mul(uniform(load_ints(ids_ + i), draw_.key), rarity);
+            const Floats rare = rarity(sub(all(most_), load(values_ + i)));
+            const Floats race = mul(uniform(load_ints(ids_ + i), draw_.key), rare);
             least = min(race, least);
-            store(weights_ + i, rarity);
+            store(weights_ + i, rare);
             store(keys_ + i, race);
         }
         const int ahead = place_of(-largest(sub(zero(), least)), keys_);
-        const double rounding = 1.0001;  // what may be added to a race
-        const Floats bound = all(static_cast<float>(rounding * exponential(ids_[ahead], draw_.key) * weights_[ahead]));
+        const Floats bound = all(static_cast<float>(kRaceRounding * exponential(ids_[ahead], draw_.key) * weights_[ahead]));
         int32_t winner = ids_[ahead];
         double highest = -kInfinity;
         for (int i = 0; i < count_; i += kWidth) {
             unsigned close = no_less(bound, load(keys_ + i)) & lanes_of(count_ - i);
             for (; close != 0; close &= close - 1) {
                 const int at = i + __builtin_ctz(close);
-                const double reached = values_[at] - std::log(exponential(ids_[at], draw_.key));
+                const double reached = noisy(values_[at], ids_[at], draw_.key);
                 if (reached > highest) highest = reached, winner = ids_[at];
             }
         }

@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "attention.h"
-#include "likeliest.h"
+#include "choose.h"
 #include "linear.h"
 #include "lora.h"
 #include "norm.h"
@@ -364,24 +364,23 @@ struct Pass {
         }
         if (hidden) return;
         wait();
-        if (step.output == Output::likeliest) return choose_likeliest();
+        if (step.output == Output::chosen) return choose_tokens();
         product(*step.head, step.rows, static_cast<float*>(step.result), shape.vocab, Epilogue::store);
     }
 
     // Each thread of its own columns, then of all threads' in their order, so that of equal ones the first is taken.
-    void choose_likeliest() const {
+    void choose_tokens() const {
         const size_t rows = step.rows;
-        float* space = step.likeliest_columns + thread * rows * kLikeliestColumns;
-        find_likeliest(*step.head, step.prepared, step.rows, mine(step.head->panels), space, step.likeliest + thread * rows);
+        choose(step, mine(step.head->panels), step.choice_columns + thread * rows * kChoiceColumns, step.choices + thread * rows);
         wait();
         if (thread > 0) return;
         for (size_t row = 0; row < rows; ++row) {
-            Likeliest most = step.likeliest[row];
+            Choice chosen = step.choices[row];
             for (int other = 1; other < threads; ++other) {
-                const Likeliest& found = step.likeliest[other * rows + row];
-                if (found.logit > most.logit) most = found;
+                const Choice& found = step.choices[other * rows + row];
+                if (found.score > chosen.score) chosen = found;
             }
-            static_cast<int32_t*>(step.result)[row] = most.token;
+            static_cast<int32_t*>(step.result)[row] = chosen.token;
         }
     }
 };

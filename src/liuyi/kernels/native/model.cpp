@@ -253,6 +253,7 @@ void Model::check(const BatchView& batch) const {
         require(batch.wanted[i] >= 0 && batch.wanted[i] < batch.tokens, "a wanted row is not in the batch");
         require(i == 0 || batch.wanted[i] > batch.wanted[i - 1], "the wanted rows do not rise");
     }
+    require(batch.temperatures == nullptr || batch.keys != nullptr, "draws need the keys of their noise");
     if (batch.end_layer == 0) return;
     require(0 <= batch.first_layer && batch.first_layer < batch.end_layer && batch.end_layer <= shape_.layers,
             "there are no such layers");
@@ -291,9 +292,9 @@ void Model::reserve(const Step& step, size_t partial_rows) {
     prepared_.grow(std::max(head_.prepared_bytes * step.rows, step.prepared_bytes * tokens) + 64);
     queries_.grow((all * shape_.heads + kMostKernelRows) * kv_.query_bytes);
     work_.grow(work_bytes(shape_, kv_.dim) * threads_.count());
-    if (step.output == Output::likeliest) {
-        likeliest_.grow(sizeof(Likeliest) * step.rows * threads_.count());
-        likeliest_columns_.grow(floats(static_cast<size_t>(step.rows) * threads_.count(), kLikeliestColumns));
+    if (step.output == Output::chosen) {
+        choices_.grow(sizeof(Choice) * step.rows * threads_.count());
+        choice_columns_.grow(floats(static_cast<size_t>(step.rows) * threads_.count(), kChoiceColumns));
     }
 }
 
@@ -379,8 +380,10 @@ void Model::forward(const BatchView& batch, Output output, void* result) {
     step.work = work_.as<uint8_t>();
     step.work_bytes = work_bytes(shape_, kv_.dim);
     step.result = result;
-    step.likeliest = likeliest_.as<Likeliest>();
-    step.likeliest_columns = likeliest_columns_.as<float>();
+    step.temperatures = batch.temperatures;
+    step.keys = batch.keys;
+    step.choices = choices_.as<Choice>();
+    step.choice_columns = choice_columns_.as<float>();
     const auto forward = LIUYI_FOR(set_, forward);
     threads_.run([&](int thread) { forward(step, thread); });
 }

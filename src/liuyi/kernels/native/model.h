@@ -84,7 +84,7 @@ class Model {
     std::vector<AttentionPlan> plans_, whole_plans_;
     std::vector<Tickets> tickets_;
     Buffer x_, last_x_, qkv_, attended_, middle_, partials_, prepared_, queries_, work_, normed_, gate_up_;
-    Buffer likeliest_, likeliest_columns_, draw_;
+    Buffer choices_, choice_columns_, draw_;
 };
 
 }  // namespace liuyi

@@ -23,6 +23,9 @@ struct BatchView {
     // Their residual stream is taken from `residual`, except by the first layer, and left there, except by the last.
     int32_t first_layer, end_layer;
     float* residual;  // [tokens of the last sequence, hidden]
+    // Where tokens are chosen, of each row [rows]: the temperature, 0 for the likeliest token, and the noise's key; or null.
+    const float* temperatures;
+    const uint64_t* keys;
 };
 
 // The attention work for one width of window; `Plan` is the view that the kernels get.

@@ -96,14 +96,14 @@ struct Plan {
 };
 
 // What a step gives: float32 logits [rows, vocab], float32 hidden states [rows, hidden], or int32 tokens [rows], of each
-// row the first with the largest logit.
-enum class Output : int { logits = 0, hidden = 1, likeliest = 2 };
+// row the first with the largest logit, or one that is drawn.
+enum class Output : int { logits = 0, hidden = 1, chosen = 2 };
 
-// Logits that are computed before the next ones take their place, where only the largest is wanted.
-constexpr int kLikeliestColumns = 256;
+// Logits that are computed before the next ones take their place, where only a token is wanted.
+constexpr int kChoiceColumns = 256;
 
-struct Likeliest {
-    float logit = -__builtin_inff();
+struct Choice {
+    double score = -__builtin_inf();
     int32_t token = 0;
 };
 
@@ -149,8 +149,11 @@ struct Step {
 
     Output output;
     void* result;
-    Likeliest* likeliest;      // [threads, rows]
-    float* likeliest_columns;  // [threads, rows, kLikeliestColumns]
+    // Of each row [rows]: the temperature at which its token is drawn, 0 for the likeliest, and the key of the noise; or null.
+    const float* temperatures;
+    const uint64_t* keys;
+    Choice* choices;        // [threads, rows]
+    float* choice_columns;  // [threads, rows, kChoiceColumns]
 };
 
 // Tokens of a tile, so that the rows of a group of heads fit the kernels.
