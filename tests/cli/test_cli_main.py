@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +92,49 @@ def test_an_unforeseen_error_is_one_line_and_a_way_to_see_more(failing: list[Exc
     assert result.stderr.splitlines()[0] == "error: ZeroDivisionError: division by zero"
     assert "--debug" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x.html"), "/root/x.html: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_what_the_system_refuses_is_told_as_such(failing: list[Exception], error: OSError, told: str) -> None:
+    failing.append(error)
+    result = CliRunner().invoke(program.cli, ["doctor"])
+    assert (result.exit_code, result.stderr) == (1, f"error: {told}\n")
+
+
+def test_sigterm_ends_the_program_once_it_has_tidied_up(tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    script = f"""
+import time
+from pathlib import Path
+import click
+from liuyi.cli import main as program
+
+@click.command()
+def command():
+    part = Path({str(part)!r})
+    part.touch()
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        part.unlink()
+
+program.Cli.get_command = lambda self, ctx, name: command
+program.main()
+"""
+    with subprocess.Popen([sys.executable, "-c", script, "doctor"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert part.exists()
+        process.terminate()
+        assert process.wait(60) == -signal.SIGTERM
+    assert not part.exists()
 
 
 def test_debug_gives_the_traceback(failing: list[Exception]) -> None:

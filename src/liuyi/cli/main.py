@@ -5,6 +5,9 @@ A command lives in `liuyi/cli/<name>.py` and is called `command` there. Its line
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,12 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
 }
 
+OF_THE_MACHINE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
+"""What the operating system refuses for reasons that are not ours."""
+
 
 class Cli(LazyGroup):
     """The program: errors made for people, and a traceback for nobody who did not ask for one."""
@@ -71,6 +80,9 @@ class Cli(LazyGroup):
         except Exception as error:
             if ctx.ensure_object(Session).debug:
                 raise
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+                print_error(LiuyiError(error.strerror or str(error), where=str(error.filename or "")))
+                ctx.exit(EXIT_ERROR)
             text = " ".join(str(error).split())
             hint = "this should not happen; run it again as 'liuyi --debug …' to see where"
             print_error(LiuyiError(f"{type(error).__name__}: {text}" if text else type(error).__name__, hint=hint))
@@ -92,6 +104,23 @@ def cli(ctx: click.Context, home: Path | None, debug: bool) -> None:
     ctx.obj = Session(home_path=home, debug=debug)
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise _Terminated
+
+
 def main() -> None:
-    """The entry point of the `liuyi` program."""
-    cli(prog_name="liuyi")
+    """The entry point of the `liuyi` program.
+
+    SIGTERM ends it as it ends any program, once what was begun and is not whole has been taken away.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli(prog_name="liuyi")
+    except _Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)

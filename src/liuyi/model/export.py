@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,4 +166,5 @@ def _whole(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"this cannot be written: {error.strerror}", where=str(target)) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        with suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
