@@ -16,6 +16,7 @@ for format in int8 bf16; do
     measure prefill --format $format --repeats 2
     measure streams --format $format --repeats 1
 done
+measure streams --format int8 --repeats 1 --temperature 0.7 --top-p 0.9
 measure prefill --format int8 --kv bf16 --repeats 2
 measure prefix --repeats 1
 measure arrival --repeats 2 --peer

@@ -35,8 +35,9 @@ class Liuyi:
         ((times, _),) = self._answers([prompt], 1)
         return {"seconds": times[0]}
 
-    def streams(self, prompts: list[list[int]], tokens: int) -> dict:
-        return {"seconds": max(times[-1] for times, _ in self._answers(prompts, tokens))}
+    def streams(self, prompts: list[list[int]], tokens: int, temperature: float, top_p: float) -> dict:
+        answers = self._answers(prompts, tokens, temperature=temperature, top_p=top_p)
+        return {"seconds": max(times[-1] for times, _ in answers)}
 
     def agreement(self, texts: list[list[int]]) -> dict:
         """The most probable next token after each token of each text."""
@@ -67,9 +68,12 @@ class Liuyi:
             "prefill": flops / (2 * per_token) if flops else None,
         }
 
-    def _answers(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[float], list[int]]]:
+    def _answers(
+        self, prompts: list[list[int]], tokens: int, temperature: float = 0.0, top_p: float = 1.0
+    ) -> list[tuple[list[float], list[int]]]:
         """For each prompt seconds from the submission of all to each token, and the tokens."""
-        asked = [Request(prompt_ids=prompt, max_tokens=tokens, temperature=0, ignore_eos=True) for prompt in prompts]
+        sampling = {"temperature": temperature, "top_p": top_p}
+        asked = [Request(prompt_ids=prompt, max_tokens=tokens, ignore_eos=True, **sampling) for prompt in prompts]
         began = perf_counter()
         answers: dict[int, tuple[list[float], list[int]]] = {self.engine.submit(each): ([], []) for each in asked}
         while self.engine.has_work:

@@ -32,8 +32,8 @@ class OpenVino:
         self._generate(prompt, 1)
         return {"seconds": perf_counter() - began}
 
-    def streams(self, prompts: list[list[int]], tokens: int) -> dict:
-        asked = [_greedy(tokens) for _ in prompts]
+    def streams(self, prompts: list[list[int]], tokens: int, temperature: float, top_p: float) -> dict:
+        asked = [_sampled(tokens, temperature, top_p) if temperature else _greedy(tokens) for _ in prompts]
         began = perf_counter()
         self.many.generate([openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts], asked)
         return {"seconds": perf_counter() - began}
@@ -42,6 +42,12 @@ class OpenVino:
         ids = np.array([prompt], np.int64)
         given = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         return self.one.generate(given, _greedy(tokens))
+
+
+def _sampled(tokens: int, temperature: float, top_p: float) -> openvino_genai.GenerationConfig:
+    asked = _greedy(tokens)
+    asked.do_sample, asked.temperature, asked.top_p = True, temperature, top_p
+    return asked
 
 
 def _greedy(tokens: int) -> openvino_genai.GenerationConfig:

@@ -39,13 +39,17 @@ class Vllm:
         self._generate([prompt], 1)
         return {"seconds": perf_counter() - began}
 
-    def streams(self, prompts: list[list[int]], tokens: int) -> dict:
+    def streams(self, prompts: list[list[int]], tokens: int, temperature: float, top_p: float) -> dict:
         began = perf_counter()
-        self._generate(prompts, tokens)
+        self._generate(prompts, tokens, temperature=temperature, top_p=top_p)
         return {"seconds": perf_counter() - began}
 
-    def _generate(self, prompts: list[list[int]], tokens: int) -> list[int]:
-        asked = self.vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    def _generate(
+        self, prompts: list[list[int]], tokens: int, temperature: float = 0.0, top_p: float = 1.0
+    ) -> list[int]:
+        asked = self.vllm.SamplingParams(
+            temperature=temperature, top_p=top_p, max_tokens=tokens, ignore_eos=True, detokenize=False
+        )
         given = [{"prompt_token_ids": prompt} for prompt in prompts]
         return list(self.engine.generate(given, asked, use_tqdm=False)[0].outputs[0].token_ids)
 
