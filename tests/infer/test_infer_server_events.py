@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from infer_support import live_server
 from starlette.types import Message
 
+from liuyi.infer.server import connection
 from liuyi.infer.server.app import create_app
 from liuyi.infer.server.backend import (
     BackendInfo,
@@ -93,7 +96,10 @@ def test_every_chunk_is_what_its_object_says(
 
 
 class Speaker:
-    """Says the question word by word; breaks off at "stop"."""
+    """Says the question word by word; breaks off at "stop", and goes on with "ever" until the client has gone."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
 
     info = BackendInfo(model_digest="d" * 64)
 
@@ -111,6 +117,12 @@ class Speaker:
         for word in words:
             if word == "stop":
                 raise ValueError("a secret detail")
+            try:
+                while word == "ever":
+                    yield Delta(text="x" * 100_000)
+                    await asyncio.sleep(0.002)
+            finally:
+                self.left.set()
             yield Delta(text=word)
         yield Delta(finish_reason="stop", prompt_tokens=1, completion_tokens=len(words))
 
@@ -136,3 +148,17 @@ def test_other_servers_send_the_same(question: str) -> None:
     assert said(ours) == said(theirs)
     assert len(said(ours)) == len(question.split()) + (1 if "stop" in question else 3)
     assert "secret" not in ours.text
+
+
+def test_a_client_that_takes_nothing_of_its_stream_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TAKEN_S", 0.3)
+    speaker = Speaker()
+    content = json.dumps({"model": "m", "messages": [{"role": "user", "content": "ever"}], "stream": True}).encode()
+    with live_server({"m": speaker}) as live:
+        address = live.url.removeprefix("http://")
+        host, port = address.split(":")
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, int(port))) as sleeper:
+            sleeper.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            assert speaker.left.wait(60)
+        assert 'status="499"} 1' in httpx.get(f"{live.url}/metrics").text
