@@ -112,6 +112,9 @@ fields: dict[str, Any] = {
     "tool_choice": st.sampled_from(["none", "auto", "required", "x", {"type": "function", "function": {"name": "f"}}]),
     "parallel_tool_calls": st.booleans(),
     "chat_template_kwargs": st.dictionaries(st.sampled_from(["messages", "tools", "x", "bos_token"]), json_values),
+    "structured_outputs": st.fixed_dictionaries(
+        {}, optional={"json": schemas, "json_object": st.booleans(), "regex": st.sampled_from(["a+", "("])}
+    ),
     "guided_json": schemas,
     "guided_regex": st.sampled_from(["a+", "("]),
     "guided_choice": st.lists(st.text(max_size=4), max_size=3),

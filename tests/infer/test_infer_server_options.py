@@ -135,6 +135,10 @@ class TestGrammars:
     @pytest.mark.parametrize(
         ("extra", "answers"),
         [
+            ({"structured_outputs": {"choice": ["yes", "no"]}}, ["yes", "no"]),
+            ({"structured_outputs": {"regex": "a{3}|b{4}"}}, ["aaa", "bbbb"]),
+            ({"structured_outputs": {"grammar": 'start: "x" | "yz"'}}, ["x", "yz"]),
+            ({"structured_outputs": {"json": {"enum": [1, "a"]}, "regex": None}}, ["1", '"a"']),
             ({"guided_choice": ["yes", "厨房", 'say "no"']}, ["yes", "厨房", 'say "no"']),
             ({"guided_regex": "a{3}|b{4}"}, ["aaa", "bbbb"]),
             ({"guided_grammar": 'start: "x" | "yz"'}, ["x", "yz"]),
@@ -234,6 +238,11 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
         ({"guided_choice": []}, "guided_choice"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "grammar": 'start: "x"'}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"regex": "a"}, "guided_regex": "a"}, "guided_regex"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"typical_p": 0}, "typical_p"),
         ({"suffix": "x"}, "suffix"),
         ({"priority": -1}, "priority"),

@@ -290,6 +290,7 @@ def test_arguments_come_as_they_are_written(scripted: openai.OpenAI) -> None:
     ("changes", "param"),
     [
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools.1.function.name"),

@@ -150,7 +150,7 @@ class _Unforeseen:
 
 
 # Pydantic names the member of a union that it tried as if it were a part of the path.
-_TYPE = re.compile(r"(constrained-)?(str|int|float|bool|list|dict|tuple|nullable)(\W.*)?")
+_TYPE = re.compile(r"(constrained-)?(str|int|float|bool|list|dict|tuple|nullable|literal)(\W.*)?")
 
 
 def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:

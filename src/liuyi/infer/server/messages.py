@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -173,9 +174,38 @@ class LarkAnswer(Body):
     lark: str
 
 
+Choices = Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1, max_length=1024)]
+
 ResponseFormat = Annotated[
     TextAnswer | JsonObjectAnswer | JsonSchemaAnswer | RegexAnswer | LarkAnswer, Field(discriminator="type")
 ]
+
+
+class StructuredOutputs(Body):
+    """vLLM's way to say what an answer must match."""
+
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = Field(None, description="in llguidance's Lark dialect")
+
+    @model_validator(mode="after")
+    def _one_is_asked(self) -> StructuredOutputs:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("name one of json, json_object, regex, choice and grammar")
+        return self
+
+    def as_grammar(self, param: str = "structured_outputs") -> Grammar:
+        """The grammar that is asked for. Raises RequestError, naming `param`, if its schema cannot be read."""
+        if self.json_ is not None:
+            return json_grammar(self.json_, param)
+        if self.regex is not None:
+            return Grammar("regex", self.regex, param)
+        if self.choice is not None:
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in self.choice)
+            return Grammar("lark", f"start: {choices}", param)
+        return replace(ANY_JSON_OBJECT, param=param) if self.grammar is None else Grammar("lark", self.grammar, param)
 
 
 def answer_grammar(form: ResponseFormat | None) -> Grammar | None:

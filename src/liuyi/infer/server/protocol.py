@@ -2,13 +2,12 @@
 
 Beyond OpenAI's API, by the names that vLLM gives them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`,
 `stop_token_ids`, `ignore_eos`, `use_beam_search`, `length_penalty`, `early_stopping`, `priority`,
-`chat_template_kwargs`, `guided_json`, `guided_regex`, `guided_choice` and `guided_grammar`. `response_format` takes
-`regex` and `lark` too.
+`chat_template_kwargs` and `structured_outputs`, whose parts older clients send as `guided_json`, `guided_regex`,
+`guided_choice` and `guided_grammar`. `response_format` takes `regex` and `lark` too.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -19,12 +18,13 @@ from liuyi.infer.request import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Grammar
 from liuyi.infer.server.backend import ChatRequest, Options, TextRequest, ToolUse
 from liuyi.infer.server.messages import (
     Body,
+    Choices,
     Message,
     NamedTool,
     ResponseFormat,
+    StructuredOutputs,
     Tool,
     answer_grammar,
-    json_grammar,
 )
 
 MAX_CHOICES = 16
@@ -32,7 +32,8 @@ MAX_PROMPTS = 64
 MAX_TOOLS = 128
 MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1
-_GRAMMARS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_GUIDED = ("json", "regex", "choice", "grammar")
+_GRAMMARS = ("response_format", "structured_outputs", *(f"guided_{kind}" for kind in _GUIDED))
 _NO_EFFECT = "accepted for clients that send it; changes nothing"
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -96,11 +97,10 @@ class _Generation(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | None = None
     guided_regex: str | None = None
-    guided_choice: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
-        None, min_length=1, max_length=1024
-    )
+    guided_choice: Choices | None = None
     guided_grammar: str | None = Field(None, description="a grammar in llguidance's Lark dialect")
     timeout: float | None = Field(
         None, gt=0, le=MAX_INT, allow_inf_nan=False, description="seconds after which the work is stopped"
@@ -161,15 +161,11 @@ class _Generation(Body):
         return BeamOptions(length_penalty=penalty, early_stopping=bool(self.early_stopping))
 
     def _grammar(self) -> Grammar | None:
-        if self.guided_json is not None:
-            return json_grammar(self.guided_json, "guided_json")
-        if self.guided_regex is not None:
-            return Grammar("regex", self.guided_regex, "guided_regex")
-        if self.guided_choice is not None:
-            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in self.guided_choice)
-            return Grammar("lark", f"start: {choices}", "guided_choice")
-        if self.guided_grammar is not None:
-            return Grammar("lark", self.guided_grammar, "guided_grammar")
+        if self.structured_outputs is not None:
+            return self.structured_outputs.as_grammar()
+        for kind in _GUIDED:
+            if (value := getattr(self, f"guided_{kind}")) is not None:
+                return StructuredOutputs.model_validate({kind: value}).as_grammar(f"guided_{kind}")
         return answer_grammar(self.response_format)
 
 
