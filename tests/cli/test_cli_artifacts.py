@@ -166,7 +166,9 @@ def test_export_and_import_refuse_what_makes_no_sense(world: World, tmp_path: Pa
     call(world, "export", "last/sft", "--to", "hf", "--alone", "-o", str(tmp_path / "out"), status=2)
     path = tmp_path / "x.tar"
     path.write_text("no archive")
-    assert "not a whole archive" in call(world, "import", str(path), status=1).stderr
+    refused = call(world, "import", str(path), status=1).stderr
+    assert "not a whole archive" in refused
+    assert "a folder or a .gguf file" in refused
     call(world, "import", str(path), "--licence", "MIT", status=2)
     (tmp_path / "empty").mkdir()
     assert "config.json" in call(world, "import", str(tmp_path / "empty"), status=1).stderr

@@ -99,7 +99,8 @@ def import_archive(home: Home, path: Path) -> Packed:
             reader.end()
             return _keep(home, path, index, list(zip([folder for folder, _ in staged], manifests, strict=True)))
     except (tarfile.TarError, ValueError) as error:
-        raise ArtifactError(f"this is not a whole archive: {error}", where=str(path)) from error
+        hint = "'liuyi export' writes archives; what else can be imported is a folder or a .gguf file"
+        raise ArtifactError(f"this is not a whole archive: {error}", where=str(path), hint=hint) from error
     except OSError as error:
         raise ArtifactError(f"the archive cannot be read: {error.strerror}", where=str(path)) from error
 
