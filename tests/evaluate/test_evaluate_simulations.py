@@ -65,7 +65,7 @@ def test_false_positives_stay_nominal_where_ignoring_clusters_finds_nothing_real
     ],
 )
 def test_right_or_wrong(clusters: int, size: int, base: float, shift: float, spread: float) -> None:
-    shares = study(800, clusters, size, base, shift, spread)
+    shares = study(400, clusters, size, base, shift, spread)
     assert shares["covered"] > 0.92
     if shift == 0:
         assert shares["found"] < 0.065
@@ -104,7 +104,7 @@ def test_ratios_of_sums_stay_nominal() -> None:
     ("clusters", "truth", "skew"), [(8, 0, 0.3), (20, 0, 0.3), (20, 0.05, 0.5), (20, 0, 1.0), (50, 0, 1.0), (5, 0, 0.3)]
 )
 def test_bits_per_byte(clusters: int, truth: float, skew: float) -> None:
-    shares = ratio_study(800, clusters, truth, skew)
+    shares = ratio_study(400, clusters, truth, skew)
     assert shares["covered"] > 0.92
     assert shares["single"] > 0.90
     assert shares["worse"] < 0.025 + 0.07 * skew, "one tail suffers where packages' effects are skewed"

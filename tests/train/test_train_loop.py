@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.guards import Guard, GuardConfig
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.log import LOG_FILE
+from waiting import wait_for
 
 
 def finish(folder: Path, moments: list[int], **run: object) -> tuple[Decoder, str]:
@@ -368,17 +370,25 @@ def test_bf16_compute_learns_alike(tmp_path: Path) -> None:
     assert model.model.embed_tokens.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
 
 
-def kill_at_random(begin: Callable[[], BaseProcess], rng: random.Random, kills: int) -> int:
-    """Start again and again, and kill each after a random while once it trains; how many were killed while running."""
-    killed = 0
-    for _ in range(kills):
-        process = begin()
-        time.sleep(rng.uniform(0.0, 0.4))
-        if process.exitcode is None:
-            process.kill()
-            killed += 1
-        process.join()
-    return killed
+def kill_after(begin: Callable[[], BaseProcess], log: Path, steps: int, rest_s: float) -> bool:
+    """Start, and kill it a moment after it has logged so many steps more; whether it was running still.
+
+    Counted in steps, for how long they take is the machine's affair.
+    """
+    begun = log.stat().st_mtime_ns if log.exists() else 0
+    process = begin()
+
+    def wait_until(holds: Callable[[], bool]) -> None:
+        wait_for(lambda: process.exitcode is not None or holds(), pause_s=0.001)
+
+    wait_until(lambda: log.exists() and log.stat().st_mtime_ns != begun)
+    wanted = log.read_bytes().count(b"\n") + steps
+    wait_until(lambda: log.read_bytes().count(b"\n") >= wanted)
+    time.sleep(rest_s)
+    was_running = process.exitcode is None
+    process.kill()
+    process.join()
+    return was_running
 
 
 @pytest.mark.slow
@@ -392,15 +402,9 @@ def test_kill_drill(tmp_path: Path, optimiser: str) -> None:
         assert process.exitcode == 0, printed(folder)
         return printed(folder)
 
-    def begin() -> BaseProcess:
-        log = tmp_path / "killed" / "work" / LOG_FILE
-        begun = log.stat().st_mtime_ns if log.exists() else 0
-        process = start(tmp_path / "killed", optimiser)
-        while process.exitcode is None and not (log.exists() and log.stat().st_mtime_ns != begun):
-            time.sleep(0.01)
-        return process
-
     expected = run(tmp_path / "whole")
-    killed = kill_at_random(begin, random.Random(7), kills=10)
-    assert killed >= 3
+    log = tmp_path / "killed" / "work" / LOG_FILE
+    begin, chance = partial(start, tmp_path / "killed", optimiser), random.Random(7)
+    killed = [kill_after(begin, log, chance.randrange(12), chance.uniform(0.0, 0.01)) for _ in range(10)]
+    assert sum(killed) >= 3
     assert run(tmp_path / "killed") == expected
