@@ -47,7 +47,7 @@ class HistoryRunner:
             at += count
         return torch.stack([logits_after(histories[row], self.config.vocab_size) for row in batch.rows] or [_NONE])
 
-    def choose(self, batch: Batch, draws: Draws) -> Ids:
+    def choose(self, batch: Batch, draws: Draws | None = None) -> Ids:
         return choose(self.logits(batch), draws)
 
     def _layers(self, batch: Batch, tokens: Ids) -> slice:

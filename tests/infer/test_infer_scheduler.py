@@ -45,7 +45,7 @@ class AskedRunner(HistoryRunner):
             self.asked.add("logits")
         return super().logits(batch)
 
-    def choose(self, batch: Batch, draws: Draws) -> Ids:
+    def choose(self, batch: Batch, draws: Draws | None = None) -> Ids:
         self.asked.add("tokens")
         return choose(super().logits(batch), draws)
 

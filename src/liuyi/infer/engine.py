@@ -248,11 +248,9 @@ class Engine:
 
     def _is_plain(self, sequence: Sequence) -> bool:
         """Whether nothing but a token is asked of its logits, which temperature and noise alone choose."""
-        request = sequence.request
-        plain = sequence.matcher is None and not request.logprobs and not request.prompt_logprobs
-        return plain and self._sampler.is_plain(sequence.slot)
+        return not sequence.wants_logits and self._sampler.is_plain(sequence.slot)
 
-    def _draws_of(self, turns: Items[Turn]) -> Draws:
+    def _draws_of(self, turns: Items[Turn]) -> Draws | None:
         """How the tokens after the rows of all turns are chosen."""
         slots: list[int] = []
         positions: list[int] = []

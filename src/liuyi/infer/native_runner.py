@@ -67,7 +67,7 @@ class NativeRunner:
         self._run(batch, out, "logits")
         return out
 
-    def choose(self, batch: Batch, draws: Draws) -> Ids:
+    def choose(self, batch: Batch, draws: Draws | None = None) -> Ids:
         """See `Runner.choose`: logits stay in the threads' caches."""
         out = np.empty(len(batch.rows), np.int32)
         self._run(batch, out, "chosen", draws)

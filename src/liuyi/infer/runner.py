@@ -112,8 +112,11 @@ class Runner(Protocol):
         Writes keys and values of all new tokens into their blocks.
         """
 
-    def choose(self, batch: Batch, draws: Draws) -> Ids:
-        """As `logits`, but of each row a token: the first with the largest, or one that is drawn, [rows]."""
+    def choose(self, batch: Batch, draws: Draws | None = None) -> Ids:
+        """As `logits`, but of each row a token: the first with the largest, or one that is drawn, [rows].
+
+        Without `draws` all are the likeliest.
+        """
 
     def hidden(self, batch: Batch) -> Tensor:
         """As `logits`, but the hidden states after the final norm, [rows, hidden] float32 on the CPU."""

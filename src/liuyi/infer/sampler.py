@@ -39,6 +39,7 @@ class Sampler:
         self._seeds = np.zeros(slots, dtype=np.uint64)
         self._temperatures = np.zeros(slots, dtype=np.float32)
         """0 for requests that take the likeliest."""
+        self._is_plain = [False] * slots
         self._seen: list[Seen | None] = [None] * slots
         """Of those slots whose requests have penalties."""
 
@@ -48,6 +49,9 @@ class Sampler:
         self._seeds[slot] = np.uint64(seed % (1 << 64))
         self._temperatures[slot] = request.temperature if request.temperature >= COLDEST else 0
         self._seen[slot] = Seen(request.prompt_ids) if _penalised(request) else None
+        filtered = request.top_k or request.top_p < 1 or request.min_p or request.typical_p < 1
+        changed = _penalised(request) or request.logit_bias or (filtered and self._temperatures[slot])
+        self._is_plain[slot] = not changed
 
     def observe(self, slot: int, tokens: Sequence[int]) -> None:
         """Remember tokens that were added to the slot's output."""
@@ -61,13 +65,12 @@ class Sampler:
 
     def is_plain(self, slot: int) -> bool:
         """Whether nothing but temperature and noise says which token follows its logits."""
-        request = self._request(slot)
-        filtered = request.top_k or request.top_p < 1 or request.min_p or request.typical_p < 1
-        return not (_penalised(request) or request.logit_bias or (filtered and self._temperatures[slot]))
+        return self._is_plain[slot]
 
-    def draws(self, slots: Sequence[int], positions: Sequence[int]) -> Draws:
-        """How the tokens of plain slots are chosen, so many tokens into their outputs."""
-        return Draws(self._temperatures[list(slots)], self._keys(slots, positions))
+    def draws(self, slots: Sequence[int], positions: Sequence[int]) -> Draws | None:
+        """How the tokens of plain slots are chosen, so many tokens into their outputs; None for the likeliest."""
+        temperatures = self._temperatures[list(slots)]
+        return Draws(temperatures, self._keys(slots, positions)) if temperatures.any() else None
 
     def sample(
         self, logits: Tensor, rows: Sequence[int], slots: Sequence[int], positions: Sequence[int], masks: Masks | None

@@ -117,11 +117,11 @@ def draw(logits: Tensor, keys: NDArray[np.uint64]) -> list[int]:
     return [_win(row, key) for row, key in zip(logits.numpy(), keys, strict=True)]
 
 
-def choose(logits: Tensor, draws: Draws) -> Ids:
+def choose(logits: Tensor, draws: Draws | None = None) -> Ids:
     """A token for each row of logits [rows, vocab], as `Runner.choose` has it."""
     tokens = ids(logits.numpy().argmax(axis=-1))
-    random = np.flatnonzero(draws.temperatures)
-    if len(random):
+    if draws is not None:
+        random = np.flatnonzero(draws.temperatures)
         tokens[random] = draw(
             logits[random] / torch.from_numpy(draws.temperatures[random])[:, None], draws.keys[random]
         )

@@ -39,6 +39,8 @@ class Sequence:
         self.limit = limit
         self.stop_ids = stop_ids
         self.matcher = matcher
+        self.wants_logits = matcher is not None or request.logprobs or request.prompt_logprobs
+        """For more than to choose a token."""
         self.rank = (request.priority, number)
         """Whose turn it is: the lowest first."""
         self.tokens = list(request.prompt_ids)

@@ -57,7 +57,7 @@ class TorchRunner:
         """See `Runner.logits`."""
         return self.model.logits(self._forward(batch)).float().cpu()
 
-    def choose(self, batch: Batch, draws: Draws) -> Ids:
+    def choose(self, batch: Batch, draws: Draws | None = None) -> Ids:
         """See `Runner.choose`."""
         return choose(self.logits(batch), draws)
 

@@ -75,7 +75,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._is_taken()
 
     def _write(self, body: bytes) -> None:
-        if body and not self.transport.is_closing():
+        if body:
             self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
     def _wait(self) -> None:

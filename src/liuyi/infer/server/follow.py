@@ -23,17 +23,12 @@ class Follow:
         self._observer = observer
         self._model = model
         self._span = span
+        self._ttft = observer.ttft.of(model)
+        self._itl = observer.itl.of(model)
         self._began = perf_counter()
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self._ended = False
-
-    def see(self, delta: Delta) -> None:
-        """A delta has come."""
-        self.piece(delta.index)
-        if delta.finish_reason is not None and delta.completion_tokens > 1:
-            spent = self._last[delta.index] - self._first[delta.index]
-            self._observer.tpot.observe(spent / (delta.completion_tokens - 1), self._model)
 
     def piece(self, index: int) -> None:
         """A piece of an answer has come."""
@@ -42,11 +37,17 @@ class Follow:
         self._last[index] = now
         if before is None:
             self._first[index] = now
-            self._observer.ttft.observe(now - self._began, self._model)
+            self._ttft.observe(now - self._began)
             if self._span is not None and len(self._first) == 1:
                 self._span.first_token()
         else:
-            self._observer.itl.observe(now - before, self._model)
+            self._itl.observe(now - before)
+
+    def answered(self, index: int, tokens: int) -> None:
+        """That piece was the last of an answer of so many tokens."""
+        if tokens > 1:
+            spent = self._last[index] - self._first[index]
+            self._observer.tpot.of(self._model).observe(spent / (tokens - 1))
 
     def end(self, status: int, answering: Answering | None = None) -> None:
         """The request is over; only the first call counts."""
@@ -64,7 +65,7 @@ class Follow:
         if status == 200:
             self._observer.prompt_tokens.add(prompt_tokens, self._model)
             self._observer.completion_tokens.add(completion_tokens, self._model)
-            self._observer.duration.observe(perf_counter() - self._began, self._model)
+            self._observer.duration.of(self._model).observe(perf_counter() - self._began)
 
 
 class Followed:
@@ -88,10 +89,14 @@ class Followed:
     async def tell(self, take: Callable[[Delta], None]) -> None:
         """Call `take` with each delta. Raises as the backend's."""
 
+        piece = self._follow.piece
+
         def see(delta: Delta) -> None:
             self._seen += 1
-            self._answering.see(delta)
-            self._follow.see(delta)
+            piece(delta.index)
+            if delta.finish_reason is not None:
+                self._answering.end(delta)
+                self._follow.answered(delta.index, delta.completion_tokens)
             take(delta)
 
         try:

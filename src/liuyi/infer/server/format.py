@@ -30,14 +30,14 @@ class Answering:
     finish_reasons: dict[int, AnswerReason] = field(default_factory=dict)
     details: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
-    def see(self, delta: Delta) -> None:
-        """Take note of a delta."""
-        if delta.finish_reason is not None:
-            self.tokens[delta.index] = delta.completion_tokens
-            self.prompt_tokens[delta.index // self.choices] = delta.prompt_tokens
-            self.finish_reasons[delta.index] = delta.finish_reason
-            if delta.detail:
-                self.details[delta.index] = delta.detail
+    def end(self, delta: Delta) -> None:
+        """Take note of the last delta of an answer."""
+        assert delta.finish_reason is not None
+        self.tokens[delta.index] = delta.completion_tokens
+        self.prompt_tokens[delta.index // self.choices] = delta.prompt_tokens
+        self.finish_reasons[delta.index] = delta.finish_reason
+        if delta.detail:
+            self.details[delta.index] = delta.detail
 
     @property
     def usage(self) -> dict[str, int]:

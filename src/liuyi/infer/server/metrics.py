@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -65,6 +64,20 @@ class Gauge(Counter):
         self.values[labels] = value
 
 
+class Series:
+    """The values of one set of labels."""
+
+    def __init__(self, buckets: Sequence[float]) -> None:
+        self.buckets = buckets
+        self.counts = [0] * len(buckets)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.buckets, value)] += 1
+        self.sum += value
+
+
 class Histogram(Family):
     """How often a value fell into each bucket."""
 
@@ -73,24 +86,21 @@ class Histogram(Family):
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS) -> None:
         super().__init__(name, help, labels)
         self.buckets = (*sorted(buckets), math.inf)
-        self.counts: dict[tuple[str, ...], list[int]] = {}
-        self.sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._series: dict[tuple[str, ...], Series] = {}
 
-    def observe(self, value: float, *labels: str) -> None:
-        """Count one value."""
-        counts = self.counts.get(labels)
-        if counts is None:
-            counts = self.counts[labels] = [0] * len(self.buckets)
-        counts[bisect_left(self.buckets, value)] += 1
-        self.sums[labels] += value
+    def of(self, *labels: str) -> Series:
+        """The values with these labels, to which more can be added."""
+        if labels not in self._series:
+            self._series[labels] = Series(self.buckets)
+        return self._series[labels]
 
     def lines(self) -> Iterator[str]:
-        for labels, counts in sorted(self.counts.items()):
+        for labels, series in sorted(self._series.items()):
             total = 0
-            for bound, count in zip(self.buckets, counts, strict=True):
+            for bound, count in zip(self.buckets, series.counts, strict=True):
                 total += count
                 yield f"{self._labelled(labels, '_bucket', le=_number(bound))} {total}"
-            yield f"{self._labelled(labels, '_sum')} {_number(self.sums[labels])}"
+            yield f"{self._labelled(labels, '_sum')} {_number(series.sum)}"
             yield f"{self._labelled(labels, '_count')} {total}"
 
 

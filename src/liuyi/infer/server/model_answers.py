@@ -36,8 +36,16 @@ class Answers:
 
     async def tell(self, take: Callable[[Delta], None]) -> None:
         """Call `take` with each delta. Raises EngineError."""
+
+        def say(index: int, update: Update) -> None:
+            # Most updates are a piece of text and nothing else.
+            if not (update.completion or update.logprobs or self._echo):
+                take(Delta(index=index, text=update.text))
+            else:
+                take(self._delta(index, update))
+
         try:
-            await self._stream.tell(lambda index, update: take(self._delta(index, update)))
+            await self._stream.tell(say)
         except BaseException:
             self._place.leave()
             raise

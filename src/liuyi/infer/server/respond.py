@@ -77,7 +77,10 @@ class EventStream(Response):
 
     def _events(self, choices: Sequence[Mapping[str, Any]]) -> bytes:
         """An event for each, in one piece, so that they reach the socket in one call."""
-        return b"".join([b"%b%b%b" % (self._before, encode(choice), self._after) for choice in choices])
+        events = b""
+        for choice in choices:
+            events += self._before + encode(choice) + self._after
+        return events
 
     def _end(self) -> bytes:
         answering = self._answering
