@@ -135,5 +135,12 @@ def test_a_full_disk_is_told_as_such(small_disk: Path) -> None:
     ledger.close()
 
 
+def test_a_disk_that_is_full_from_the_beginning_is_told_as_such(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "ballast").write_bytes(b"x" * 4_000_000)
+    with pytest.raises(OutOfDisk, match="no space left for the ledger"):
+        Ledger(str(small_disk / "ledger.db")).runs()
+
+
 def everything_said(error: BaseException) -> str:
     return str(error) + repr(error) + "".join(traceback.format_exception(error))

@@ -176,6 +176,8 @@ def test_an_answer_of_a_model_outside_the_store_names_its_digest(world: World) -
     world.home.ledger.add_answer("chatcmpl-2", "f" * 64, None, "r" * 64, {"finish_reason": "stop"})
     found = trace(world.home, "chatcmpl-2", "up")
     assert [(node.facts["port"], node.digest) for node in found.up] == [("model", "f" * 64)]
+    assert found.up[0].facts["outside"]
+    assert "removed" not in found.up[0].facts
     assert not found.up[0].children
 
 

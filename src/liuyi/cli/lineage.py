@@ -127,6 +127,8 @@ def _marks(node: Node) -> list[tuple[str, str]]:
         marks.append((f"passed on by {', '.join(facts['passed_on_by'])}", "dim"))
     if facts.get("removed"):
         marks.append(("no longer in the store", "yellow"))
+    if facts.get("outside"):
+        marks.append(("was served from outside the store", "dim"))
     if node.again and not facts.get("passed_on"):
         marks.append(("as above", "dim"))
     return marks

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import sqlite3
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -150,7 +151,7 @@ class Database:
             yield
         except IntegrityError as error:
             raise LedgerError(f"the ledger refuses it: {self._reason(error)}", where=self.shown) from error
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             reason = self._reason(error)
             if "disk is full" in reason or "No space left" in reason:
                 raise OutOfDisk("no space left for the ledger", where=self.shown) from error
@@ -166,8 +167,9 @@ class Database:
                 raise OutOfDisk("no space left for the ledger", where=self.shown) from error
             raise LedgerError(f"the ledger cannot be opened: {error.strerror}", where=self.shown) from error
 
-    def _reason(self, error: DBAPIError) -> str:
-        return scrub(str(error.orig).strip(), self._raw)
+    def _reason(self, error: DBAPIError | sqlite3.Error) -> str:
+        driver = error.orig if isinstance(error, DBAPIError) else error
+        return scrub(str(driver).strip(), self._raw)
 
 
 def _parse(url: str) -> URL:

@@ -232,7 +232,7 @@ class _Tracer:
             said["licences"] = list(manifest.licences)
             said["bytes"] = manifest.size_bytes
         else:
-            said["removed"] = True
+            said["removed" if digest in self._kinds else "outside"] = True
         said["passed_on_by"] = sorted({gate.step for gate in self._graph.passed_on_by(digest)})
         return Node(kind, f"{kind} {digest[:12]}", digest, said | facts, children, again)
 

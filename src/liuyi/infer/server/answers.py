@@ -27,7 +27,10 @@ class Answer:
 
 
 class AnswerLog:
-    """Hands answers to `record` in a thread of its own; a record that fails is logged and does no other harm."""
+    """Hands answers to `record` in a thread of its own.
+
+    A record that fails does no other harm: the first of several in a row is logged, and in the end how many they were.
+    """
 
     def __init__(self, record: Callable[[Answer], None]) -> None:
         self._record = record
@@ -45,10 +48,22 @@ class AnswerLog:
         self._thread.join()
 
     def _work(self) -> None:
+        missing = 0
         while (answer := self._answers.get()) is not None:
             try:
                 self._record(answer)
-            except LiuyiError as error:
-                logger.error("the answer %s could not be recorded: %s", answer.id, error)
-            except Exception:
-                logger.exception("the answer %s could not be recorded", answer.id)
+            except Exception as error:
+                missing += 1
+                if missing == 1:
+                    told = isinstance(error, LiuyiError)
+                    logger.error(
+                        "the answer %s could not be recorded: %s", answer.id, error, exc_info=None if told else error
+                    )
+            else:
+                missing = self._tell(missing)
+        self._tell(missing)
+
+    def _tell(self, missing: int) -> int:
+        if missing:
+            logger.error("%d answers in a row were not recorded", missing)
+        return 0
