@@ -23,7 +23,7 @@ from rich.table import Table
 from texts import texts, write_corpus
 
 from liuyi.data.clean.run import clean
-from liuyi.data.select.edit import Edits
+from liuyi.data.select.edits import Edits
 from liuyi.data.select.run import decide, write
 from liuyi.data.select.thresholds import Thresholds
 

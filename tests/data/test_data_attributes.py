@@ -20,7 +20,8 @@ from liuyi.data.clean.filters import measure
 from liuyi.data.clean.pii import find, mask
 from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS
 from liuyi.data.select import rules
-from liuyi.data.select.edit import CUT, MASKED, Edits, cut_ratio, edited, replace
+from liuyi.data.select.edit import cut_ratio, edited, replace
+from liuyi.data.select.edits import CUT, MASKED, Edits
 from liuyi.data.select.rules import Attributes, reasons
 from liuyi.data.select.thresholds import Thresholds
 

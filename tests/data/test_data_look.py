@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from liuyi.core.errors import DataError
 from liuyi.data.clean import filters
 from liuyi.data.look.judge import Judge, judge_of
-from liuyi.data.select.edit import Edits
+from liuyi.data.select.edits import Edits
 from liuyi.data.select.rules import KEPT, RULES, Attributes, reasons
 from liuyi.data.select.thresholds import Thresholds
 

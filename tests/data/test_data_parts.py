@@ -30,7 +30,7 @@ from liuyi.data.clean.run import clean, measure_group
 from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS, Groups, document_schema, write_table
 from liuyi.data.engine import ENGINE_VARIABLE, ENGINES, chosen_engine, engine
 from liuyi.data.parts import map_groups
-from liuyi.data.select.edit import Edits
+from liuyi.data.select.edits import Edits
 from liuyi.data.select.run import decide, write
 from liuyi.data.select.thresholds import Thresholds
 from waiting import wait_for

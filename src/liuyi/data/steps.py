@@ -11,7 +11,7 @@ from liuyi.data.dedup.steps import dedup_lines, dedup_semantic, dedup_substrings
 from liuyi.data.instructions.steps import chats_file, preferences_file
 from liuyi.data.mix.steps import mix
 from liuyi.data.quality.steps import perplexity, score, train_classifier
-from liuyi.data.select.edit import Edits
+from liuyi.data.select.edits import Edits
 from liuyi.data.select.thresholds import Thresholds
 from liuyi.data.sources.steps import crawl, debian_docs, files, huggingface
 from liuyi.data.synthesis.steps import (

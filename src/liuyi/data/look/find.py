@@ -20,7 +20,8 @@ from liuyi.data.clean.pii import PLACEHOLDERS
 from liuyi.data.corpus import ATTRIBUTES, DOCUMENTS
 from liuyi.data.look.judge import Evidence, Judge
 from liuyi.data.look.view import Batch, View
-from liuyi.data.select.edit import MASKED, replace
+from liuyi.data.select.edit import replace
+from liuyi.data.select.edits import MASKED
 from liuyi.data.select.rules import KEPT, RULES
 
 Mask = NDArray[np.bool_]

@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from liuyi.core.errors import DataError, did_you_mean
-from liuyi.data.select.edit import Edits, cut_ratio
+from liuyi.data.select.edit import cut_ratio
+from liuyi.data.select.edits import Edits
 from liuyi.data.select.rules import KEPT, RULES, Attributes, Mask, Rule
 from liuyi.data.select.thresholds import Thresholds
 

@@ -10,29 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
 
-from liuyi.core.step import Params
 from liuyi.data.clean.pii import PLACEHOLDERS
-
-CUT, MASKED = "repeated", "pii"
-"""The attributes that hold spans: lists of (start, end, kind)."""
+from liuyi.data.select.edits import CUT, Edits
 
 Replacement = tuple[int, int, str]
 """Characters `start` to `end` of a text, and what comes in their place: a placeholder, or nothing."""
-
-
-class Edits(Params):
-    """How kept texts are changed."""
-
-    cut_repeated: bool = Field(True, description="cut out lines and passages marked as repeated, where they are marked")
-    mask_pii: bool = Field(True, description="put placeholders such as [EMAIL] in the place of personal data")
-    simplify_chinese: bool = Field(False, description="write documents in traditional Chinese in simplified characters")
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        """The attributes of spans that these edits ask for."""
-        return (CUT,) * self.cut_repeated + (MASKED,) * self.mask_pii
 
 
 def edited(texts: pa.ChunkedArray, attributes: pa.Table, edits: Edits) -> pa.Array:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from liuyi.core.effect import Bars, Effect, Sample, Samples, Table
 from liuyi.data.select.decision import Decision, Numbered
-from liuyi.data.select.edit import CUT, MASKED, Edits
+from liuyi.data.select.edits import CUT, MASKED, Edits
 from liuyi.data.select.rules import KEPT
 from liuyi.data.select.run import Written
 

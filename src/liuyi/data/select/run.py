@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from liuyi.data.attributes import read_beside
 from liuyi.data.corpus import DOCUMENTS, DROPPED, Groups, document_schema
 from liuyi.data.select.decision import Decision, Numbered, Samples
-from liuyi.data.select.edit import CUT, MASKED, Edits, cut_ratio, edited, span_counts
+from liuyi.data.select.edit import cut_ratio, edited, span_counts
+from liuyi.data.select.edits import CUT, MASKED, Edits
 from liuyi.data.select.rules import KEPT, Attributes, reasons
 from liuyi.data.select.split import held_out_clusters
 from liuyi.data.select.thresholds import Thresholds
