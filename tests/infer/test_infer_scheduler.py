@@ -98,6 +98,17 @@ def test_whatever_comes_goes_and_is_preempted_every_answer_is_right(tokenizer: T
     assert runner.batches
 
 
+@pytest.mark.parametrize(("stretch", "most"), [(None, 2048), (1.6, 512)])
+def test_a_step_reads_less_where_somebody_may_wait_for_it(
+    tokenizer: Tokenizer, stretch: float | None, most: int
+) -> None:
+    engine, runner = engine_of(tokenizer, blocks=100, stretch=stretch)
+    for seed in range(2):
+        engine.submit(Request(prompt_ids=text(seed, 1100), max_tokens=1))
+    engine.step()
+    assert runner.read == [most]
+
+
 def test_a_prefix_is_read_once_even_by_those_that_come_together(tokenizer: Tokenizer) -> None:
     engine, runner = engine_of(tokenizer, blocks=400, max_slots=32, prefill_tokens=512)
     stem = text(0, 2048)
