@@ -115,6 +115,16 @@ def test_ranks_tell_and_make_what_one_process_would(toy_home: Home, capfd: pytes
     assert sorted(rank for rank, _ in starts(toy_home)) == [0, 1]
 
 
+def test_more_processes_than_a_machine_can_bear_are_not_started(
+    toy_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "cores", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(StepError, match="9 processes are too many for this machine: 8 at most"):
+        together(toy_home, processes=9)
+    assert starts(toy_home) == []
+
+
 def test_paths_of_ranks_start_at_the_recipe_s_folder(
     toy_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

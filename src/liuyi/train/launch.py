@@ -25,6 +25,7 @@ from typing import TypeVar
 import torch
 
 from liuyi.core.errors import StepError
+from liuyi.core.machine import cores
 from liuyi.core.runner.events import Event, EventLog, follow_events
 from liuyi.core.runner.failure import as_error
 from liuyi.core.runner.restarts import Restarts
@@ -37,6 +38,8 @@ from liuyi.train.world import World
 MAX_RESTARTS = 1000
 """Of one launch. What ends a run that gets nowhere is `Restarts`, long before."""
 MONITOR_S = 0.1
+MOST_A_CORE = 8
+"""Processes that train on the CPU: more than anybody tries out a layout with, and each takes half a gigabyte."""
 JOIN_S = 3600
 """How long machines wait for one another."""
 LOGS = ".logs"
@@ -59,13 +62,16 @@ def run(ctx: Context, params: P, function: Callable[[Context, P, World], None]) 
 
 
 def _launch(ctx: Context, params: ParallelParams) -> None:
+    local = params.processes // params.nodes
+    most = MOST_A_CORE * cores()
+    if local > most and not torch.cuda.is_available():
+        raise StepError(f"{local} processes are too many for this machine: {most} at most", hint="lower 'processes'")
     folder = ctx.workdir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     order = Order.of(ctx, params)
     order.save(folder)
     EventLog(folder).close()
-    local = params.processes // params.nodes
     spread = f" on each of {params.nodes} machines" if params.nodes > 1 else ""
     ctx.log(f"starting {local} processes{spread}")
     if params.nodes > 1:
@@ -91,7 +97,7 @@ def _run_agent(folder: Path, params: ParallelParams) -> None:
 
     local = params.processes // params.nodes
     alone = params.nodes == 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // local)))
     # Ranks that meet in the agents' store find there what the ranks before a restart have left, and wait for these
     # (https://github.com/pytorch/pytorch/issues/135712); so each start has a store of its own.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
