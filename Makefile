@@ -20,13 +20,13 @@ quick: $(VENV)/.test  ## the tests one runs all the time
 drill: $(VENV)/.base  ## kill a small training run 466 times and compare its weights, some minutes
 	$(BIN)/python benchmarks/train/drill.py
 
-lint: $(VENV)/.lint  ## style, types and the import contract
+lint: $(VENV)/.test  ## style, types and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.lint
+format: $(VENV)/.test
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
 
@@ -40,13 +40,11 @@ $(VENV)/.base: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.base
-	$(PIP) --editable '.[test]'
-	@touch $@
-
-$(VENV)/.lint: $(VENV)/.test
-	$(PIP) --editable '.[lint]'
-	@touch $@
+# All at once, the base too: pip looks at every package each time.
+$(VENV)/.test: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --editable '.[test,lint]'
+	@touch $(VENV)/.base $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/liuyi/kernels/native/*.so
