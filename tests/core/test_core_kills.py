@@ -64,7 +64,7 @@ def wait_until_started(diary: Path, times: int) -> None:
 
 
 def wait_until_gone(*pids: int) -> None:
-    wait_for(lambda: not any(is_running(pid) for pid in pids), 30)
+    wait_for(lambda: not any(is_running(pid) for pid in pids))
 
 
 def pids(diary: Path) -> tuple[int, int]:
@@ -136,7 +136,7 @@ def test_a_step_that_does_not_listen_is_killed(toy_home: Home, tmp_path: Path) -
     path.write_text(f"recipe: x\nsteps:\n  deaf: {{step: toy.stubborn, ready: {ready}}}\n")
     attached = start_run(toy_home, RecipeSource("recipe.yaml", path, tmp_path))
     wait_for(ready.exists)
-    assert cancel_run(toy_home, attached.run_id).status == "cancelled"
+    assert cancel_run(toy_home, attached.run_id, wait_s=240).status == "cancelled"
     assert not is_running(int(ready.read_text()))
 
 

@@ -288,7 +288,7 @@ def test_a_cancelled_run_is_resumed_from_where_it_was(toy_home: Home, tmp_path: 
         toy_home, source(tmp_path, CHAIN), overrides=["fit.links=30", "fit.pause_s=0.05", f"fit.diary={diary}"]
     )
     wait_for(lambda: len(lines(diary, "link")) >= 5)
-    cancelled = cancel_run(toy_home, attached.run_id)
+    cancelled = cancel_run(toy_home, attached.run_id, wait_s=240)
     assert (cancelled.status, state(cancelled)) == ("cancelled", "cancelled")
     assert statuses(toy_home, cancelled) == {"fit": "cancelled"}
     assert len(lines(diary, "link")) < 30

@@ -90,11 +90,11 @@ def model_server(model: Model) -> Iterator[ModelServer]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(120)
         yield served
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(120)
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
         assert not thread.is_alive()

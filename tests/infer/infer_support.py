@@ -94,7 +94,7 @@ class ThreadPeer:
 
     def end(self) -> str:
         """Wait for the thread."""
-        self._thread.join(20)
+        self._thread.join(120)
         assert not self._thread.is_alive(), "the worker did not end"
         return "its thread ended"
 
@@ -184,7 +184,7 @@ def served(make: Callable[[Callable[[Answer], None], Gate], FastAPI]) -> Iterato
         yield live
     finally:
         server.drain()
-        thread.join(20)
+        thread.join(120)
         bound.close()
         assert not thread.is_alive(), "the server did not stop"
 
@@ -199,7 +199,7 @@ def live_server(backends: dict[str, ChatBackend], **options: Any) -> Iterator[Li
 
 def client_of(live: LiveServer) -> openai.OpenAI:
     """The official client."""
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0, timeout=120)
 
 
 def let_drafts_cost(monkeypatch: pytest.MonkeyPatch, token_s: float = 0.001) -> None:

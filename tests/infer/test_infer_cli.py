@@ -318,7 +318,7 @@ def test_a_conversation_by_hand(home: Home, folder: Path) -> None:
 
     def until(text: str) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while text.encode() not in seen:
             assert time.monotonic() < deadline, seen
             if select.select([master], [], [], 0.2)[0]:

@@ -65,7 +65,7 @@ class TestLoad:
         self, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         engine = Engine(model, tokenizer, max_slots=1)
-        steps = SlowSteps(engine, monkeypatch)
+        steps = SlowSteps(engine, monkeypatch, rest_s=0.005)
         backend = backend_over(engine, max_queue=1)
         with live_server({"tiny": backend}) as live, ThreadPoolExecutor(2) as pool, client_of(live) as client:
             streams = [client.chat.completions.create(**LONG, stream=True) for _ in range(2)]
