@@ -241,7 +241,9 @@ def test_what_is_no_archive_is_told(other: Home, tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_bytes_changed_anywhere_bring_in_nothing_but_what_was_sent(
     archive: Path, world: World, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
