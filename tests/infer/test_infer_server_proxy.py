@@ -11,7 +11,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from infer_support import LONG, MESSAGES, LiveServer, backend_over, client_of, eventually, live_server, served
+from infer_support import (
+    LONG,
+    MESSAGES,
+    LiveServer,
+    SlowSteps,
+    backend_over,
+    client_of,
+    eventually,
+    live_server,
+    served,
+)
 
 from liuyi.core.errors import LiuyiError
 from liuyi.infer.engine import Engine
@@ -103,14 +113,17 @@ class TestAnswers:
         for content in (b"", b"[", b"[1]", b"{}", b'{"model": 3}', *bodies):
             assert httpx.post(f"{proxied.url}/v1/chat/completions", content=content).status_code == 400
 
-    def test_hanging_up_reaches_the_engine(self, proxied: LiveServer, live_engine: Engine) -> None:
+    def test_hanging_up_reaches_the_engine(
+        self, proxied: LiveServer, live_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        SlowSteps(live_engine, monkeypatch)
         with client_of(proxied) as client:
             stream = client.chat.completions.create(**LONG, stream=True)
             next(stream)
             stream.close()
         eventually(lambda: not live_engine.has_work, "the engine goes on")
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{proxied.url}/v1/chat/completions", json=LONG, timeout=0.05)
+            httpx.post(f"{proxied.url}/v1/chat/completions", json=LONG, timeout=0.3)
         eventually(lambda: not live_engine.has_work, "the engine goes on with an answer in one")
         eventually(lambda: 'status="499"} 2' in httpx.get(f"{proxied.url}/metrics").text, "not counted")
 
