@@ -331,6 +331,15 @@ def test_a_conversation_by_hand(home: Home, folder: Path) -> None:
         os.write(master, b"hello\n")
         until("s to the first token")
         until("›")
+        os.write(master, b"/help\n")
+        until("/reset starts over")
+        until("›")
+        os.write(master, b"too long " * 200 + b"\n")
+        until("error: ")
+        until("›")
+        os.write(master, b"hello\n")
+        until("s to the first token")
+        until("›")
         os.write(master, b"/quit\n")
         assert process.wait(60) == 0
     finally:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import click
 
-from liuyi.cli.common import console, error_console, home
+from liuyi.cli.common import console, error_console, home, print_error
+from liuyi.core.errors import LiuyiError
 
 if TYPE_CHECKING:
     from liuyi.cli.talk import Talker
@@ -91,6 +93,9 @@ def _converse(runner: asyncio.Runner, talker: Talker, system: str | None) -> Non
             continue
         if not said:
             continue
+        if by_hand and re.fullmatch(r"/\w+", said):
+            console().print(HELP, style="dim")
+            continue
         messages.append({"role": "user", "content": said})
         try:
             answer = runner.run(_answer(talker, messages, by_hand))
@@ -99,6 +104,13 @@ def _converse(runner: asyncio.Runner, talker: Talker, system: str | None) -> Non
             if not by_hand:
                 raise
             console().print("\nstopped", style="dim")
+            continue
+        except LiuyiError as error:
+            # What was said before is not lost with a message that is too long, or an engine that starts again.
+            messages.pop()
+            if not by_hand:
+                raise
+            print_error(error)
             continue
         messages.append({"role": "assistant", "content": answer})
 
