@@ -33,7 +33,6 @@ from liuyi.data.parts import map_groups
 from liuyi.data.select.edits import Edits
 from liuyi.data.select.run import decide, write
 from liuyi.data.select.thresholds import Thresholds
-from waiting import wait_for
 
 GROUPS = 8
 ROWS = 40
@@ -138,6 +137,8 @@ def test_cleaning_goes_on_after_a_kill_at_any_moment(grouped: Artifact, cleaned:
     script.write_text(code)
     step = subprocess.Popen([sys.executable, str(script), str(grouped.path), str(out), str(workdir)])
     wanted = random.randint(1, GROUPS - 2)
+    from waiting import wait_for  # not at the top, which the engine's processes read too
+
     wait_for(lambda: len(list(workdir.glob("parts/*.parquet"))) >= wanted, pause_s=0.005)
     workers = psutil.Process(step.pid).children(recursive=True)
     step.kill()
