@@ -37,6 +37,7 @@ steps:
     batch_tokens: 512
     epochs: 12
     checkpoint_every_s: 0.2
+    compute_dtype: fp32
 """
 PROGRAM = [sys.executable, "-c", "from liuyi.cli.main import main; main()"]
 
