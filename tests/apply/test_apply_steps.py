@@ -357,8 +357,10 @@ def test_a_client_that_leaves_lets_no_other_in_before_its_turn(make_cascade: Mak
     backend = AppBackend(cast(Cascade, slow), BackendInfo())
 
     async def ask(text: str) -> str:
+        pieces: list[str] = []
         deltas = await backend.chat(ChatRequest(messages=[user(text)]))
-        return "".join([delta.text async for delta in deltas])
+        await deltas.tell(lambda delta: pieces.append(delta.text))
+        return "".join(pieces)
 
     async def talks() -> str:
         leaves = asyncio.create_task(ask("sing"))

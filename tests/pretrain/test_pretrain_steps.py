@@ -291,8 +291,6 @@ def test_a_model_that_the_machine_cannot_hold_is_refused(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = {"tokens": shelf.tokens, "tokenizer": shelf.tokenizer}
-    with pytest.raises(DataError, match="the dial ends at"):
-        run_step(shelf.home, tmp_path / "a", "pretrain.train", inputs, size="900b")
     memory = SimpleNamespace(total=4_000_000, available=4_000_000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     with pytest.raises(ModelError, match=r"take 7\.7 GB before they learn anything, and this machine has 0\.0 GB"):
