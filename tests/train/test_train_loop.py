@@ -350,7 +350,7 @@ def test_the_compute_dtype_is_measured_once(tmp_path: Path, monkeypatch: pytest.
     from liuyi.train import lm
 
     slow = {torch.float32: 1.0, torch.bfloat16: 0.5}
-    monkeypatch.setattr(lm, "_matmul_s", lambda dtype, device: slow[dtype])
+    monkeypatch.setattr(lm, "_product_s", lambda matrix: slow[matrix.dtype])
     assert choose_compute_dtype("auto", tmp_path) == torch.bfloat16
     slow[torch.float32] = 0.1
     assert choose_compute_dtype("auto", tmp_path) == torch.bfloat16

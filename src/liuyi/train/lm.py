@@ -70,7 +70,10 @@ def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, world: World | Non
 
 def _measure_dtypes(path: Path, device: torch.device) -> None:
     """Time both and write the verdict to `path`."""
-    seconds = {name: _matmul_s(dtype, device) for name, dtype in _DTYPES.items()}
+    matrices = {name: torch.ones(768, 768, dtype=dtype, device=device) for name, dtype in _DTYPES.items()}
+    # By turns and often enough that other work on the machine does not decide.
+    rounds = [{name: _product_s(matrix) for name, matrix in matrices.items()} for _ in range(15)]
+    seconds = {name: min(times[name] for times in rounds) for name in matrices}
     # bf16 costs conversions besides, so it has to win clearly.
     name = "bf16" if seconds["bf16"] < 0.7 * seconds["fp32"] else "fp32"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +82,8 @@ def _measure_dtypes(path: Path, device: torch.device) -> None:
     temporary.rename(path)
 
 
-def _matmul_s(dtype: torch.dtype, device: torch.device, size: int = 768) -> float:
-    """The fastest of a few square matrix products, in seconds."""
-    matrix = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return best
+def _product_s(matrix: Tensor) -> float:
+    """What a product of the matrix with itself takes, in seconds."""
+    started = time.perf_counter()
+    (matrix @ matrix)[0, 0].item()
+    return time.perf_counter() - started
