@@ -27,11 +27,14 @@ def in_tiles(count: int, position: int) -> float:
 class Machine:
     """Four sequences and a prompt, whose steps take what a law says."""
 
-    def __init__(self, pace: Pace, law: Law, *, jitter: float = 0.0, outliers: float = 0.0) -> None:
+    def __init__(
+        self, pace: Pace, law: Law, *, jitter: float = 0.0, outliers: float = 0.0, growth: float = 0.0
+    ) -> None:
+        """`growth` is the part by which a step without a prompt is longer after each."""
         self.steps: list[float] = []
         self.pieces: list[Piece | None] = []
         self._pace, self._law = pace, law
-        self._jitter, self._outliers = jitter, outliers
+        self._jitter, self._outliers, self._growth = jitter, outliers, growth
         self._chance = random.Random(0)
         for _ in range(100):
             pace.observe(4, 0, [], STEP_S)
@@ -54,7 +57,8 @@ class Machine:
 
     def _step(self, piece: Piece | None) -> None:
         more_s = self._law(piece.tokens, piece.position) * piece.share if piece else 0.0
-        seconds = (STEP_S + more_s) * (1 + abs(self._chance.gauss(0, self._jitter)))
+        step_s = STEP_S * (1 + self._growth * len(self.steps))
+        seconds = (step_s + more_s) * (1 + abs(self._chance.gauss(0, self._jitter)))
         seconds *= 3 if self._chance.random() < self._outliers else 1
         self._pace.observe(4, 0, [piece] if piece else [], seconds)
         self.steps.append(seconds)
@@ -114,6 +118,26 @@ def test_what_interrupts_steps_without_prompts_is_not_given_to_prompts() -> None
     assert pace.step_s(4) == pytest.approx(STEP_S)
 
 
+def test_a_row_of_slow_steps_just_before_a_prompt_does_not_make_its_steps_long() -> None:
+    pace = Pace(prefill_tokens=512, stretch=1.6, layers=30)
+    machine = Machine(pace, linear, jitter=0.03)
+    for _ in range(40):
+        pace.observe(4, 0, [], 3 * STEP_S)
+    steps = machine.read(4096)
+    assert sorted(steps)[len(steps) // 2] < 1.7 * STEP_S
+    assert sorted(steps)[int(0.99 * len(steps))] < 1.9 * STEP_S
+
+
+def test_steps_that_grow_with_their_texts_leave_prompts_their_share() -> None:
+    machine = Machine(Pace(prefill_tokens=512, stretch=1.6, layers=30), linear, jitter=0.03, growth=0.0005)
+    steps = machine.read(4096)
+    assert len(steps) > 200
+    for step, seconds in enumerate(steps):
+        assert seconds < 1.9 * STEP_S * (1 + 0.0005 * step)
+    last = sorted(steps[-60:])[30] / (STEP_S * (1 + 0.0005 * len(steps)))
+    assert last == pytest.approx(1.6, abs=0.1)
+
+
 @pytest.mark.parametrize("layers", [1, 30])
 def test_tokens_that_turn_dear_are_noticed_within_a_few_steps(layers: int) -> None:
     pace = Pace(prefill_tokens=512, stretch=1.75, layers=layers)
@@ -167,7 +191,7 @@ def test_what_a_step_takes_without_prompts_is_learned_while_prompts_wait() -> No
         count, _ = pace.budget(generating=3, reading=1).piece(0, 512)
         counts.append(count)
         pace.observe(3, 0, [Piece(count, 0)] if count else [], 0.004 + 0.0001 * count)
-    assert [at for at, tokens in enumerate(counts) if not tokens] == [0, 65, 130, 195]
+    assert [at for at, tokens in enumerate(counts) if not tokens] == [0, 33, 66, 99, 132, 165, 198]
     assert all(tokens in (19, 20) for tokens in counts[10:] if tokens)
 
 
@@ -231,7 +255,7 @@ def test_prompts_and_drafts_are_told_apart() -> None:
     for _ in range(5):
         pace.observe(2, 4, [], 0.006)
     assert pace.verify_cost.seconds(4) == pytest.approx(0.002)
-    for _ in range(50):
+    for _ in range(20):
         pace.observe(2, 4, [Piece(10, 0)], 0.007)
     assert pace.verify_cost.seconds(4) == pytest.approx(0.002)
     count, _ = pace.budget(generating=2, reading=1).piece(0, 512)

@@ -133,6 +133,11 @@ def _check_draws(draws: Draws, rows: int) -> None:
             raise KernelsError(f"draws of {rows} rows are as many float32 temperatures and uint64 keys, C-contiguous")
 
 
+_FIRST_ANGLES = 16_384
+"""Positions in the first table, 4 MB of them with heads of 64: to make another in the middle of requests takes as long
+as several steps, and leaves a thread of PyTorch spinning for as long again."""
+
+
 class _Angles:
     """Cosines and sines of positions, in a table that grows with the longest sequence seen."""
 
@@ -141,7 +146,7 @@ class _Angles:
         self._stretches_beyond = config.max_position_embeddings if config.rope_type == "dynamic" else None
         self._context = config.context_tokens
         self._longest = 0
-        self._grow(1024)
+        self._grow(min(self._context, _FIRST_ANGLES))
 
     def of(self, batch: Batch) -> tuple[Floats, Floats, bool]:
         """Both [positions, head_dim / 2] from position 0 on, or [tokens, head_dim / 2] and True."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from math import ceil
-from statistics import median
 
 from liuyi.infer.reading_cost import Piece, ReadingCost
 from liuyi.infer.verify_cost import VerifyCost
@@ -30,10 +29,11 @@ _FIRST = 8
 """Tokens of the first paced step, which nothing is known of."""
 _GROWTH = 2
 """Times the work of the last paced step that the next may have: what was never tried may cost more than expected."""
-_LOOK_AGAIN = 64
-"""Steps after which one without prompts and drafts is taken, to see what that takes now."""
-_RECENT = 15
-"""Steps without prompts and drafts of which the median is taken: what came between a few of them does not count."""
+_LOOK_AGAIN = 32
+"""Steps after which one without prompts and drafts is taken, to see what that takes now: texts grow meanwhile."""
+_RECENT, _APART = 5, 16
+"""Steps without prompts and drafts that are remembered, and how many lie between two of them: what slows a row of them
+down, as a long request does that arrives, is not what such steps take."""
 
 
 class Budget:
@@ -135,8 +135,10 @@ class Pace:
         step_s = self.step_s(generating)
         if not drafted and not read:
             size = generating.bit_length()
-            self._looked[size] = self._steps
-            self._bare_s.setdefault(size, deque(maxlen=_RECENT)).append(seconds)
+            recent = self._bare_s.setdefault(size, deque(maxlen=_RECENT))
+            if len(recent) < _RECENT or self._steps - self._looked[size] >= _APART:
+                self._looked[size] = self._steps
+                recent.append(seconds)
             self.verify_cost.learn(0, 0.0)
         elif step_s is not None:
             more_s = max(seconds - step_s, 0.01 * seconds)
@@ -147,11 +149,15 @@ class Pace:
                 self.verify_cost.learn(drafted, more_s)
 
     def step_s(self, generating: int) -> float | None:
-        """Seconds of a step without other tokens, of the most similar number of sequences seen; None before any."""
+        """Seconds of a step without other tokens, of the most similar number of sequences seen; None before any.
+
+        The lower quartile of those remembered: what comes between only ever makes a step longer.
+        """
         if not self._bare_s:
             return None
         size = generating.bit_length()
-        return median(self._bare_s[min(self._bare_s, key=lambda seen: abs(seen - size))])
+        recent = sorted(self._bare_s[min(self._bare_s, key=lambda seen: abs(seen - size))])
+        return recent[len(recent) // 4]
 
     def _budget(self, tokens: float, seconds: float) -> Budget:
         return Budget(tokens, seconds, self._reading, self.layers)

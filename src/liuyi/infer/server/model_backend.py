@@ -173,9 +173,9 @@ class ModelBackend:
             self._check_length(len(text), "prompt")
 
         def make() -> Task:
-            prompts = [self._as_prompt(prompt) for prompt in request.prompts]
-            ids = [list(prompt.token_ids) for prompt in prompts]
-            return Task(ids, request.options, echo=prompts if request.echo else ())
+            ids = [self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in request.prompts]
+            shown = zip(request.prompts, ids, strict=True) if request.echo else ()
+            return Task(ids, request.options, echo=[self._as_prompt(*prompt) for prompt in shown])
 
         given = sum(len(prompt) for prompt in request.prompts if not isinstance(prompt, str))
         characters = sum(map(len, texts))
@@ -245,12 +245,12 @@ class ModelBackend:
             )
         return ids
 
-    def _as_prompt(self, prompt: str | Sequence[int]) -> Prompt:
+    def _as_prompt(self, prompt: str | Sequence[int], ids: Sequence[int]) -> Prompt:
         if isinstance(prompt, str):
-            return Prompt(prompt, self.tokenizer.encode(prompt))
+            return Prompt(prompt, ids)
         pieces = self.tokenizer.all_token_bytes
-        known = b"".join(pieces[token] for token in prompt if token < len(pieces))
-        return Prompt(known.decode(errors="replace"), prompt)
+        known = b"".join(pieces[token] for token in ids if token < len(pieces))
+        return Prompt(known.decode(errors="replace"), ids)
 
     async def _begin(
         self, make: Callable[[], Task], options: Options, prompts: int, *, characters: int, given: int = 0

@@ -23,6 +23,43 @@ long futex(const std::atomic<uint32_t>* word, int operation, uint32_t value) {
                    nullptr, 0);
 }
 
+// The processors that the calling thread may run on; none if the system does not say.
+std::vector<int> allowed_processors() {
+    std::vector<int> processors;
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return processors;
+    for (int processor = 0; processor < CPU_SETSIZE; ++processor) {
+        if (CPU_ISSET(processor, &set)) processors.push_back(processor);
+    }
+    return processors;
+}
+
+void bind_to(int processor) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(processor, &set);
+    sched_setaffinity(0, sizeof set, &set);  // where it fails, the thread runs as before
+}
+
+// Keeps the calling thread on one processor as long as it lives; no processor is below 0.
+class Bound {
+  public:
+    explicit Bound(int processor) {
+        if (processor < 0 || sched_getaffinity(0, sizeof before_, &before_) != 0) return;
+        bind_to(processor);
+        bound_ = true;
+    }
+    ~Bound() {
+        if (bound_) sched_setaffinity(0, sizeof before_, &before_);
+    }
+    Bound(const Bound&) = delete;
+    Bound& operator=(const Bound&) = delete;
+
+  private:
+    cpu_set_t before_;
+    bool bound_ = false;
+};
+
 }  // namespace
 
 void Signal::advance() {
@@ -48,7 +85,8 @@ void Signal::wait_beyond(uint32_t old) {
     }
 }
 
-Threads::Threads(int count) : count_(count) {
+Threads::Threads(int count) : count_(count), processors_(allowed_processors()) {
+    if (processors_.size() != static_cast<size_t>(count) || count == 1) processors_.assign(count, -1);
     try {
         for (int thread = 1; thread < count; ++thread) workers_.emplace_back([this, thread] { work(thread); });
     } catch (...) {
@@ -67,6 +105,7 @@ Threads::~Threads() {
 
 void Threads::start(Function function, const void* context) {
     const std::lock_guard<std::mutex> turn(turn_);
+    const Bound bound(processors_[0]);
     function_ = function;
     context_ = context;
     jobs_.advance();
@@ -75,6 +114,7 @@ void Threads::start(Function function, const void* context) {
 }
 
 void Threads::work(int thread) {
+    if (processors_[thread] >= 0) bind_to(processors_[thread]);
     for (uint32_t seen = 0;; ++seen) {
         jobs_.wait_beyond(seen);
         if (stopping_) return;

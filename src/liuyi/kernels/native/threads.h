@@ -6,6 +6,10 @@
 // Waiting spins for some microseconds, then offers the core to others for some milliseconds, then sleeps: a step with
 // hundreds of barriers costs tens of nanoseconds each, the next step finds all threads awake, and nothing collapses when
 // others use the same cores.
+//
+// Where there are as many processors as threads, each thread has one of its own while a job runs. The system's scheduler
+// puts two of them on one otherwise, as soon as another program takes the second for a moment, and leaves them there for
+// many milliseconds: all the barriers of a step then wait for each other in turn.
 #pragma once
 
 #include <atomic>
@@ -52,6 +56,7 @@ class Threads {
     void work(int thread);
 
     const int count_;
+    std::vector<int> processors_;  // of each thread; -1 for any
     Function function_ = nullptr;
     const void* context_ = nullptr;
     bool stopping_ = false;

@@ -1,0 +1,78 @@
+"""Where the threads of the native forward pass run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from liuyi.core.machine import cores
+from liuyi.infer.native_runner import NativeRunner
+from liuyi.infer.runner import Batch, ids
+from liuyi.kernels.library import KernelsAbsent, kernels
+from small_models import small_model
+
+try:
+    kernels()
+except KernelsAbsent as absent:
+    pytest.skip(f"no native kernels: {absent.message}", allow_module_level=True)
+
+pytestmark = pytest.mark.skipif(cores() < 2, reason="one processor")
+TASKS = Path("/proc/self/task")
+STEPS = 20_000
+BATCH = Batch(ids([1]), ids([1]), ids([0]), ids([[0]]), ids([0]), ids([-1]))
+
+
+def _runner(threads: int) -> NativeRunner:
+    return NativeRunner(small_model(64), 4, threads=threads)
+
+
+def _tasks() -> set[int]:
+    return {int(task.name) for task in TASKS.iterdir()}
+
+
+@pytest.fixture
+def processors() -> Iterator[list[int]]:
+    """Those that this process may use, before and after."""
+    allowed = os.sched_getaffinity(0)
+    yield sorted(allowed)
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_as_many_threads_as_processors_have_one_each(processors: list[int]) -> None:
+    before = _tasks()
+    runner = _runner(len(processors))
+    runner.logits(BATCH)
+    workers = [os.sched_getaffinity(task) for task in sorted(_tasks() - before)]
+    assert workers == [{processor} for processor in processors[1:]]
+
+
+def test_who_calls_has_the_first_as_long_as_a_step_takes(processors: list[int]) -> None:
+    runner, caller, seen = _runner(len(processors)), threading.get_native_id(), threading.Event()
+
+    def look() -> None:
+        while not seen.is_set():
+            if os.sched_getaffinity(caller) == {processors[0]}:
+                seen.set()
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    for _ in range(STEPS):
+        runner.logits(BATCH)
+        if seen.is_set():
+            break
+    found = seen.is_set()
+    seen.set()
+    looking.join()
+    assert found
+
+
+def test_other_numbers_of_threads_run_wherever_there_is_room(processors: list[int]) -> None:
+    before = _tasks()
+    runner = _runner(len(processors) + 1)
+    runner.logits(BATCH)
+    workers = [os.sched_getaffinity(task) for task in _tasks() - before]
+    assert workers == [set(processors)] * len(processors)
