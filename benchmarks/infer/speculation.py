@@ -2,8 +2,8 @@
 
     python benchmarks/infer/speculation.py PEERS
 
-Greedy, SmolLM2 goes on with documentation in loops, the best that can happen to prompt lookup; at temperature 1 hardly a
-guess is right, the worst. The tokens must be the same.
+Greedy, SmolLM2 goes on with documentation in loops, the best that can happen to prompt lookup; at temperature 1 hardly
+a guess is right, the worst. The tokens must be the same.
 """
 
 from __future__ import annotations
