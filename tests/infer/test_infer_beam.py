@@ -26,6 +26,7 @@ def theirs(model: Decoder) -> Any:
 
 
 @pytest.mark.parametrize("prompt", ["打开厨房的灯，把", "The quick brown fox jumps over the lazy dog, again"])
+@pytest.mark.parametrize("min_tokens", [0, 7])
 @pytest.mark.parametrize(
     ("width", "length_penalty", "early_stopping"),
     [(1, 1.0, False), (4, 1.0, True), (4, 0.0, False), (5, -1.0, False), (5, 2.0, False), (8, 0.6, False)],
@@ -38,19 +39,22 @@ def test_finds_what_transformers_finds(
     width: int,
     length_penalty: float,
     early_stopping: bool,
+    min_tokens: int,
 ) -> None:
     engine = Engine(model, tokenizer, max_slots=8)
     # Tokens that end some beams before others, with these prompts.
     engine.stop_ids = frozenset([56, 136, 281, 377])
     ids = tokenizer.encode(prompt)
     options = BeamOptions(length_penalty, early_stopping)
-    found = beam_search(engine, Request(prompt_ids=ids, max_tokens=14), width=width, options=options)
+    request = Request(prompt_ids=ids, max_tokens=14, min_tokens=min_tokens)
+    found = beam_search(engine, request, width=width, options=options)
     with torch.no_grad():
         expected = theirs.generate(
             torch.tensor([ids]),
             num_beams=width,
             num_return_sequences=width,
             max_new_tokens=14,
+            min_new_tokens=min_tokens,
             length_penalty=length_penalty,
             early_stopping=early_stopping,
             do_sample=False,
@@ -64,6 +68,7 @@ def test_finds_what_transformers_finds(
     if width > 1:
         scores = [hypothesis.score for hypothesis in found]
         assert scores == pytest.approx(expected.sequences_scores.tolist(), rel=1e-5)
+    assert min(len(hypothesis.token_ids) for hypothesis in found) > min_tokens
     for hypothesis in found:
         assert (hypothesis.finish_reason == "stop") == (hypothesis.token_ids[-1] in engine.stop_ids)
     assert width < 4 or length_penalty > 1 or any(hypothesis.finish_reason == "stop" for hypothesis in found)

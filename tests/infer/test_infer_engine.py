@@ -65,6 +65,7 @@ def varied(tokenizer: Tokenizer, **more: Any) -> list[Request]:
         {"temperature": 0.6, "seed": 5, "logit_bias": {30: 2.0, 31: -50.0}},
         {"stop": ["e", "灯"], "temperature": 0.9, "seed": 6},
         {"temperature": 2.0, "seed": 7, "ignore_eos": True},
+        {"min_tokens": 12, "stop": ["e", "o", "灯"], "stop_token_ids": range(30, 90), "temperature": 1.2, "seed": 8},
     ]
     return [
         Request(prompt_ids=prompt, max_tokens=24, **(feature | more))

@@ -90,6 +90,7 @@ fields: dict[str, Any] = {
     | st.lists(st.integers(-1, 500), max_size=5)
     | st.lists(st.text(max_size=9), max_size=3),
     "max_tokens": st.integers(0, 6),
+    "min_tokens": st.integers(-1, 7),
     "max_completion_tokens": st.integers(1, 6),
     "temperature": st.floats(-1, 3),
     "top_p": st.floats(0, 1),

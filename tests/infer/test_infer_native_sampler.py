@@ -54,6 +54,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "repetition_penalty": either(1.0, st.floats(0.8, 1.6)),
         "presence_penalty": either(0.0, st.floats(-1, 2)),
         "frequency_penalty": either(0.0, st.floats(-1, 2)),
+        "min_tokens": either(0, st.integers(1, 6)),
         "logit_bias": draw(st.dictionaries(st.integers(0, 30), st.floats(-9, 9), max_size=3)),
     }
 
@@ -82,7 +83,8 @@ class TestDraws:
             for slot, fields in enumerate(asked):
                 moved = {name: min(1.0, p_factor * fields[name]) if fields[name] < 1 else 1.0 for name in MASSES}
                 output = np.random.default_rng(slot).integers(0, vocab, 100).tolist()
-                sampler.admit(slot, Request(prompt_ids=[1, 2, 30, 2], **{**fields, **moved}), seed=seed + slot)
+                request = Request(prompt_ids=[1, 2, 30, 2], **{**fields, **moved})
+                sampler.admit(slot, request, seed=seed + slot, stop_ids=range(slot, vocab, 3))
                 sampler.observe(slot, output[:3])
                 sampler.observe(slot, output[3:])
             slots = list(range(len(asked)))

@@ -62,6 +62,19 @@ class TestPenalties:
         kept = ours._changed(logits, [0], [ours._request(0)], [None])
         torch.testing.assert_close(kept, theirs)
 
+    def test_what_ends_too_soon_is_what_transformers_takes_out(self) -> None:
+        from transformers import MinNewTokensLengthLogitsProcessor
+
+        logits, ends = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)), [3, 31, 32, 49]
+        ours = Sampler(slots=1, vocab_size=50)
+        ours.admit(0, Request(prompt_ids=[7, 8], min_tokens=4, logit_bias={31: 90.0}), seed=0, stop_ids=ends)
+        theirs = MinNewTokensLengthLogitsProcessor(2, 4, eos_token_id=ends, device="cpu")
+        logits[0, 31] += 90
+        for position in range(7):
+            expected = theirs(torch.tensor([[7, 8] + [9] * position]), logits.clone())
+            assert ours.sample(logits, [0], [0], [position], None) == [int(expected.argmax())]
+            assert ours.is_plain(0, position) is False
+
     @given(st.lists(st.integers(0, 300)), st.lists(st.integers(0, 300), max_size=200))
     def test_what_is_seen_is_counted(self, prompt: list[int], output: list[int]) -> None:
         seen = Seen(prompt)

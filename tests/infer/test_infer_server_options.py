@@ -213,6 +213,16 @@ class TestEnds:
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 20
 
+    def test_not_before_so_many_tokens(self, client: openai.OpenAI) -> None:
+        asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 20, "logit_bias": {"2": 100}}
+        lengths = []
+        for more in ({}, {"min_tokens": 9}):
+            answer = client.chat.completions.create(**asked, extra_body=more)
+            assert answer.usage is not None
+            assert answer.choices[0].finish_reason == "stop"
+            lengths.append(answer.usage.completion_tokens)
+        assert lengths == [1, 10]
+
 
 def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 5, "seed": 1}
@@ -232,6 +242,8 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
     ("change", "param"),
     [
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"best_of": 99}, "best_of"),

@@ -44,6 +44,8 @@ FEATURES: list[dict[str, Any]] = [
     {"schema": SCHEMA, "temperature": 1.0, "seed": 4, "logprobs": True},
     {"stop": ["e", "灯"], "temperature": 0.9, "seed": 6},
     {"temperature": 0.3, "seed": 7, "ignore_eos": True, "prompt_logprobs": True},
+    {"min_tokens": 12, "stop_token_ids": range(30, 90)},
+    {"min_tokens": 12, "stop": ["e", "o"], "stop_token_ids": range(30, 90), "temperature": 0.9, "seed": 8},
 ]
 
 

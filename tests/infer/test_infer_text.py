@@ -49,6 +49,29 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str], cuts
         assert joined == text
 
 
+@given(
+    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=12),
+    st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(0, 12),
+)
+def test_stop_strings_that_end_too_soon_are_passed_over(pieces: list[str], stop: list[str], first: int) -> None:
+    text = TextStream(stop)
+    out = ""
+    for at, piece in enumerate(pieces):
+        out += text.push(piece.encode(), may_stop=at >= first)
+        if text.stopped:
+            break
+    whole, passed = "".join(pieces), len("".join(pieces[:first]))
+    ends = [(at + len(word), at) for word in stop for at in range(len(whole)) if whole.startswith(word, at)]
+    counted = [(end, at) for end, at in ends if end > passed]
+    assert text.stopped == bool(counted)
+    if not counted:
+        assert out + text.finish() == whole
+        return
+    known = next(len("".join(pieces[:at])) for at in range(first, 13) if len("".join(pieces[:at])) >= min(counted)[0])
+    assert out == whole[: min(at for end, at in counted if end <= known)]
+
+
 def test_a_beginning_of_a_stop_string_waits() -> None:
     text = TextStream(["<end>"])
     assert text.push(b"a<e") == "a"

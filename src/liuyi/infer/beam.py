@@ -20,7 +20,7 @@ from liuyi.infer.request import MAX_TOP_LOGPROBS, Completion, FinishReason, Requ
 if TYPE_CHECKING:
     from liuyi.infer.engine import Engine
 
-_TAKEN = ("prompt_ids", "max_tokens", "stop_token_ids", "ignore_eos", "seed", "adapter", "priority")
+_TAKEN = ("prompt_ids", "max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "seed", "adapter", "priority")
 """Fields of a request that a search heeds; the others say how to draw, and nothing is drawn."""
 
 
@@ -73,8 +73,9 @@ class BeamSearch:
                 raise RequestError(f"a beam search takes no {field.name}", param=field.name)
         self.prompt_tokens = len(request.prompt_ids)
         self._request = dataclasses.replace(
-            request, max_tokens=1, logprobs=True, top_logprobs=width + len(ends), stop_token_ids=()
+            request, max_tokens=1, min_tokens=0, logprobs=True, top_logprobs=width + len(ends), stop_token_ids=()
         )
+        self._min_tokens = request.min_tokens
         self._max_tokens = min(request.max_tokens, context - self.prompt_tokens)
         self._width = width
         self._ends = ends
@@ -90,13 +91,14 @@ class BeamSearch:
 
     def take(self, completions: Sequence[Completion]) -> None:
         """Go on by one token, given the answers to `requests()` in their order."""
+        length = len(self._beams[0][0]) + 1
         candidates = [
             ((*tokens, token), logprob + step)
             for (tokens, logprob), completion in zip(self._beams, completions, strict=True)
             for token, step in completion.top_logprobs[0]
+            if token not in self._ends or length > self._min_tokens
         ]
         candidates.sort(key=lambda candidate: -candidate[1])
-        length = len(self._beams[0][0]) + 1
         self._beams = []
         for rank, (tokens, logprob) in enumerate(candidates):
             stopped = tokens[-1] in self._ends

@@ -240,7 +240,7 @@ class Engine:
 
     def _schedule(self) -> list[Chunk]:
         for sequence in self._scheduler.admit():
-            self._sampler.admit(sequence.slot, sequence.request, sequence.seed)
+            self._sampler.admit(sequence.slot, sequence.request, sequence.seed, sequence.stop_ids)
             self._sampler.observe(sequence.slot, sequence.tokens[sequence.prompt_tokens :])
         speculator, generating = self._speculator, self._scheduler.generating
         drafts = speculator.draft(generating, self._choose) if speculator and generating else {}
@@ -248,7 +248,7 @@ class Engine:
 
     def _is_plain(self, sequence: Sequence) -> bool:
         """Whether nothing but a token is asked of its logits, which temperature and noise alone choose."""
-        return not sequence.wants_logits and self._sampler.is_plain(sequence.slot)
+        return not sequence.wants_logits and self._sampler.is_plain(sequence.slot, sequence.generated)
 
     def _draws_of(self, turns: Items[Turn]) -> Draws | None:
         """How the tokens after the rows of all turns are chosen."""
@@ -291,7 +291,7 @@ class Engine:
         likeliest = logits.numpy().argmax(axis=-1).tolist()
         for turn in speaking:
             sequence = turn.sequence
-            if sequence.matcher is not None or not self._sampler.is_greedy(sequence.slot):
+            if sequence.matcher is not None or not self._sampler.is_greedy(sequence.slot, sequence.generated):
                 left.append(turn)
                 continue
             self._follow(turn, likeliest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import numpy as np
@@ -26,8 +26,8 @@ class NativeSampler(Sampler):
         """What is the same for all draws of a slot."""
         self._biases: list[tuple[NDArray[np.int32], NDArray[np.float32]] | None] = [None] * slots
 
-    def admit(self, slot: int, request: Request, seed: int) -> None:
-        super().admit(slot, request, seed)
+    def admit(self, slot: int, request: Request, seed: int, stop_ids: Collection[int] = ()) -> None:
+        super().admit(slot, request, seed, stop_ids)
         draw = np.zeros((), DRAW)
         draw["repetition"], draw["presence"] = request.repetition_penalty, request.presence_penalty
         draw["frequency"] = request.frequency_penalty
@@ -55,7 +55,8 @@ class NativeSampler(Sampler):
             if seen is not None:
                 draws["seen"][row], draws["counts"][row] = seen.tokens.ctypes.data, seen.counts.ctypes.data
                 draws["seen_count"][row] = len(seen)
-        for row, mask in enumerate(masks or ()):
+        allowed = self._allowed(slots, positions, masks)
+        for row, mask in enumerate(allowed):
             if mask is not None:
                 draws["allowed"][row] = mask.ctypes.data
         tokens: list[int] = self._model.draw(draws).tolist()

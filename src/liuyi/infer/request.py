@@ -55,6 +55,9 @@ class Request:
     max_tokens: int = 256
     """At most this many tokens are generated; the end of the context may come sooner. 0 only reads the prompt, for
     `prompt_logprobs`."""
+    min_tokens: int = 0
+    """None of the first so many tokens ends the output or completes a stop string (as vLLM defines it). Where a grammar
+    lets nothing follow but the end, it ends all the same."""
     temperature: float = 0.0
     """0, or anything below `COLDEST`, takes the most probable token; from there on, logits are divided by it."""
     top_k: int = 0
@@ -103,6 +106,7 @@ class Request:
             raise RequestError("the prompt is empty", param="prompt")
         checks = (
             ("max_tokens", self.max_tokens >= (0 if self.prompt_logprobs else 1), "at least 1"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens"),
             ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from liuyi.infer.sampling import (
     keep_top_k,
     keep_top_p,
     keep_typical,
+    mask_without,
     noise_keys,
     penalise,
     score,
@@ -42,10 +43,13 @@ class Sampler:
         self._is_plain = [False] * slots
         self._seen: list[Seen | None] = [None] * slots
         """Of those slots whose requests have penalties."""
+        self._unending: list[NDArray[np.int32] | None] = [None] * slots
+        """Of those slots whose requests have `min_tokens`, the tokens that do not end them."""
 
-    def admit(self, slot: int, request: Request, seed: int) -> None:
-        """Take over the parameters of a request that now owns the slot."""
+    def admit(self, slot: int, request: Request, seed: int, stop_ids: Collection[int] = ()) -> None:
+        """Take over the parameters of a request that now owns the slot; `stop_ids` end its output."""
         self._requests[slot] = request
+        self._unending[slot] = mask_without(stop_ids, self.vocab_size) if request.min_tokens and stop_ids else None
         self._seeds[slot] = np.uint64(seed % (1 << 64))
         self._temperatures[slot] = request.temperature if request.temperature >= COLDEST else 0
         self._seen[slot] = Seen(request.prompt_ids) if _penalised(request) else None
@@ -59,13 +63,13 @@ class Sampler:
         if seen is not None:
             seen.add(tokens)
 
-    def is_greedy(self, slot: int) -> bool:
-        """Whether the slot's next token is the one with the largest logit, whatever came before."""
-        return self.is_plain(slot) and not self._temperatures[slot]
+    def is_greedy(self, slot: int, position: int) -> bool:
+        """Whether from a position of the slot's output on the next token is always the one with the largest logit."""
+        return self.is_plain(slot, position) and not self._temperatures[slot]
 
-    def is_plain(self, slot: int) -> bool:
-        """Whether nothing but temperature and noise says which token follows its logits."""
-        return self._is_plain[slot]
+    def is_plain(self, slot: int, position: int) -> bool:
+        """Whether from a position of its output on nothing but temperature and noise says which token follows."""
+        return self._is_plain[slot] and self._unending_at(slot, position) is None
 
     def draws(self, slots: Sequence[int], positions: Sequence[int]) -> Draws | None:
         """How the tokens of plain slots are chosen, so many tokens into their outputs; None for the likeliest."""
@@ -81,7 +85,7 @@ class Sampler:
         """
         logits = logits if list(rows) == list(range(len(logits))) else logits[list(rows)]
         requests = [self._request(slot) for slot in slots]
-        logits = self._changed(logits, slots, requests, masks or [None] * len(slots))
+        logits = self._changed(logits, slots, requests, self._allowed(slots, positions, masks))
         # Ten times as fast as torch's, for few rows.
         tokens: list[int] = logits.numpy().argmax(axis=-1).tolist()
         random = [row for row, slot in enumerate(slots) if self._temperatures[slot]]
@@ -97,6 +101,15 @@ class Sampler:
         """Log-softmax of some `rows` of logits [any, vocab] float32 at `tokens` [rows], and at the `tops[row]` most
         probable tokens."""
         return score(logits[list(rows)], tokens, tops)
+
+    def _allowed(self, slots: Sequence[int], positions: Sequence[int], masks: Masks | None) -> Masks:
+        """The masks of the grammars, without what would end a row too soon."""
+        unending = map(self._unending_at, slots, positions)
+        return [_without_ends(*both) for both in zip(masks or [None] * len(slots), unending, strict=True)]
+
+    def _unending_at(self, slot: int, position: int) -> NDArray[np.int32] | None:
+        """The tokens that do not end the slot's output; None if all may come at that position."""
+        return self._unending[slot] if position < self._request(slot).min_tokens else None
 
     def _changed(self, logits: Tensor, slots: Sequence[int], requests: Sequence[Request], masks: Masks) -> Tensor:
         """Logits under grammars, penalties and biases."""
@@ -145,6 +158,14 @@ def _filtered(logits: Tensor, requests: Sequence[Request]) -> Tensor:
         elif len(rows):
             logits = logits.index_copy(0, rows, keep(logits[rows], parameters[rows]))
     return logits
+
+
+def _without_ends(mask: NDArray[np.int32] | None, unending: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
+    """Tokens that both allow; those of the grammar where it leaves nothing but ends."""
+    if mask is None or unending is None:
+        return unending if mask is None else mask
+    both = mask & unending
+    return both if both.any() else mask
 
 
 def _penalised(request: Request) -> bool:

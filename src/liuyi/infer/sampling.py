@@ -9,7 +9,7 @@ candidates lie that close, so that a request gives the same tokens alone and in 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -200,6 +200,13 @@ def unpack_mask(bits: NDArray[np.int32], vocab: int) -> Tensor:
     """Allowed tokens [rows, vocab] bool, from bit masks [rows, ceil(vocab / 32)], least significant bit first."""
     unpacked = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little", count=vocab)
     return torch.from_numpy(unpacked.view(np.bool_))
+
+
+def mask_without(tokens: Collection[int], vocab: int) -> NDArray[np.int32]:
+    """A bit mask, as `unpack_mask` takes it, of all tokens but these: [ceil(vocab / 32)]."""
+    allowed = np.arange(32 * -(-vocab // 32)) < vocab
+    allowed[list(tokens)] = False
+    return np.packbits(allowed, bitorder="little").view(np.int32)
 
 
 def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -137,7 +137,8 @@ class Sequence:
         for token in tokens:
             used += 1
             if token not in self.stop_ids:
-                text += self._stream.push(self._visible.get(token) or pieces[token])
+                may_stop = self._published + used > self.request.min_tokens
+                text += self._stream.push(self._visible.get(token) or pieces[token], may_stop=may_stop)
             if token in self.stop_ids or self._stream.stopped:
                 reason = "stop"
                 break

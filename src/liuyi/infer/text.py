@@ -28,22 +28,25 @@ class TextStream:
         self.stopped = False
         """A stop string was found; the text before it is out, nothing will follow."""
 
-    def push(self, piece: bytes) -> str:
-        """Take the bytes of one token; the text that is certain now."""
-        return self._release(self._decoder.decode(piece), last=False)
+    def push(self, piece: bytes, *, may_stop: bool = True) -> str:
+        """Take the bytes of one token; the text that is certain now. Stop strings that end in it are passed over
+        unless it `may_stop`."""
+        return self._release(self._decoder.decode(piece), may_stop=may_stop)
 
     def finish(self) -> str:
         """No token will follow; the text that was still held back."""
         return self._release(self._decoder.decode(b"", final=True), last=True)
 
-    def _release(self, text: str, *, last: bool) -> str:
+    def _release(self, text: str, *, may_stop: bool = True, last: bool = False) -> str:
         if self.stopped:
             return ""
         if not self._stop:
             return text
+        known = len(self._held)
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
+        # What is held may be a stop string that was passed over: one that counts ends in what is new.
+        found = [at for at in (text.find(stop, max(0, known + 1 - len(stop))) for stop in self._stop) if at >= 0]
+        if found and may_stop:
             self.stopped = True
             self._held = ""
             return text[: min(found)]

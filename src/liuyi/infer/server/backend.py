@@ -65,6 +65,7 @@ class Options:
     beam: BeamOptions | None = None
     """Search for the most probable answers, with as many beams, rather than draw them."""
     max_tokens: int | None = None
+    min_tokens: int = 0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -1,7 +1,7 @@
 """The bodies of `POST /v1/chat/completions` and `POST /v1/completions`, OpenAI's and some fields beyond.
 
 Beyond OpenAI's API, by the names that vLLM gives them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`,
-`stop_token_ids`, `ignore_eos`, `use_beam_search`, `length_penalty`, `early_stopping`, `priority`,
+`min_tokens`, `stop_token_ids`, `ignore_eos`, `use_beam_search`, `length_penalty`, `early_stopping`, `priority`,
 `chat_template_kwargs` and `structured_outputs`, whose parts older clients send as `guided_json`, `guided_regex`,
 `guided_choice` and `guided_grammar`. `response_format` takes `regex` and `lark` too.
 """
@@ -71,6 +71,9 @@ class _Generation(Body):
 
     model: str
     max_tokens: int | None = Field(None, ge=0, le=MAX_INT)
+    min_tokens: int | None = Field(
+        None, ge=0, le=MAX_INT, description="no end of text, stop token or stop string ends the answer before so many"
+    )
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="0 or -1 keeps all tokens")
@@ -135,6 +138,7 @@ class _Generation(Body):
             best_of=best_of,
             beam=self._beam(),
             max_tokens=max_tokens,
+            min_tokens=self.min_tokens or 0,
             temperature=self.temperature,
             top_k=None if self.top_k is None else max(0, self.top_k),
             top_p=self.top_p,

@@ -64,6 +64,7 @@ class Task:
         return Request(
             prompt_ids=ids,
             max_tokens=context if options.max_tokens is None else options.max_tokens,
+            min_tokens=options.min_tokens,
             presence_penalty=options.presence_penalty,
             frequency_penalty=options.frequency_penalty,
             logit_bias=options.logit_bias,
