@@ -120,6 +120,9 @@ class TestFailures:
         [
             ([(1.0, ConnectionResetError("reset"))], "ClientPayloadError: .*reset"),
             ([(1.0, None)], "ClientPayloadError: "),
+            ([(1.0, b"zz\r\n")], "ClientPayloadError: .* not framed"),
+            ([(1.0, b"-5\r\n")], "ClientPayloadError: .* not framed"),
+            ([(1.0, b"1\r\n:XX")], "ClientPayloadError: .* not framed"),
         ],
     )
     def test_what_came_before_a_break_is_kept(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -74,11 +75,12 @@ class Endpoint:
                 asyncio.timeout(self._timeout_s),
                 self._http.post(self._api + path, data=body, allow_redirects=False) as response,
             ):
-                if response.status != 200:
-                    answer.refuse(response.status, await response.read())
-                else:
-                    async for piece in response.content.iter_any():
-                        answer.keep(piece, clock() - began)
+                with _ending_with_its_connection(response):
+                    if response.status != 200:
+                        answer.refuse(response.status, await response.read())
+                    else:
+                        async for piece in response.content.iter_any():
+                            answer.keep(piece, clock() - began)
         except aiohttp.ClientError as error:
             failure = _said(error)
         except TimeoutError:
@@ -91,6 +93,39 @@ class Endpoint:
         if not self._chat:
             return asked | {"prompt": ask.prompt}
         return asked | {"messages": _messages(ask.prompt)}
+
+
+@contextmanager
+def _ending_with_its_connection(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """aiohttp hangs up where the framing of a body is broken, but leaves whoever reads the body to wait for more."""
+    connection, content = response.connection, response.content
+    if connection is None or connection.protocol is None:
+        yield  # All of it has come.
+        return
+
+    def tell(_: object) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the answer's chunks are not framed as HTTP has them"))
+
+    closed = connection.protocol.closed
+    if closed is None:
+        tell(closed)
+        yield
+        return
+    # The connection may serve many requests: they take back all but one callback, which hears how it ends.
+    closed.remove_done_callback(_heard)
+    closed.add_done_callback(_heard)
+    closed.add_done_callback(tell)
+    try:
+        yield
+    finally:
+        closed.remove_done_callback(tell)
+
+
+def _heard(closed: asyncio.Future[None]) -> None:
+    """An exception that nobody asks for is logged, though the request has failed with it."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 def _messages(prompt: Prompt) -> Any:
