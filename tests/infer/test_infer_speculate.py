@@ -18,10 +18,11 @@ from scipy import stats
 from liuyi.infer.engine import Engine
 from liuyi.infer.pace import Pace
 from liuyi.infer.request import Completion, Request
+from liuyi.infer.runner import Batch, Runner
 from liuyi.infer.sequence import Sequence as Running
 from liuyi.infer.speculate.draft_model import DraftModel
 from liuyi.infer.speculate.lookup import PromptLookup
-from liuyi.infer.speculate.speculator import Sample, Speculator
+from liuyi.infer.speculate.speculator import Choose, Speculator
 from liuyi.infer.torch_runner import TorchRunner
 from liuyi.infer.verify_cost import VerifyCost
 from liuyi.model.decoder import Decoder
@@ -62,7 +63,7 @@ class Oracle:
     def offers(self, sequence: Running) -> int:
         return 6
 
-    def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
+    def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
         drafts = []
         for sequence, length in wanted:
             at = sequence.generated
@@ -228,8 +229,8 @@ def test_a_draft_model_changes_nothing(model: Decoder, tokenizer: Tokenizer, dra
 
 
 def test_short_drafts_are_made_beside_one_that_is_still_being_read(model: Decoder) -> None:
-    def likeliest(sequences: Sequence[Running], ahead: Sequence[int], logits: torch.Tensor) -> list[int]:
-        return [int(token) for token in logits.argmax(dim=-1)]
+    def likeliest(runner: Runner, batch: Batch, sequences: Sequence[Running], ahead: int) -> list[int]:
+        return [int(token) for token in runner.logits(batch).argmax(dim=-1)]
 
     drafter = DraftModel(TorchRunner(model, 100))
     short, long = drafter.draft([(running(0, [10] * 5), 2), (running(1, [*range(300)]), 5)], likeliest)

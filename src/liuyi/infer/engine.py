@@ -279,9 +279,10 @@ class Engine:
             speaking = self._sample_drafted(speaking, logits)
         while speaking:
             rows = [turn.row_of(turn.sequence.computed - 1) for turn in speaking]
-            sequences = [turn.sequence for turn in speaking]
-            masks = self._masks([sequence.matcher for sequence in sequences])
-            tokens = self._draw(logits, rows, sequences, [0] * len(rows), masks)
+            slots = [turn.sequence.slot for turn in speaking]
+            positions = [turn.sequence.generated for turn in speaking]
+            masks = self._masks([turn.sequence.matcher for turn in speaking])
+            tokens = self._sampler.sample(logits, rows, slots, positions, masks)
             speaking = [turn for turn, token in zip(speaking, tokens, strict=True) if self._say(turn, token)]
 
     def _sample_drafted(self, speaking: Items[Turn], logits: Tensor) -> list[Turn]:
@@ -316,25 +317,14 @@ class Engine:
                 if turn.drafts:
                     self._speculator.learn(turn.sequence, len(turn.drafts), turn.agreed)
 
-    def _choose(self, sequences: Items[Sequence], ahead: Items[int], logits: Tensor) -> list[int]:
-        """A token for each row of logits, so many tokens further than its sequence is."""
-        return self._draw(logits, range(len(sequences)), sequences, ahead, None)
-
-    def _draw(
-        self,
-        logits: Tensor,
-        rows: Items[int],
-        sequences: Items[Sequence],
-        ahead: Items[int],
-        masks: Masks | None,
-    ) -> list[int]:
-        return self._sampler.sample(
-            logits,
-            rows,
-            slots=[sequence.slot for sequence in sequences],
-            positions=[sequence.generated + more for sequence, more in zip(sequences, ahead, strict=True)],
-            masks=masks,
-        )
+    def _choose(self, runner: Runner, batch: Batch, sequences: Items[Sequence], ahead: int) -> list[int]:
+        """A token for each row of a batch of another runner, so many tokens further than its sequence is."""
+        slots = [sequence.slot for sequence in sequences]
+        positions = [sequence.generated + ahead for sequence in sequences]
+        if all(map(self._sampler.is_plain, slots, positions)):
+            chosen: list[int] = runner.choose(batch, self._sampler.draws(slots, positions)).tolist()
+            return chosen
+        return self._sampler.sample(runner.logits(batch), range(len(slots)), slots, positions, None)
 
     def _say(self, turn: Turn, token: int) -> bool:
         """Append a token and what the grammar forces after it; whether that was drafted, so that more can follow."""

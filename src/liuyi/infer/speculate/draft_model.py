@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
-from torch import Tensor
 
 from liuyi.infer.blocks import BlockPool, blocks_for
 from liuyi.infer.runner import BLOCK_TOKENS, Batch, Runner, ids
 from liuyi.infer.sequence import Sequence as Running
-from liuyi.infer.speculate.speculator import Sample
+from liuyi.infer.speculate.speculator import Choose
 
 _CATCH_UP = 256
 """Tokens that the draft model reads in one go, until it has read all that the large one has."""
@@ -49,7 +48,7 @@ class DraftModel:
         """See `Drafter.offers`."""
         return self._most
 
-    def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
+    def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
         """See `Drafter.draft`."""
         drafts: dict[int, list[int]] = {sequence.id: [] for sequence, _ in wanted}
         drafting = [(sequence, length) for sequence, length in wanted if self._follow(sequence, length)]
@@ -58,11 +57,11 @@ class DraftModel:
             drafting = [(sequence, length) for sequence, length in drafting if length > at]
             if not drafting:
                 break
-            ready, logits = self._read([sequence for sequence, _ in drafting], drafts)
-            if not ready:
+            chosen = self._read([sequence for sequence, _ in drafting], drafts, at, choose)
+            if not chosen:
                 break
-            for sequence, token in zip(ready, sample(ready, [at] * len(ready), logits), strict=True):
-                drafts[sequence.id].append(token)
+            for id, token in chosen.items():
+                drafts[id].append(token)
             drafting = [(sequence, length) for sequence, length in drafting if drafts[sequence.id][at:]]
             if at:
                 self.token_s += 0.2 * (perf_counter() - began - self.token_s)
@@ -98,8 +97,11 @@ class DraftModel:
         reader.blocks.extend(self._pool.take() for _ in range(missing))
         return True
 
-    def _read(self, sequences: Sequence[Running], drafts: dict[int, list[int]]) -> tuple[list[Running], Tensor]:
-        """Read what is new of sequences and their drafts; those that are read to their end, and the logits there."""
+    def _read(
+        self, sequences: Sequence[Running], drafts: dict[int, list[int]], ahead: int, choose: Choose
+    ) -> dict[int, int]:
+        """Read what is new of sequences and their drafts of `ahead` tokens; the next token, by their ids, of those that
+        are read to their end."""
         budget = _CATCH_UP
         tokens: list[int] = []
         counts, lengths, rows = [], [], []
@@ -124,12 +126,13 @@ class DraftModel:
         for at, (_, reader, _) in enumerate(taken):
             tables[at, : len(reader.blocks)] = reader.blocks
         adapters = np.full(len(taken), -1, dtype=np.int32)
-        logits = self._runner.logits(Batch(ids(tokens), ids(counts), ids(lengths), tables, ids(rows), adapters))
+        batch = Batch(ids(tokens), ids(counts), ids(lengths), tables, ids(rows), adapters)
+        chosen = choose(self._runner, batch, ready, ahead)
         for sequence, reader, new in taken:
             own = min(len(new), max(0, len(sequence.tokens) - reader.read))
             self._keep(sequence, reader, own)
             reader.ahead += new[own:]
-        return ready, logits
+        return {sequence.id: token for sequence, token in zip(ready, chosen, strict=True)}
 
     def _keep(self, sequence: Running, reader: _Reader, count: int) -> None:
         """So many more tokens of the sequence have been read: blocks that they fill can be found."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from liuyi.infer.sequence import Sequence as Running
-from liuyi.infer.speculate.speculator import Sample
+from liuyi.infer.speculate.speculator import Choose
 
 _INDEXED = 16_384
 """Of longer texts the last so many tokens are searched."""
@@ -29,7 +29,7 @@ class PromptLookup:
         """See `Drafter.offers`."""
         return self._most if self._place(sequence) is not None else 0
 
-    def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
+    def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
         """See `Drafter.draft`."""
         drafts = []
         for sequence, length in wanted:

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from liuyi.infer.pace import Pace
+from liuyi.infer.runner import Batch, Runner
 from liuyi.infer.sequence import Sequence as Running
 
-Sample = Callable[[Sequence[Running], Sequence[int], Tensor], list[int]]
-"""A token for each row of logits, of these sequences, so many tokens further than they are."""
+Choose = Callable[[Runner, Batch, Sequence[Running], int], list[int]]
+"""Lets a runner read a batch, and chooses the token after each of its rows, which are of these sequences, all so many
+tokens further than they are."""
 
 
 class Drafter(Protocol):
@@ -33,7 +34,7 @@ class Drafter(Protocol):
     def offers(self, sequence: Running) -> int:
         """How many tokens it could draft for a sequence, as far as is known without drafting them."""
 
-    def draft(self, wanted: Sequence[tuple[Running, int]], sample: Sample) -> list[list[int]]:
+    def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
         """At most so many tokens that may follow each sequence; none where there is nothing to go by."""
 
     def forget(self, sequence: Running) -> None:
@@ -71,7 +72,7 @@ class Speculator:
         self._usual = _FIRST_AGREEMENT
         """The agreement that sequences end with: what is expected of new ones."""
 
-    def draft(self, sequences: Sequence[Running], sample: Sample) -> dict[int, list[int]]:
+    def draft(self, sequences: Sequence[Running], choose: Choose) -> dict[int, list[int]]:
         """Drafts for sequences that generate, by their ids."""
         open = {sequence.id: sequence for sequence in sequences if not sequence.is_closed}
         rooms = {id: self._room(sequence) for id, sequence in open.items()}
@@ -80,7 +81,7 @@ class Speculator:
         if not wanted:
             return {}
         drafts = {}
-        for (sequence, _), tokens in zip(wanted, self._drafter.draft(wanted, sample), strict=True):
+        for (sequence, _), tokens in zip(wanted, self._drafter.draft(wanted, choose), strict=True):
             if sequence.matcher is not None:
                 tokens = tokens[: sequence.matcher.agrees(tokens)]
             if tokens:
