@@ -163,9 +163,15 @@ def _all_there(texts: Mapping[str, str], documents: Documents) -> None:
         raise DataError(f"the corpus lacks {len(missing)} of the held-out documents, such as '{missing[0]}'")
 
 
+_LEAST_DICTIONARY, _PRESET_DICTIONARY = 4096, 64 << 20
+"""Bytes: the least that xz takes, and what `xz -9` has."""
+
+
 def _compressed_bits(texts: Sequence[str]) -> int:
     data = SEPARATOR.join(texts).encode()
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    # A dictionary longer than the text finds nothing more, and to clear 64 MiB of one takes longer than most texts do.
+    dictionary = min(max(len(data), _LEAST_DICTIONARY), _PRESET_DICTIONARY)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
     return 8 * len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
 
 
