@@ -58,7 +58,7 @@ def recognisers(grammars: dict[str, Grammar]) -> dict[str, Recogniser]:
 @pytest.fixture(scope="module")
 def desk(facility: Facility) -> Desk:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "available_cores", lambda: 1)
+        patch.setattr(building, "cores", lambda: 1)
         return build_desk(facility, SMALL, seed=7)
 
 
@@ -337,7 +337,7 @@ def test_a_facility_says_what_is_wrong_with_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("areas", ["{}", "{a: {en: [hall], zh: [厅]}}"])
 def test_a_small_facility_gives_what_it_can(areas: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("liuyi.data.desk.build.available_cores", lambda: 1)
+    monkeypatch.setattr("liuyi.data.desk.build.cores", lambda: 1)
     path = tmp_path / "small.yaml"
     lamp = "{l: {en: [lamp], zh: [灯], domain: light}}"
     path.write_text(f"name: F\nintents: [HassTurnOn]\nfloors: {{}}\nareas: {areas}\ndevices: {lamp}\nzones: {{}}\n")

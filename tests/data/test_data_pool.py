@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from liuyi.core.errors import StepError
-from liuyi.data.pool import available_cores, map_ordered
+from liuyi.data.pool import map_ordered
 from waiting import wait_for
 
 
@@ -65,10 +65,6 @@ def test_items_are_drawn_as_they_are_needed() -> None:
 def test_a_worker_that_is_killed_is_told() -> None:
     with pytest.raises(StepError, match="a worker process ended"):
         list(map_ordered(die_at_three, range(100), workers=2))
-
-
-def test_cores() -> None:
-    assert 1 <= available_cores() <= (os.cpu_count() or 1)
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:

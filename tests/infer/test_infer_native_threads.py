@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from liuyi.core.machine import cores
+from liuyi.core.cores import cores
 from liuyi.infer.native_runner import NativeRunner
 from liuyi.infer.runner import Batch, ids
 from liuyi.kernels.library import KernelsAbsent, kernels

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from liuyi.cli.common import EXIT_ERROR, console, error_console, figure_text, print_json, table
 
@@ -29,6 +30,11 @@ LATE_SHARE = 0.25
 """So is one that is late by more than this share of the median time between two pieces, for one piece in a hundred."""
 LENGTH_OFF = 0.25
 """Prompts that are longer or shorter than what was asked for by more than this share are said to be."""
+MEANT_FOR = {"arrivals": "rate", "speed": "trace", "scale": "trace"}
+"""Options that say how another one is meant, and nothing without it."""
+MADE_UP = ("input_tokens", "spread", "prefix_tokens")
+INSTEAD = {"trace": ("prompts", "output_tokens", *MADE_UP), "prompts": ("vocab_size", *MADE_UP)}
+"""Files of requests, and the options that say what a file says already."""
 LATENCIES = {
     "ttft": "time to first token",
     "tpot": "time per output token",
@@ -104,7 +110,8 @@ def command() -> None:
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with charts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def serve(url: str, **asked: Any) -> None:
+@click.pass_context
+def serve(ctx: click.Context, url: str, **asked: Any) -> None:
     """Put the server at URL under load.
 
     How, say --rate, --concurrency or --trace [default: --concurrency 1]. It may be any server with the OpenAI API.
@@ -122,6 +129,7 @@ def serve(url: str, **asked: Any) -> None:
 
     if sum(asked[mode] is not None for mode in ("rate", "concurrency", "trace")) > 1:
         raise click.UsageError("give one of --rate, --concurrency and --trace")
+    _refuse_without_effect(ctx)
     slo = Slo.parse(asked["slo"])
     loads, warm_up = _loads(asked), _made_up(asked, asked["warm_up"], seed=(asked["seed"], 1))
     api, key = api_url(url), os.environ.get(asked["api_key_env"], "").strip()
@@ -159,6 +167,18 @@ def serve(url: str, **asked: Any) -> None:
         sys.exit(EXIT_ERROR)
 
 
+def _refuse_without_effect(ctx: click.Context) -> None:
+    """Raises UsageError if an option was given that would change nothing."""
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    for name, needed in MEANT_FOR.items():
+        if name in given and needed not in given:
+            raise click.UsageError(f"--{name} is for --{needed}")
+    for file, options in INSTEAD.items():
+        for name in options:
+            if {file, name} <= given:
+                raise click.UsageError(f"--{name.replace('_', '-')} does not go with --{file}, which says it already")
+
+
 def _loads(asked: dict[str, Any]) -> list[Load]:
     """The measurements to make, each with its requests."""
     from numpy.random import default_rng
@@ -186,7 +206,7 @@ def _asks(asked: dict[str, Any], measurement: int) -> list[Ask]:
     from liuyi.infer.load.workload import read_prompts
 
     if asked["prompts"]:
-        return read_prompts(asked["prompts"], asked["output_tokens"])[: asked["requests"]]
+        return read_prompts(asked["prompts"], asked["output_tokens"], chat=asked["chat"])[: asked["requests"]]
     return _made_up(asked, asked["requests"] or DEFAULT_REQUESTS, seed=(asked["seed"], 2, measurement))
 
 
@@ -300,7 +320,8 @@ def _warn_of_lengths(summaries: Sequence[Summary]) -> None:
 def _write_page(path: Path, url: str, model: str, points: Sequence[Point]) -> None:
     from datetime import UTC, datetime
 
-    from liuyi.core.machine import cores, cpu_model
+    from liuyi.core.cores import cores
+    from liuyi.core.machine import cpu_model
     from liuyi.infer.load.page import page
 
     facts = [f"{url}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", f"client on {cpu_model()}, {cores()} cores"]

@@ -63,7 +63,8 @@ def checks(home: Home) -> list[Check]:
 def _system() -> list[Check]:
     import psutil
 
-    from liuyi.core.machine import cores, cpu_model
+    from liuyi.core.cores import cores
+    from liuyi.core.machine import cpu_model
 
     version = platform.python_version()
     old = sys.version_info < OLDEST_PYTHON

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import click
 import liuyi
 from liuyi.cli.common import EXIT_ERROR, EXIT_UNEXPECTED, Session, print_error
 from liuyi.cli.lazy import LazyGroup
+from liuyi.core.cores import limit_threads
 from liuyi.core.errors import LiuyiError
 
 SECTIONS: dict[str, dict[str, str]] = {
@@ -119,6 +122,10 @@ def main() -> None:
     SIGTERM ends it as it ends any program, once what was begun and is not whole has been taken away.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    limit_threads()
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What a terminal in GBK, say, cannot show stands there by its number, as it does on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="liuyi")
     except _Terminated:

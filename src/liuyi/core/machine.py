@@ -98,11 +98,6 @@ def cpu_model() -> str:
     return next(iter(names), platform.processor() or platform.machine())
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def has_int8() -> bool:
     """Whether the CPU multiplies int8 natively (VNNI, AMX, dot product)."""
     try:

@@ -12,8 +12,8 @@ import os
 from types import ModuleType
 from typing import Any
 
+from liuyi.core.cores import cores as local_cores
 from liuyi.core.errors import StepError, did_you_mean
-from liuyi.data.pool import available_cores
 
 ENGINES = ("native", "ray")
 ENGINE_VARIABLE = "LIUYI_DATA_ENGINE"
@@ -51,7 +51,7 @@ def chosen_engine() -> str:
 def cores() -> int:
     """The cores that the engine, which was asked for before, can use: of this machine or of the cluster."""
     if chosen_engine() == "native":
-        return available_cores()
+        return local_cores()
     return max(1, int(_ray().cluster_resources().get("CPU", 1)))
 
 

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
 
+from liuyi.core.cores import cores
 from liuyi.core.errors import StepError
 
 T = TypeVar("T")
@@ -20,18 +21,13 @@ R = TypeVar("R")
 _WAITING_PER_WORKER = 4
 
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Iterator[R]:
     """`function` of each item, in the order of the items, by `workers` processes (default: one a core).
 
     With one worker nothing is started. `items` are drawn as they are needed, so results wait for a slow consumer.
     Raises StepError where a worker ends without a word.
     """
-    workers = available_cores() if workers is None else workers
+    workers = cores() if workers is None else workers
     if workers <= 1:
         yield from map(function, items)
         return

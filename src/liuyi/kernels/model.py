@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from liuyi.core.machine import cores
+from liuyi.core.cores import cores
 from liuyi.kernels.draws import DRAW, SCORE
 from liuyi.kernels.library import BatchView, KernelsError, Library, ModelArguments, kernels
 from liuyi.kernels.parts import WEIGHT_FORMATS, Array, Part, Sources

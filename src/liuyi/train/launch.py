@@ -24,8 +24,8 @@ from typing import TypeVar
 
 import torch
 
+from liuyi.core.cores import cores
 from liuyi.core.errors import StepError
-from liuyi.core.machine import cores
 from liuyi.core.runner.events import Event, EventLog, follow_events
 from liuyi.core.runner.failure import as_error
 from liuyi.core.runner.restarts import Restarts

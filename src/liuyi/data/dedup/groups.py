@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from liuyi.core.cores import cores
 from liuyi.data.attributes import read_groups
 from liuyi.data.dedup.candidates import candidate_groups
 from liuyi.data.dedup.minhash import Signatures
 from liuyi.data.dedup.ragged import changes
 from liuyi.data.dedup.verify import settle
-from liuyi.data.pool import available_cores
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,7 +109,7 @@ def find_duplicates(
     unique = order[representative[order] == order]
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
         groups = candidate_groups(signatures, unique, threshold, Path(scratch))
-        settled = settle(folder, groups, signatures, threshold, Path(scratch), workers or available_cores())
+        settled = settle(folder, groups, signatures, threshold, Path(scratch), workers or cores())
         for members, kept, similar in settled:
             representative[members], similarity[members] = kept, similar
             kind[members] = "near"

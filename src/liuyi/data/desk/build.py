@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 
+from liuyi.core.cores import cores
 from liuyi.core.errors import DataError, did_you_mean
 from liuyi.data.desk.answers import answer_schema, hand_off
 from liuyi.data.desk.compound import Compound, join_requests, share_words
@@ -21,7 +22,7 @@ from liuyi.data.desk.split import Part, split_families
 from liuyi.data.desk.style import dress
 from liuyi.data.desk.templates import Grammar, Template, load_grammar
 from liuyi.data.desk.typos import mistype
-from liuyi.data.pool import available_cores, map_ordered
+from liuyi.data.pool import map_ordered
 
 _PATIENCE = 8
 _COMPOUNDS_TRIED = 100
@@ -95,7 +96,7 @@ def build_desk(facility: Facility, plan: Plan, seed: int) -> Desk:
     dropped: dict[tuple[str, str], int] = {}
     rules: dict[str, Any] = {}
     jobs = [(language, facility, plan, seed) for language in LANGUAGES]
-    for job, writer in zip(jobs, map_ordered(_write, jobs, min(len(jobs), available_cores())), strict=True):
+    for job, writer in zip(jobs, map_ordered(_write, jobs, min(len(jobs), cores())), strict=True):
         for name, found in writer.rows.items():
             rows[name] += found
         parts |= writer.parts

@@ -11,8 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+from liuyi.core.cores import cores
 from liuyi.core.errors import StepError
-from liuyi.core.machine import cores
 from liuyi.core.runner.lifetime import die_with_parent
 from liuyi.core.step import Context
 from liuyi.pretrain.ablate.proxies import Measured, Plan, Proxy, is_done, train_proxy
