@@ -125,12 +125,12 @@ class Sampler:
             request, mask, seen = requests[row], masks[row], self._seen[slots[row]]
             if mask is not None:
                 logits[row].masked_fill_(~unpack_mask(mask[None], self.vocab_size)[0], NEVER)
+            if request.logit_bias:
+                logits[row, list(request.logit_bias)] += torch.tensor(list(request.logit_bias.values())).float()
             if seen is not None:
                 at, counts = torch.from_numpy(seen.tokens).long(), torch.from_numpy(seen.counts)
                 penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
                 logits[row, at] = penalise(logits[row, at], counts, *penalties)
-            if request.logit_bias:
-                logits[row, list(request.logit_bias)] += torch.tensor(list(request.logit_bias.values())).float()
         return logits
 
     def _keys(self, slots: Sequence[int], positions: Sequence[int]) -> NDArray[np.uint64]:

@@ -1,6 +1,6 @@
 """From logits to tokens: penalties, filters and noise, each a function over a batch of rows.
 
-The order is that of Hugging Face's generation: grammar mask, penalties, bias, temperature, top-k, top-p, min-p,
+The order is that of Hugging Face's generation: grammar mask, bias, penalties, temperature, top-k, top-p, min-p,
 typical, draw. A draw is the Gumbel-max trick (arXiv 1611.01144): the largest of logit + noise, with noise that is a
 hash of (seed, position, token). It needs no normalisation, and rounding in the logits changes a draw only where two
 candidates lie that close, so that a request gives the same tokens alone and in a batch.

@@ -1,4 +1,4 @@
-// Drawing the next token of a row of logits: penalties, bias, temperature, filters, and the draw itself, for one row by one
+// Drawing the next token of a row of logits: bias, penalties, temperature, filters, and the draw itself, for one row by one
 // thread. A row's token depends on nothing but what its Draw holds.
 //
 // It is what infer/sampling.py says in torch, in the same order and from the same random numbers; sums are taken in another

@@ -156,12 +156,12 @@ class Row {
     const float* changed() const {
         if (draw_.seen_count == 0 && draw_.biased_count == 0) return draw_.logits;
         std::memcpy(keys_, draw_.logits, sizeof(float) * vocab_);
+        for (int i = 0; i < draw_.biased_count; ++i) keys_[draw_.biased[i]] += draw_.biases[i];
         for (int i = 0; i < draw_.seen_count; ++i) {
             const float logit = keys_[draw_.seen[i]], count = draw_.counts[i];
             const float repeated = logit > 0 ? logit / draw_.repetition : logit * draw_.repetition;
             keys_[draw_.seen[i]] = repeated - (count > 0 ? draw_.presence : 0.0f) - draw_.frequency * count;
         }
-        for (int i = 0; i < draw_.biased_count; ++i) keys_[draw_.biased[i]] += draw_.biases[i];
         return keys_;
     }
 
