@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,26 @@ def test_who_calls_has_the_first_as_long_as_a_step_takes(processors: list[int]) 
     seen.set()
     looking.join()
     assert found
+
+
+def test_a_caller_that_may_not_be_there_stays_where_it_may(processors: list[int]) -> None:
+    runner, bound, ids_of = _runner(len(processors)), threading.Event(), list[int]()
+
+    def call() -> None:
+        os.sched_setaffinity(0, {processors[1]})
+        ids_of.append(threading.get_native_id())
+        bound.set()
+        for _ in range(40):
+            runner.logits(BATCH)
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    bound.wait()
+    seen = set()
+    while calling.is_alive():
+        with suppress(ProcessLookupError):
+            seen.add(frozenset(os.sched_getaffinity(ids_of[0])))
+    assert seen == {frozenset({processors[1]})}
 
 
 def test_other_numbers_of_threads_run_wherever_there_is_room(processors: list[int]) -> None:

@@ -41,11 +41,12 @@ void bind_to(int processor) {
     sched_setaffinity(0, sizeof set, &set);  // where it fails, the thread runs as before
 }
 
-// Keeps the calling thread on one processor as long as it lives; no processor is below 0.
+// Keeps the calling thread on one processor as long as it lives, if it may be there; no processor is below 0.
 class Bound {
   public:
     explicit Bound(int processor) {
         if (processor < 0 || sched_getaffinity(0, sizeof before_, &before_) != 0) return;
+        if (!CPU_ISSET(processor, &before_)) return;
         bind_to(processor);
         bound_ = true;
     }
