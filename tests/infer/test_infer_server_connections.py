@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
 from infer_support import LiveServer, served
 from starlette.responses import StreamingResponse
+from uvicorn.server import ServerState
 
 from liuyi.infer.server import connection, errors
 from liuyi.infer.server.guard import BodyLimit
@@ -80,6 +83,73 @@ def test_an_answer_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch
         assert reader.recv(1 << 20)
         while sleeper.recv(1 << 20):
             pass
+
+
+class Waiter:
+    """An event loop's timers."""
+
+    def __init__(self) -> None:
+        self.due: list[asyncio.TimerHandle] = []
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        self.due.append(asyncio.TimerHandle(delay_s, call, (), cast("asyncio.AbstractEventLoop", self)))
+        return self.due[-1]
+
+    def pass_by(self) -> None:
+        """All that was waited for has come."""
+        now, self.due = self.due, []
+        for timer in now:
+            if not timer.cancelled():
+                timer._run()
+
+    def _timer_handle_cancelled(self, timer: asyncio.TimerHandle) -> None:
+        pass
+
+    def get_debug(self) -> bool:
+        return False
+
+
+class Backlog(asyncio.Transport):
+    """A client's end of which the test says how much it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+        self.given_up = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.left += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def is_closing(self) -> bool:
+        return self.given_up
+
+    def abort(self) -> None:
+        self.given_up = True
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_who_takes_an_answer_slowly_gets_it(is_stream: bool) -> None:
+    """However long it takes, and though what is left grows meanwhile; who then takes nothing is hung up on."""
+    loop, client = Waiter(), Backlog()
+    config = uvicorn.Config(FastAPI(), http=connection.ImpatientProtocol, ws="none", log_config=None)
+    protocol = connection.ImpatientProtocol(config, ServerState(), {}, cast("asyncio.AbstractEventLoop", loop))
+    protocol.connection_made(client)
+    protocol._wait_no_more()
+    client.left = 1 << 20
+    protocol.pause_writing()
+    for _ in range(10):
+        client.left -= 1000
+        if is_stream:
+            protocol._write(b"x" * 2000)
+        loop.pass_by()
+        assert not client.given_up
+    if is_stream:
+        protocol._write(b"x" * 2000)
+    loop.pass_by()
+    assert client.given_up
 
 
 def test_half_a_body_is_not_waited_for() -> None:

@@ -150,8 +150,12 @@ def test_other_servers_send_the_same(question: str) -> None:
     assert "secret" not in ours.text
 
 
-def test_a_client_that_takes_nothing_of_its_stream_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "TAKEN_S", 0.3)
+@pytest.mark.parametrize(("limit", "value"), [("TAKEN_S", 0.3), ("LEFT_BYTES", 100_000)])
+def test_a_client_that_takes_nothing_of_its_stream_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    monkeypatch.setattr(connection, "TAKEN_S", 1000.0)
+    monkeypatch.setattr(connection, limit, value)
     speaker = Speaker()
     content = json.dumps({"model": "m", "messages": [{"role": "user", "content": "ever"}], "stream": True}).encode()
     with live_server({"m": speaker}) as live:

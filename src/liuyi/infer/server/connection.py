@@ -19,6 +19,8 @@ HEADERS_S = 30.0
 """A request's line and headers have to be there so long after the connection, or after their first byte."""
 TAKEN_S = 60.0
 """An answer that the client takes nothing of for so long is given up, and its work cancelled."""
+LEFT_BYTES = 8 * 2**20
+"""So is a stream of which so much was not taken yet: nobody who makes it waits for the client."""
 MAX_HEAD_BYTES = 64 * 1024
 """A request's line and headers, or what else stands between two pieces of its body, may be so long."""
 
@@ -28,6 +30,8 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     _waiting: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+    _left_bytes = 0
+    """What the client would not have taken yet if it had taken nothing since it was last looked at."""
     _unread_bytes = 0
     """What has come since the last head, or piece of a body, that was whole."""
 
@@ -68,15 +72,21 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck = self.loop.call_later(TAKEN_S, self._hang_up)
+        self._look_again()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._is_taken()
 
     def _write(self, body: bytes) -> None:
-        if body:
-            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        if not body or self.transport.is_closing():
+            return
+        chunk = b"%x\r\n%b\r\n" % (len(body), body)
+        if self._stuck is not None:
+            self._left_bytes += len(chunk)
+        self.transport.write(chunk)
+        if self._stuck is not None and self.transport.get_write_buffer_size() > LEFT_BYTES:
+            self._hang_up()
 
     def _wait(self) -> None:
         self._waiting = self.loop.call_later(HEADERS_S, self._give_up)
@@ -95,6 +105,16 @@ class ImpatientProtocol(HttpToolsProtocol):
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None
+
+    def _look_again(self) -> None:
+        self._left_bytes = self.transport.get_write_buffer_size()
+        self._stuck = self.loop.call_later(TAKEN_S, self._look)
+
+    def _look(self) -> None:
+        if self.transport.get_write_buffer_size() < self._left_bytes:
+            self._look_again()
+        else:
+            self._hang_up()
 
     def _hang_up(self) -> None:
         logger.warning("a client that did not read its answer was hung up on")

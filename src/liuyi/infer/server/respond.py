@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 WRITE = "liuyi.write"
 """An extension of ASGI: its `send` is a function that sends a further piece of a body and never waits. What the client
-does not take is kept in the meantime, as much as the answer is long."""
+does not take is kept in the meantime, and a client that leaves too much is hung up on."""
 
 
 async def whole(
