@@ -9,12 +9,13 @@ from typing import Any
 
 import openai
 import pytest
-from infer_support import MESSAGES, LiveServer, eventually
+from infer_support import MESSAGES, LiveServer, backend_over, client_of, eventually, live_server
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.server.protocol import ChatCompletionBody
 from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
+from liuyi.model.template import _compiled
 from liuyi.model.tokenizer import Tokenizer
 
 SCHEMA = {
@@ -175,6 +176,17 @@ class TestChat:
         assert detail["parameters"]["seed"] == 1
         assert detail["parameters"]["max_tokens"] == 2
         assert "turn on" not in json.dumps(one[0].detail)
+
+
+def test_the_first_conversation_finds_its_template_compiled(model: Decoder, tokenizer: Tokenizer) -> None:
+    own = Tokenizer(
+        tokenizer.backend, {**tokenizer.settings, "chat_template": f"{tokenizer.chat_template}{{# of this test #}}"}
+    )
+    before = _compiled.cache_info().misses
+    with live_server({"tiny": backend_over(Engine(model, own))}) as live, client_of(live) as client:
+        assert _compiled.cache_info().misses == before + 1
+        client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
+    assert _compiled.cache_info().misses == before + 1
 
 
 class TestCompletions:

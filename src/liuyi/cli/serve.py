@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from liuyi.cli.models import Opening
     from liuyi.core.home import Home
+    from liuyi.core.ledger import Ledger
     from liuyi.infer.server.answers import Answer
     from liuyi.infer.server.gate import Gate
     from liuyi.infer.server.tracing import Tracing
@@ -128,7 +131,7 @@ def command(
     otel: str | None,
     drain_s: int,
 ) -> None:
-    """Serve REF through the OpenAI API: chat completions, completions and models.
+    """Serve REF through the OpenAI API: chat completions, completions, embeddings and models.
 
     REF is the beginning of a digest, an output of a run's step (last/sft.checkpoint), a folder with a model, or a
     GGUF file; without it, the newest application of the last run, else its newest checkpoint. Every answer is
@@ -180,9 +183,10 @@ def command(
             )
         from liuyi.infer.server.run import make_server, serve
 
-        # Imported while the engine's process loads the model: that takes half a second of a core, which the first
-        # answer's record would take from whatever is generated then.
+        # Imported and opened while the engine's process loads the model: that takes half a second of a core, which the
+        # first answer's record would take from whatever is generated then.
         ledger = place.ledger
+        threading.Thread(target=_open, args=(ledger,), name="liuyi-ledger", daemon=True).start()
 
         def listening() -> None:
             from rich.text import Text
@@ -196,6 +200,12 @@ def command(
         serve(make_server(app, gate=gate, drain_s=drain_s, listening=listening), bound)
     finally:
         bound.close()
+
+
+def _open(ledger: Ledger) -> None:
+    """Open the ledger before it is written to; what is wrong with it is told with the first answer."""
+    with suppress(LiuyiError):
+        ledger.answer("")
 
 
 def _tracing(url: str | None) -> Tracing | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liuyi.core.digest import sha256_bytes, sha256_tree
+from liuyi.core.errors import LiuyiError
 from liuyi.infer.errors import RequestError
 from liuyi.infer.grammar import ControlTokens
 from liuyi.infer.process.client import EngineClient
@@ -104,7 +106,7 @@ class ModelBackend:
 
     async def start(self) -> None:
         """Start the engine's process, and wait until the model is loaded. Raises LiuyiError if it cannot be."""
-        await self.engine.start()
+        await asyncio.gather(self.engine.start(), asyncio.to_thread(self._get_used_to_conversations))
         facts = self.engine.facts
         contexts = max(QUEUED_CONTEXTS, int(QUEUED_SHARE * self._max_queue))
         queued = self._max_queue_tokens or contexts * facts.max_tokens
@@ -232,6 +234,11 @@ class ModelBackend:
         finally:
             place.leave()
         return vectors, read
+
+    def _get_used_to_conversations(self) -> None:
+        """Render one, which compiles the template and the tokenizer's rules, while the model is loaded elsewhere."""
+        with suppress(LiuyiError):
+            self._encode(ChatRequest(messages=[{"role": "user", "content": "."}]), answer_begins=True)
 
     def _encode(self, request: ChatRequest, *, answer_begins: bool) -> list[int]:
         messages, tools = as_template_knows(request, self._tool_format)
