@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -17,6 +20,7 @@ from liuyi.cli import main as program
 from liuyi.cli.common import figure_text, seconds_text, size_text
 from liuyi.cli.lazy import module_name
 from liuyi.core.errors import DataError
+from liuyi.core.home import Home
 
 HEAVY = ("torch", "daft", "pyarrow", "sqlalchemy", "alembic", "pydantic", "numpy", "scipy", "rich", "yaml", "fastapi")
 
@@ -147,3 +151,20 @@ def test_figures_read_well() -> None:
     assert [seconds_text(s) for s in (4.21, 59.96, 75, 3700)] == ["4.2 s", "60.0 s", "1 min 15 s", "1 h 01 min"]
     assert [size_text(b) for b in (12, 1536, 5 * 2**30)] == ["12 B", "1.5 KiB", "5.0 GiB"]
     assert [figure_text(f) for f in (3.0, 1234567, 0.123456, 123456.7)] == ["3", "1,234,567", "0.1235", "123,457"]
+
+
+def test_what_a_terminal_cannot_show_is_told_by_its_number(tmp_path: Path) -> None:
+    with closing(Home(tmp_path)) as home:
+        home.ledger.create_run(recipe="灯🔥", text="", source="", overrides=[], seed=1)
+    code = "from liuyi.cli.main import main; main()"
+    shown = [
+        subprocess.run(
+            [sys.executable, "-c", code, "--home", str(tmp_path), "runs", *options],
+            capture_output=True,
+            check=True,
+            env=os.environ | {"PYTHONIOENCODING": "gbk"},
+        ).stdout.decode("gbk")
+        for options in ((), ("--json",))
+    ]
+    assert "灯\\U0001f525" in shown[0]
+    assert json.loads(shown[1])[0]["recipe"] == "灯🔥"

@@ -19,7 +19,7 @@ import httpx
 import openai
 import pytest
 from click.testing import CliRunner, Result
-from infer_support import LiveServer, backend_over, live_server
+from infer_support import LiveServer, backend_over, eventually, live_server
 
 from liuyi.cli.main import cli
 from liuyi.cli.models import choose, newest
@@ -28,6 +28,7 @@ from liuyi.core.errors import LiuyiError
 from liuyi.core.home import Home
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
+from liuyi.infer.server import run as server_run
 from liuyi.infer.server.keys import KeyRing
 from liuyi.model.chat import encode_chat
 from liuyi.model.checkpoint import save_model
@@ -120,6 +121,20 @@ class TestChoosing:
         with pytest.raises(LiuyiError):
             choose(home, "abcdef012345")
 
+    def test_a_model_is_called_as_its_user_calls_it(self, home: Home, folder: Path, tmp_path: Path) -> None:
+        link = tmp_path / "SmolLM2"
+        link.symlink_to(folder)
+        assert (choose(home, str(link)).name, choose(home, str(link)).path) == ("SmolLM2", folder)
+        cached = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "12fd25f77366fa6b3b4b768ec3050bf6"
+        cached.mkdir(parents=True)
+        (cached / "config.json").symlink_to(folder / "config.json")
+        assert choose(home, str(cached)).name == "SmolLM2-135M"
+
+    def test_a_file_of_a_model_is_not_the_model(self, home: Home, folder: Path) -> None:
+        with pytest.raises(LiuyiError, match="no model by itself") as caught:
+            choose(home, str(folder / "model.safetensors"))
+        assert "folder" in caught.value.hint
+
     def test_a_damaged_model_is_not_used(self, home: Home, folder: Path) -> None:
         made = publish(home, "checkpoint", "pretrain.train", "k1", folder)
         path = made.path / "model.safetensors"
@@ -151,6 +166,13 @@ class TestChat:
         sampling = {"max_tokens": 9, "seed": 4, "temperature": 1.0}
         expected = answer_of(model, tokenizer, ("system", "be brief"), ("user", "turn on"), **sampling)
         assert result.stdout == f"{expected}\n"
+
+    def test_bytes_that_are_no_text_are_refused_as_such(self, home: Home, live: LiveServer) -> None:
+        typed = "你好".encode("gbk") + b"\n"
+        result = CliRunner().invoke(cli, ["--home", str(home.path), "chat", "--url", live.url], input=typed)
+        assert result.exit_code == 1
+        assert "a message is not text in utf-8" in result.stderr
+        assert "GBK" in result.stderr
 
     def test_talks_to_a_server(self, home: Home, live: LiveServer, model: Decoder, tokenizer: Tokenizer) -> None:
         expected = answer_of(model, tokenizer, ("user", "turn on"), max_tokens=9, seed=2, temperature=1.0)
@@ -242,6 +264,8 @@ class TestServe:
         for args, said in (
             (("--backend", "openai:http://127.0.0.1:1/v1"), "cannot be reached"),
             ((str(cut),), "model.safetensors"),
+            ((str(folder), "--otel", "localhost:4318"), "no URL of a receiver"),
+            ((str(folder), "--max-tokens", "1000000"), "more than the model's context"),
         ):
             result = run(home, "serve", *args, "--port", "0")
             assert result.exit_code == 1
@@ -256,6 +280,13 @@ class TestServe:
         said = "".join(result.stderr.split())
         assert "nofilewithAPIkeys" in said
         assert "".join(f"liuyi keys create NAME --keys-file '{missing}'".split()) in said
+
+
+def test_the_ledger_is_open_before_the_first_answer(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = home.path / "ledger.db"
+    monkeypatch.setattr(server_run, "serve", lambda server, bound: eventually(database.exists, "not opened"))
+    result = run(home, "serve", "--backend", "openai:http://127.0.0.1:1/v1", "--port", "0")
+    assert result.exit_code == 0, result.output
 
 
 def liuyi(home: Home, *args: str, **options: Any) -> subprocess.Popen[str]:

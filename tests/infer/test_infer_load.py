@@ -198,7 +198,7 @@ class TestPrompts:
     def test_reads_prompts_from_json_lines(self, tmp_path: Path) -> None:
         path = tmp_path / "prompts.jsonl"
         path.write_text('{"prompt": "a\u2028b"}\n\n{"messages": [{"role": "user", "content": "b"}], "max_tokens": 3}\n')
-        assert read_prompts(path, 9) == [Ask("a\u2028b", 9), Ask([{"role": "user", "content": "b"}], 3)]
+        assert read_prompts(path, 9, chat=True) == [Ask("a\u2028b", 9), Ask([{"role": "user", "content": "b"}], 3)]
 
     @pytest.mark.parametrize(
         ("text", "problem"),
@@ -206,6 +206,7 @@ class TestPrompts:
             ('{"prompt": "a"}\n{', ":2: is no JSON"),
             ("[1]", ":1: is no JSON object"),
             ('{"text": "a"}', "has neither"),
+            ('{"messages": [{"role": "user", "content": "a"}]}', "for chats"),
             ('{"prompt": "a", "max_tokens": 0}', "max_tokens"),
             ('{"prompt": "a", "max_tokens": true}', "max_tokens"),
             ("[" * 200_000, "is no JSON"),
@@ -356,6 +357,10 @@ class TestCommand:
             (("--rate", "1", "--concurrency", "2"), "give one of"),
             (("--concurrency", "1,x"), "list of positive whole numbers"),
             (("--chat", "--vocab-size", "100"), "no token ids"),
+            (("--speed", "2"), "--speed is for --trace"),
+            (("--concurrency", "1", "--arrivals", "poisson"), "--arrivals is for --rate"),
+            (("--trace", __file__, "--input-tokens", "512"), "--input-tokens does not go with --trace"),
+            (("--prompts", __file__, "--vocab-size", "512"), "--vocab-size does not go with --prompts"),
             (("http://127.0.0.1:9",), "does not answer"),
             (("localhost:8000",), "is no URL of a server"),
             (("http://localhost:80o0",), "is no URL of a server"),

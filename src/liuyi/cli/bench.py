@@ -110,8 +110,7 @@ def command() -> None:
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with charts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def serve(ctx: click.Context, url: str, **asked: Any) -> None:
+def serve(url: str, **asked: Any) -> None:
     """Put the server at URL under load.
 
     How, say --rate, --concurrency or --trace [default: --concurrency 1]. It may be any server with the OpenAI API.
@@ -129,7 +128,7 @@ def serve(ctx: click.Context, url: str, **asked: Any) -> None:
 
     if sum(asked[mode] is not None for mode in ("rate", "concurrency", "trace")) > 1:
         raise click.UsageError("give one of --rate, --concurrency and --trace")
-    _refuse_without_effect(ctx)
+    _refuse_without_effect(click.get_current_context())
     slo = Slo.parse(asked["slo"])
     loads, warm_up = _loads(asked), _made_up(asked, asked["warm_up"], seed=(asked["seed"], 1))
     api, key = api_url(url), os.environ.get(asked["api_key_env"], "").strip()

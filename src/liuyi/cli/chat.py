@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sys
+from io import TextIOWrapper
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -75,9 +76,12 @@ def command(
 
 
 def _converse(runner: asyncio.Runner, talker: Talker, system: str | None) -> None:
-    beginning = [{"role": "system", "content": system}] if system else []
+    beginning = [{"role": "system", "content": _text(system)}] if system else []
     messages = list(beginning)
     by_hand = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        # Bytes that are no text are told with their message, not where they are read.
+        sys.stdin.reconfigure(errors="surrogateescape")
     if by_hand:
         import readline  # noqa: F401  (gives input() a history and line editing)
 
@@ -98,6 +102,7 @@ def _converse(runner: asyncio.Runner, talker: Talker, system: str | None) -> Non
             continue
         messages.append({"role": "user", "content": said})
         try:
+            _text(said)
             answer = runner.run(_answer(talker, messages, by_hand))
         except KeyboardInterrupt:
             messages.pop()
@@ -125,6 +130,16 @@ def _read(by_hand: bool) -> str | None:
     except (EOFError, KeyboardInterrupt):
         console().print()
         return None
+
+
+def _text(said: str) -> str:
+    """`said`. Raises LiuyiError if its bytes were no text."""
+    try:
+        said.encode()
+    except UnicodeEncodeError as error:
+        hint = "convert a file with: iconv -f GBK -t UTF-8 FILE, or set the encoding: PYTHONIOENCODING=gbk"
+        raise LiuyiError(f"a message is not text in {sys.stdin.encoding}", hint=hint) from error
+    return said
 
 
 async def _answer(talker: Talker, messages: list[dict[str, str]], by_hand: bool) -> str:

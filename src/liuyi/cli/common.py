@@ -125,8 +125,9 @@ def print_error(error: LiuyiError) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Write `value` as indented JSON, for programs: no colour, no wrapping."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Write `value` as indented JSON, for programs: no colour, no wrapping, and ASCII where it would not be UTF-8."""
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str) + "\n")
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

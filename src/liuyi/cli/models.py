@@ -58,14 +58,19 @@ def choose(home: Home, ref: str | None) -> Chosen:
 def model_at(path: Path) -> Chosen | None:
     """The model in a folder or a GGUF file; None if there is neither at `path`.
 
-    Raises LiuyiError for a folder without a model.
+    Raises LiuyiError for a folder without a model, and for any other file.
     """
+    from liuyi.model.load import name_of
+
     if path.suffix == ".gguf" and path.is_file():
-        return Chosen(path.stem, path.resolve())
+        return Chosen(name_of(path), path.resolve())
     if (path / "config.json").is_file():
-        return Chosen(path.resolve().name, path.resolve())
+        return Chosen(name_of(path), path.resolve())
     if path.is_dir():
         raise LiuyiError("the folder holds no model", where=str(path), hint="a model folder has a config.json")
+    if path.is_file():
+        hint = "name the folder that holds its config.json and safetensors files, or a GGUF file"
+        raise LiuyiError("the file is no model by itself", where=str(path), hint=hint)
     return None
 
 
@@ -82,7 +87,10 @@ def newest(home: Home) -> str:
             for digest in outputs:
                 if kinds.get(digest) == kind:
                     return digest
-    raise LiuyiError("no run has made a model yet", hint="start one with: liuyi run quickstart")
+    raise LiuyiError(
+        "no run has made a model yet",
+        hint="name a model's folder or a GGUF file, or make one with: liuyi run quickstart",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from liuyi.model.config import DecoderConfig
 from liuyi.model.export import Source
 from liuyi.model.gguf import GGUF
 from liuyi.model.gguf_import import load_gguf
+from liuyi.model.load import name_of
 from liuyi.model.tokenizer import Tokenizer
 
 _TAKEN = (
@@ -66,10 +67,10 @@ def import_model(home: Home, source: Path, *, licences: Collection[str] = ()) ->
         with full_disk_is_told("importing a model", staging.path):
             stated, staging.metrics["parameters"] = take(source, staging.path)
         staging.licences |= set(licences) or stated
-        artifact = home.store.publish(staging, step="import", output=kind, params={"source": source.name})
+        artifact = home.store.publish(staging, step="import", output=kind, params={"source": name_of(source)})
     finally:
         home.store.discard(staging)
-    home.ledger.pin(artifact.digest, f"imported from {source.name}")
+    home.ledger.pin(artifact.digest, f"imported from {name_of(source)}")
     home.ledger.record_artifact(artifact.manifest)
     return artifact
 
@@ -106,7 +107,7 @@ def source_of(home: Home, ref: str) -> Source:
     """
     path = Path(ref)
     if path.suffix == ".gguf" or any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        return Source(path.resolve(), name=path.resolve().stem if path.is_file() else path.resolve().name)
+        return Source(path.resolve(), name=name_of(path))
     if path.is_dir():
         raise ArtifactError("the folder holds no model", where=str(path), hint="a model folder has a config.json")
     artifact = home.store.open(resolve_artifact(home, ref))

@@ -56,6 +56,14 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return torch.bfloat16 if values.get("dtype", values.get("torch_dtype")) == "bfloat16" else torch.float32
 
 
+def name_of(path: Path) -> str:
+    """What people call the model at `path`: a link by its own name, a folder of the hub's cache not by its commit."""
+    path = path.resolve() if path.name == ".." else path.absolute()
+    if path.parent.name == "snapshots" and (cached := path.parent.parent.name).startswith("models--"):
+        return cached.rpartition("--")[2]
+    return path.stem if path.suffix == GGUF_SUFFIX else path.name
+
+
 def is_gguf(path: Path) -> bool:
     """Whether `path` names a GGUF file. Raises ModelError if there is nothing at `path`."""
     if not path.exists():

@@ -88,16 +88,18 @@ def made_up(
     return [one() for _ in range(count)]
 
 
-def read_prompts(path: Path, output_tokens: int) -> list[Ask]:
+def read_prompts(path: Path, output_tokens: int, *, chat: bool = False) -> list[Ask]:
     """The requests of a file of JSON lines with `prompt` or `messages`, and `max_tokens` if it differs.
 
-    Raises DataError, naming the line.
+    Raises DataError, naming the line; also for messages where completions are asked for, not chats.
     """
     asks = []
     for where, row in json_lines(path):
         prompt, tokens = row.get("prompt", row.get("messages")), row.get("max_tokens", output_tokens)
         if not isinstance(prompt, str | list) or not prompt:
             raise DataError("has neither 'prompt' (a text or token ids) nor 'messages'", where=where)
+        if not chat and isinstance(prompt[0], dict):
+            raise DataError("has messages, which are for chats", where=where, hint="give --chat")
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise DataError("max_tokens is no positive whole number", where=where)
         asks.append(Ask(prompt, tokens))

@@ -28,7 +28,14 @@ def open_engine(spec: EngineSpec) -> Engine:
     model, tokenizer = load(Path(spec.model), device=device)
     if spec.merged is not None:
         model, _ = merge_adapter(model, Adapter.load(Path(spec.merged)))
-    context = min(spec.max_tokens or model.config.context_tokens, model.config.context_tokens)
+    context = spec.max_tokens or model.config.context_tokens
+    if context > model.config.context_tokens:
+        raise ModelError(
+            f"{context:,} tokens of prompt and answer are more than the model's context of "
+            f"{model.config.context_tokens:,}",
+            where=spec.model,
+            hint="more need rope_scaling in its config.json",
+        )
     runner = open_runner(
         model,
         weights=spec.weights,

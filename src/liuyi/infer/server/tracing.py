@@ -35,8 +35,10 @@ class Tracing:
     def to(cls, url: str) -> Tracing:
         """Traces for the OTLP receiver at `url`, such as http://localhost:4318/v1/traces.
 
-        Raises LiuyiError if OpenTelemetry is not installed.
+        Raises LiuyiError if that is no URL, or if OpenTelemetry is not installed.
         """
+        if not url.startswith(("http://", "https://")):
+            raise LiuyiError(f"'{url}' is no URL of a receiver", hint="such as http://localhost:4318/v1/traces")
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
