@@ -83,10 +83,11 @@ def test_it_says_which_kernels_are_in_use(tmp_path: Path, monkeypatch: pytest.Mo
     assert checks["native kernels"]["status"] == "absent"
     assert "LIUYI_KERNELS=off" in checks["native kernels"]["note"]
     monkeypatch.setenv("LIUYI_KERNELS", "avx2")
-    monkeypatch.setattr("liuyi.kernels.library._open", lambda most: Library(ctypes.CDLL(None), most))
+    monkeypatch.setattr("liuyi.kernels.library._open", lambda most: Library(ctypes.CDLL(None), most, "avx512"))
     checks = {check["name"]: check for check in json.loads(doctor(tmp_path / "home", "--json").stdout)["checks"]}
     assert (checks["native kernels"]["status"], checks["native kernels"]["value"]) == ("ok", "AVX2")
     assert "fp32, bf16, int8, int4" in checks["native kernels"]["note"]
+    assert "did not know AMX" in checks["native kernels"]["note"]
 
 
 def test_every_extra_is_told_by_a_package_of_it() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -25,6 +28,7 @@ from liuyi.infer.runner import BLOCK_TOKENS, Batch, Draws, Ids, ids
 from liuyi.infer.sampling import choose
 from liuyi.infer.torch_runner import TorchRunner
 from liuyi.kernels.library import INSTRUCTION_SETS, KernelsAbsent, KernelsError, instruction_set_number, kernels
+from liuyi.kernels.parts import Part
 from liuyi.model.decoder import Decoder, init_weights
 from liuyi.model.quantize import Format, quantize
 
@@ -402,18 +406,76 @@ def test_a_closed_runner_says_so() -> None:
         runner.logits(whole_batch(texts_of(tiny_model(), 1, 40)))
 
 
+def test_threads_that_use_one_model_take_turns() -> None:
+    model = tiny_model()
+    runner = NativeRunner(model, 12, threads=2)
+    texts = texts_of(model, 4, 40)
+    batches = [replace(whole_batch(texts[i : i + 1]), tables=ids([[2 * i, 2 * i + 1]])) for i in range(len(texts))]
+    alone = [runner.logits(batch) for batch in batches]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for _ in range(20):
+            together = list(pool.map(runner.logits, batches))
+            assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_it_can_be_closed_while_another_thread_computes() -> None:
+    runner = NativeRunner(tiny_model(), 2, threads=2)
+    batch = whole_batch(texts_of(tiny_model(), 1, 40))
+    computes = threading.Event()
+
+    def compute() -> str:
+        try:
+            while True:
+                runner.logits(batch)
+                computes.set()
+        except KernelsError as error:
+            return error.message
+
+    with ThreadPoolExecutor(1) as pool:
+        message = pool.submit(compute)
+        assert computes.wait(30)
+        runner.close()
+        assert message.result(30) == "the model is closed"
+
+
+def in_child(body: Callable[[], None]) -> int:
+    """How a forked child ends that calls `body`: 0 if that returns; −14 if it hangs."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            body()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def test_after_a_fork_it_says_that_its_threads_are_elsewhere() -> None:
     runner = NativeRunner(tiny_model(), 2, threads=2)
     batch = whole_batch(texts_of(tiny_model(), 1, 40))
-    runner.logits(batch)
-    child = os.fork()
-    if child == 0:
-        try:
-            runner.logits(batch)
-        except KernelsError as error:
-            os._exit(7 if "another process" in error.message else 1)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    before = runner.logits(batch)
+
+    def in_vain() -> None:
+        head = np.zeros((runner.config.vocab_size, runner.config.hidden_size), np.float32)
+        for call in (lambda: runner.logits(batch), lambda: runner.native.pack("head", 0, "int8", [Part(head)])):
+            with pytest.raises(KernelsError, match="another process"):
+                call()
+
+    assert in_child(in_vain) == 0
+    assert in_child(runner.close) == 0
+    assert torch.equal(runner.logits(batch), before)
+
+
+def test_a_forked_child_can_have_a_model_of_its_own() -> None:
+    runner = NativeRunner(tiny_model(), 2, threads=2)
+    batch = whole_batch(texts_of(tiny_model(), 1, 40))
+    here = runner.choose(batch).tolist()
+
+    def anew() -> None:
+        assert NativeRunner(tiny_model(), 2, threads=2).choose(batch).tolist() == here
+
+    assert in_child(anew) == 0
 
 
 def test_a_block_takes_what_its_format_needs() -> None:

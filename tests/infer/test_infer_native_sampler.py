@@ -189,6 +189,30 @@ class TestScores:
             sampler.score(torch.zeros(1, 40), [0], [40], [0])
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seen": [7, 64], "seen_count": 2}, "not in the vocabulary"),
+        ({"biased": [-1], "biased_count": 1}, "not in the vocabulary"),
+        ({"seen_count": -1}, "not in the vocabulary"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"min_p": 1.5}, "min_p"),
+    ],
+)
+def test_draws_that_would_read_elsewhere_or_never_end_are_refused(
+    native: Library, changes: dict[str, Any], words: str
+) -> None:
+    logits, weights = np.zeros(64, np.float32), np.ones(2, np.float32)
+    row = np.zeros(1, DRAW)
+    for name, value in {"logits": logits, "counts": weights, "biases": weights, "repetition": 1.0, **changes}.items():
+        kept = np.array(value, np.int32) if isinstance(value, list) else value
+        changes[name] = kept  # lives as long as the row points to it
+        row[name] = kept.ctypes.data if isinstance(kept, np.ndarray) else kept
+    with pytest.raises(KernelsError, match=words):
+        samplers(native, 64)[1]._model.draw(row)
+
+
 def test_what_is_no_array_of_draws_is_refused(native: Library) -> None:
     _, sampler = samplers(native, 40)
     with pytest.raises(KernelsError, match="logits"):

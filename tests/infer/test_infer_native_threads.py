@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -69,6 +70,43 @@ def test_who_calls_has_the_first_as_long_as_a_step_takes(processors: list[int]) 
     seen.set()
     looking.join()
     assert found
+
+
+def test_who_moves_a_thread_during_a_step_has_the_last_word(processors: list[int]) -> None:
+    runner, caller, done = _runner(len(processors)), threading.get_native_id(), threading.Event()
+
+    def move() -> None:
+        while not done.is_set():
+            if os.sched_getaffinity(caller) == {processors[0]}:
+                os.sched_setaffinity(caller, {processors[-1]})
+                return
+
+    moving = threading.Thread(target=move, daemon=True)
+    moving.start()
+    try:
+        for _ in range(STEPS):
+            runner.logits(BATCH)
+            if not moving.is_alive():
+                break
+        done.set()
+        moving.join()
+        runner.logits(BATCH)
+        assert os.sched_getaffinity(caller) == {processors[-1]}
+    finally:
+        os.sched_setaffinity(caller, processors)
+
+
+def test_signals_are_left_to_the_programs_own_threads() -> None:
+    before = _tasks()
+    runner = _runner(3)
+    runner.logits(BATCH)
+    for task in _tasks() - before:
+        status = (TASKS / str(task) / "status").read_text()
+        blocked = int(next(line for line in status.splitlines() if line.startswith("SigBlk:")).split()[1], 16)
+        held = {number for number in signal.valid_signals() if blocked >> (number - 1) & 1}
+        assert {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1} <= held
+        assert not {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL} & held
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_caller_that_may_not_be_there_stays_where_it_may(processors: list[int]) -> None:

@@ -90,6 +90,8 @@ def test_it_needs_neither_python_nor_torch() -> None:
         ({"head_dim": 1024}, "at most 256"),
         ({"layers": -1}, "not positive|windows"),
         ({"vocab": 0}, "not positive"),
+        ({"intermediate": 2**30}, "beyond what there is room for"),
+        ({"heads": 2**20, "head_dim": 256}, "wider than what there is room for"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(changes: dict[str, int], words: str) -> None:

@@ -208,7 +208,7 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:
 
 
 def test_a_library_without_these_kernels_is_one_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    older = library.Library(ctypes.CDLL(None), "avx2")
+    older = library.Library(ctypes.CDLL(None), "avx2", "avx2")
     monkeypatch.setattr(training, "kernels", lambda: older)
     assert training_kernels() is None
 

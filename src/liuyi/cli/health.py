@@ -87,17 +87,20 @@ def _system() -> list[Check]:
 
 
 def _kernels() -> Check:
-    from liuyi.kernels.library import KernelsAbsent, kernels
+    from liuyi.kernels.library import INSTRUCTION_SETS, KernelsAbsent, kernels
     from liuyi.kernels.model import KV_FORMATS
     from liuyi.kernels.parts import WEIGHT_FORMATS
 
     try:
-        used = kernels().instruction_set
+        library = kernels()
     except KernelsAbsent as absent:
         why = absent.message + (f": {absent.hint}" if absent.hint else "")
         return Check("System", "native kernels", "absent", "none", f"{why}; the CPU computes with torch")
-    formats = f"weights in {', '.join(WEIGHT_FORMATS)}; keys and values in {', '.join(KV_FORMATS)}"
-    return Check("System", "native kernels", "ok", used.upper(), formats)
+    note = f"weights in {', '.join(WEIGHT_FORMATS)}; keys and values in {', '.join(KV_FORMATS)}"
+    unknown = [name.upper() for name in INSTRUCTION_SETS[INSTRUCTION_SETS.index(library.compiled) + 1 :]]
+    if unknown:
+        note += f"; the compiler that built them did not know {' and '.join(unknown)}"
+    return Check("System", "native kernels", "ok", library.instruction_set.upper(), note)
 
 
 def _gpu() -> Check:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 from liuyi.core.errors import LiuyiError
 
-INTERFACE = 9
+INTERFACE = 10
 """What `native/api.h` must be; another number is a library from another version."""
 
 SETTING = "LIUYI_KERNELS"
@@ -80,16 +81,15 @@ class BatchView(Structure):
 
 
 class Library:
-    """The functions of the native library, for one instruction set."""
+    """The functions of the native library, for one instruction set.
 
-    def __init__(self, functions: ctypes.CDLL, instruction_set: str) -> None:
-        self.instruction_set = instruction_set
+    `compiled` is the best set that the library was compiled for: an older compiler leaves out what it does not know.
+    """
+
+    def __init__(self, functions: ctypes.CDLL, instruction_set: str, compiled: str) -> None:
         self.functions = functions
-
-    def check(self, result: int) -> None:
-        """Raises KernelsError with the reason if a function returned a failure."""
-        if result != 0:
-            raise KernelsError(self.reason())
+        self.instruction_set = instruction_set
+        self.compiled = compiled
 
     def reason(self) -> str:
         """Why the last function of this thread failed."""
@@ -111,8 +111,8 @@ def kernels() -> Library:
 
 @cache
 def _open(most: str) -> Library:
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        raise KernelsAbsent(f"there are no native kernels for {platform.machine()}")
+    if not sys.platform.startswith("linux") or platform.machine().lower() not in ("x86_64", "amd64"):
+        raise KernelsAbsent(f"there are no native kernels for {platform.machine()} and {platform.system()}")
     if not PATH.exists():
         raise KernelsAbsent(
             "the native kernels were not built", hint="install a C++ compiler (g++ or clang), then install Liuyi again"
@@ -132,12 +132,14 @@ def _open(most: str) -> Library:
     name: bytes = functions.liuyi_instruction_set(most.encode())
     if name == b"none":
         raise KernelsAbsent("this processor lacks AVX2, which the native kernels need")
-    return Library(functions, name.decode())
+    compiled: bytes = functions.liuyi_compiled()
+    return Library(functions, name.decode(), compiled.decode())
 
 
 def _declare(functions: ctypes.CDLL) -> None:
     declared = {
         "error": (c_char_p,),
+        "compiled": (c_char_p,),
         "instruction_set": (c_char_p, c_char_p),
         "model_new": (c_void_p, POINTER(ModelArguments), c_char_p),
         "model_free": (None, c_void_p),

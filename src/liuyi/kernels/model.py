@@ -11,9 +11,12 @@ All arrays are numpy's; weights are copied as they are packed. ctypes gives up t
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +48,11 @@ class NativeShape:
 
 
 class NativeModel:
-    """Weights and cache of one decoder. Used by one thread at a time, in the process that made it."""
+    """Weights and cache of one decoder.
+
+    Calls from several threads take turns, and closing it waits for the one under way. It is for the process that made
+    it: a forked child has none of its threads, and is told so by KernelsError.
+    """
 
     def __init__(
         self,
@@ -77,34 +84,28 @@ class NativeModel:
         self._handle = functions.liuyi_model_new(ctypes.byref(arguments), self.library.instruction_set.encode())
         if not self._handle:
             raise KernelsError(self.library.reason())
-        self.close = weakref.finalize(self, functions.liuyi_model_free, self._handle)
+        self._process, self._turn = os.getpid(), threading.Lock()
+        self.close = weakref.finalize(self, _free, functions, self._handle, self._process, self._turn)
         """Gives the memory back, as soon as it is called or the object is dropped."""
-        self.block_bytes = int(functions.liuyi_model_block_bytes(self._handle))
+        self.block_bytes = self._call(functions.liuyi_model_block_bytes)
 
     @property
     def weight_bytes(self) -> int:
         """Packed weights, without an embedding that is only looked up."""
-        return int(self.library.functions.liuyi_model_weight_bytes(self._open()))
+        return self._call(self.library.functions.liuyi_model_weight_bytes)
 
     def pack(self, matrix: str, layer: int, fmt: str, parts: Sequence[Part]) -> None:
         """Pack the parts into a matrix of the layer (any for the head). Raises KernelsError if they do not fit."""
         columns = {"output": self.shape.heads * self.shape.head_dim, "down": self.shape.intermediate}
         sources = Sources(parts, columns.get(matrix, self.shape.hidden), f"the matrix '{matrix}'")
-        functions = self.library.functions
-        self.library.check(
-            functions.liuyi_model_pack(
-                self._open(), MATRICES[matrix], layer, WEIGHT_FORMATS[fmt], sources.array, len(parts)
-            )
-        )
+        which = (MATRICES[matrix], layer, WEIGHT_FORMATS[fmt])
+        self._call(self.library.functions.liuyi_model_pack, *which, sources.array, len(parts))
 
     def set_vector(self, vector: str, layer: int, values: Array) -> None:
         """Set the weights of a norm (of any layer for the final one). Raises KernelsError for another length."""
         kept = np.ascontiguousarray(values, dtype=np.float32)
-        self.library.check(
-            self.library.functions.liuyi_model_set_vector(
-                self._open(), VECTORS[vector], layer, kept.ctypes.data, kept.size
-            )
-        )
+        which = (VECTORS[vector], layer)
+        self._call(self.library.functions.liuyi_model_set_vector, *which, kept.ctypes.data, kept.size)
 
     def set_embedding(self, values: Array) -> None:
         """Set the embedding [vocab, hidden], float32 or bfloat16 as uint16 bits."""
@@ -114,10 +115,7 @@ class NativeModel:
         formats = {"float32": WEIGHT_FORMATS["fp32"], "uint16": WEIGHT_FORMATS["bf16"]}
         if kept.dtype.name not in formats:
             raise KernelsError(f"an embedding is float32 or bfloat16 bits, not {kept.dtype.name}")
-        functions = self.library.functions
-        self.library.check(
-            functions.liuyi_model_set_embedding(self._open(), formats[kept.dtype.name], kept.ctypes.data)
-        )
+        self._call(self.library.functions.liuyi_model_set_embedding, formats[kept.dtype.name], kept.ctypes.data)
 
     def set_adapter(self, slot: int, layer: int, projection: str, down: Array, up: Array) -> None:
         """Add up·(down·x) to a projection for sequences of the slot: down [rank, columns], up [rows, rank], scaled.
@@ -132,11 +130,11 @@ class NativeModel:
                 f"{list(kept_up.shape)} times {list(kept_down.shape)} does not fit {projection}, [{rows}, {columns}]"
             )
         arguments = (slot, layer, PROJECTIONS.index(projection), rank, kept_down.ctypes.data, kept_up.ctypes.data)
-        self.library.check(self.library.functions.liuyi_model_set_adapter(self._open(), *arguments))
+        self._call(self.library.functions.liuyi_model_set_adapter, *arguments)
 
     def drop_adapter(self, slot: int) -> None:
         """Forget what was added for a slot, if anything was."""
-        self.library.check(self.library.functions.liuyi_model_drop_adapter(self._open(), slot))
+        self._call(self.library.functions.liuyi_model_drop_adapter, slot)
 
     def _projection_shape(self, projection: str) -> tuple[int, int]:
         """Rows and columns of a projection's matrix."""
@@ -161,27 +159,39 @@ class NativeModel:
 
         Raises KernelsError if the batch is not possible; nothing has changed then.
         """
-        functions = self.library.functions
-        self.library.check(functions.liuyi_model_forward(self._open(), ctypes.byref(batch), OUTPUTS[output], result))
+        self._call(self.library.functions.liuyi_model_forward, ctypes.byref(batch), OUTPUTS[output], result)
 
     def draw(self, rows: NDArray[np.void]) -> NDArray[np.int32]:
         """A token for each of some `DRAW`s, whose addresses are of logits [vocab] and of arrays as long as they say."""
         tokens = np.empty(len(rows), np.int32)
         self._check_rows(rows, DRAW)
-        functions = self.library.functions
-        self.library.check(functions.liuyi_model_draw(self._open(), rows.ctypes.data, len(rows), tokens.ctypes.data))
+        self._call(self.library.functions.liuyi_model_draw, rows.ctypes.data, len(rows), tokens.ctypes.data)
         return tokens
 
     def score(self, rows: NDArray[np.void]) -> None:
         """Write the log-probabilities that some `SCORE`s ask for to the addresses that they give."""
         self._check_rows(rows, SCORE)
-        self.library.check(self.library.functions.liuyi_model_score(self._open(), rows.ctypes.data, len(rows)))
+        self._call(self.library.functions.liuyi_model_score, rows.ctypes.data, len(rows))
 
     def _check_rows(self, rows: NDArray[np.void], dtype: np.dtype[np.void]) -> None:
         if rows.dtype != dtype or not rows.flags.c_contiguous:
             raise KernelsError(f"rows are a C-contiguous array of {dtype.names}")
 
-    def _open(self) -> int:
-        if not self.close.alive:
-            raise KernelsError("the model is closed")
-        return int(self._handle)
+    def _call(self, function: Callable[..., int], *arguments: Any) -> int:
+        """What the function returns. Raises KernelsError with its reason if that is below 0."""
+        if os.getpid() != self._process:
+            raise KernelsError("the model belongs to another process: its threads did not survive the fork")
+        with self._turn:
+            if not self.close.alive:
+                raise KernelsError("the model is closed")
+            result = int(function(self._handle, *arguments))
+            if result < 0:
+                raise KernelsError(self.library.reason())
+            return result
+
+
+def _free(functions: ctypes.CDLL, handle: int, process: int, turn: threading.Lock) -> None:
+    # A forked child would wait for threads that it does not have, or for a turn that nobody ends.
+    if os.getpid() == process:
+        with turn:
+            functions.liuyi_model_free(handle)

@@ -155,9 +155,8 @@ class TrainingKernels:
         )
         self._turn = self._declare(library, "turn", *(pointer,) * 3, count, size, size, count, number, pointer)
         self._cross_entropy = self._declare(library, "cross_entropy", *(pointer,) * 3, count, size, pointer)
-        self._adamw = self._declare(library, "adamw", POINTER(AdamWTensor), size, POINTER(Sums))
-        self._squares = self._declare(library, "squares", POINTER(Gradient), size)
-        self._squares.restype = c_double
+        self._adamw = self._declare_scratch(library, "adamw", POINTER(AdamWTensor), size, POINTER(Sums))
+        self._squares = self._declare_scratch(library, "squares", POINTER(Gradient), size, POINTER(c_double))
         if self.has_amx:
             operand = (pointer, count, size)
             self._product = self._declare_scratch(library, "product", *operand * 2, *(size,) * 3, pointer, count)
@@ -268,8 +267,10 @@ class TrainingKernels:
 
     def squares(self, grads: Sequence[Tensor]) -> float:
         """The sum of all squares of gradients, each in float32 or bfloat16."""
+        found = c_double()
         array = (Gradient * len(grads))(*map(Gradient.of, grads))
-        return float(self._squares(torch.get_num_threads(), array, len(grads)))
+        self._squares(torch.get_num_threads(), array, len(grads), byref(found))
+        return found.value
 
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         """out [rows, columns] = left · right, which may be transposed views of such matrices; needs `has_amx`."""

@@ -1,8 +1,8 @@
 #include "api.h"
 
+#include <cstdio>
 #include <cstring>
 #include <new>
-#include <string>
 
 #include "cpu.h"
 #include "model.h"
@@ -11,7 +11,9 @@ namespace {
 
 using namespace liuyi;
 
-thread_local std::string last_error;
+thread_local char last_error[256];  // to keep it takes no memory, of which there may be none
+
+void keep(const char* error) { std::snprintf(last_error, sizeof last_error, "%s", error); }
 
 template <class Body>
 int guarded(const Body& body) {
@@ -19,9 +21,9 @@ int guarded(const Body& body) {
         body();
         return 0;
     } catch (const std::bad_alloc&) {
-        last_error = "out of memory";
+        keep("out of memory");
     } catch (const std::exception& error) {
-        last_error = error.what();
+        keep(error.what());
     }
     return -1;
 }
@@ -42,7 +44,9 @@ Model& of(void* model) {
 
 int liuyi_interface() { return kInterface; }
 
-const char* liuyi_error() { return last_error.c_str(); }
+const char* liuyi_error() { return last_error; }
+
+const char* liuyi_compiled() { return name(kCompiled); }
 
 const char* liuyi_instruction_set(const char* most) { return name(best_instruction_set(parse(most))); }
 
@@ -94,6 +98,14 @@ int liuyi_model_score(void* model, const Score* rows, int count) {
     return guarded([&] { of(model).score(rows, count); });
 }
 
-int64_t liuyi_model_block_bytes(void* model) { return static_cast<int64_t>(of(model).kv().block_bytes); }
+int64_t liuyi_model_block_bytes(void* model) {
+    int64_t bytes = -1;
+    guarded([&] { bytes = static_cast<int64_t>(of(model).kv().block_bytes); });
+    return bytes;
+}
 
-int64_t liuyi_model_weight_bytes(void* model) { return static_cast<int64_t>(of(model).weight_bytes()); }
+int64_t liuyi_model_weight_bytes(void* model) {
+    int64_t bytes = -1;
+    guarded([&] { bytes = static_cast<int64_t>(of(model).weight_bytes()); });
+    return bytes;
+}

@@ -7,7 +7,7 @@
 
 #include "kv_float.h"
 #include "kv_int8.h"
-#if defined(__AMX_TILE__)
+#ifdef LIUYI_HAS_TILES
 #include "kv_amx_bf16.h"
 #include "kv_amx_int8.h"
 #endif

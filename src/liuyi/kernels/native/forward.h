@@ -391,7 +391,7 @@ void forward(const Step& step, int thread) {
     const Pass pass{step, thread, step.threads->count()};
     switch (step.kv.format) {
         case KvFormat::f32: return pass.run<FloatKv<float>>();
-#if defined(__AMX_TILE__)
+#ifdef LIUYI_HAS_TILES
         case KvFormat::bf16: return pass.run<Bf16TileKv>();
         case KvFormat::int8: return pass.run<Int8TileKv>();
 #else

@@ -1,5 +1,6 @@
 // Linear layers through the C interface, one at a time: what `kernels/linear.py` calls.
 
+#include <memory>
 #include <new>
 
 #include "api.h"
@@ -15,11 +16,11 @@ LIUYI_API Linear* liuyi_linear_new(int set, int format, int rows, int columns, i
     try {
         bool bias = false;
         for (int row = 0, i = 0; row < rows; row += sources[i++].rows) bias = bias || sources[i].bias != nullptr;
-        Linear* w = new Linear(linear_new(static_cast<InstructionSet>(set), static_cast<Format>(format), rows, columns,
-                                          gated != 0, bias));
+        auto w = std::make_unique<Linear>(
+            linear_new(static_cast<InstructionSet>(set), static_cast<Format>(format), rows, columns, gated != 0, bias));
         if (rounds_x >= 0) linear_round_x(*w, rounds_x != 0);
         for (int panel = 0; panel < w->panels; ++panel) linear_pack(*w, sources, panel);
-        return w;
+        return w.release();
     } catch (const std::bad_alloc&) {
         return nullptr;
     }

@@ -12,7 +12,7 @@ namespace LIUYI_ISA {
 
 // The unsigned bytes that vpdpbusd wants, 128 more than the weights. Where there is AMX, they lie as they are.
 LIUYI_INLINE Ints load_weights(const uint8_t* p) {
-#ifdef __AMX_TILE__
+#ifdef LIUYI_HAS_TILES
     return _mm512_xor_si512(load_ints(p), _mm512_set1_epi8(-128));
 #else
     return load_ints(p);

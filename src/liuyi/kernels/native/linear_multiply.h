@@ -1,13 +1,13 @@
 // The functions of linear.h for one instruction set: included by linear_avx2.cpp and linear_avx512.cpp.
 #pragma once
 
-#ifdef __AMX_TILE__
-#include "linear_amx.h"
-#endif
 #include "linear_float.h"
 #include "linear_int4.h"
 #include "linear_int8.h"
 #include "linear_prepare.h"
+#ifdef LIUYI_HAS_TILES
+#include "linear_amx.h"
+#endif
 
 namespace liuyi {
 namespace LIUYI_ISA {
@@ -15,7 +15,7 @@ namespace LIUYI_ISA {
 void multiply(const Linear& w, const void* prepared, Range tokens, Range panels, float* y, size_t stride,
               Epilogue epilogue) {
     const uint8_t* x = static_cast<const uint8_t*>(prepared);
-#ifdef __AMX_TILE__
+#ifdef LIUYI_HAS_TILES
     if (multiply_with_tiles(w, x, tokens, panels, y, stride, epilogue)) return;
 #endif
     switch (w.format) {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 namespace liuyi {
@@ -10,6 +11,7 @@ namespace {
 
 constexpr int kMostHeadDim = 256;
 constexpr int kMostAdapters = 1024;
+constexpr int kMostSize = 1 << 24;  // so that twice as much is still a number
 
 // Tokens of a block. Fewer for each thread than the least are no slower together; more than the most leave its cache.
 constexpr int kLeastBlockRows = 192;
@@ -41,8 +43,12 @@ Shape checked(const Shape& shape) {
     require(shape.vocab > 0 && shape.hidden > 0 && shape.intermediate > 0 && shape.layers > 0 && shape.heads > 0 &&
                 shape.kv_heads > 0 && shape.head_dim > 0,
             "a size of the model is not positive");
+    for (const int size : {shape.vocab, shape.hidden, shape.intermediate, shape.layers, shape.heads}) {
+        require(size <= kMostSize, "a size of the model is beyond what there is room for");
+    }
     require(shape.heads % shape.kv_heads == 0, "the number of heads is not a multiple of the number of kv heads");
     require(shape.head_dim % 2 == 0 && shape.head_dim <= kMostHeadDim, "head_dim must be even and at most 256");
+    require(shape.heads <= kMostSize / shape.head_dim, "the heads are wider than what there is room for");
     return shape;
 }
 
@@ -60,7 +66,6 @@ Model::Model(const Shape& shape, const int32_t* windows, KvFormat kv, int blocks
       set_(set),
       kv_(layout(shape, kv)),
       blocks_(blocks),
-      process_(getpid()),
       threads_(std::clamp(threads, 1, 256)),
       layers_(shape.layers),
       tickets_(2 * shape.layers) {
@@ -185,9 +190,10 @@ void Model::set_adapter(int slot, int index, int projection, int rank, const flo
     if (adapters_.size() <= static_cast<size_t>(slot)) adapters_.resize(slot + 1);
     AdapterWeights& adapter = adapters_[slot];
     adapter.layers.resize(shape_.layers);
-    adapter.layers[index].of[projection] = {rank, kept_down.as<float>(), kept_up.as<float>()};
+    const LowRank added{rank, kept_down.as<float>(), kept_up.as<float>()};
     adapter.memory.push_back(std::move(kept_down));
     adapter.memory.push_back(std::move(kept_up));
+    adapter.layers[index].of[projection] = added;
 }
 
 void Model::drop_adapter(int slot) {
@@ -226,7 +232,6 @@ void Model::check_complete() const {
 }
 
 void Model::check(const BatchView& batch) const {
-    require(getpid() == process_, "the model belongs to another process: its threads did not survive the fork");
     require(batch.tokens > 0 && batch.sequences > 0 && batch.most_blocks > 0 && batch.rows >= 0, "the batch is empty");
     int64_t tokens = 0;
     for (int i = 0; i < batch.sequences; ++i) {
@@ -238,6 +243,7 @@ void Model::check(const BatchView& batch) const {
                 "a sequence names an adapter that there is not");
         const int64_t blocks = (length + count + kBlockTokens - 1) / kBlockTokens;
         require(blocks <= batch.most_blocks, "a table of blocks is too short for its sequence");
+        require(length + count <= INT32_MAX, "a sequence is longer than can be counted");
         require(batch.angles_by_token || length + count <= batch.angles, "a position has no angles");
         for (int64_t j = 0; j < blocks; ++j) {
             const int32_t block = batch.tables[static_cast<int64_t>(i) * batch.most_blocks + j];
@@ -399,8 +405,18 @@ void Model::of_each_row(int count, const Work& work) {
     });
 }
 
+void Model::check(const Draw& row) const {
+    const auto known = [&](const int32_t* tokens, int count) {
+        return count >= 0 && std::all_of(tokens, tokens + count, [&](int32_t token) { return token >= 0 && token < shape_.vocab; });
+    };
+    require(known(row.seen, row.seen_count) && known(row.biased, row.biased_count), "a token is not in the vocabulary");
+    require(row.temperature >= 0, "a temperature is negative or no number");
+    require(row.min_p <= 1, "min_p is above 1 or no number");
+}
+
 void Model::draw(const Draw* rows, int count, int32_t* tokens) {
-    const auto draw = set_ == InstructionSet::avx2 ? avx2::draw : avx512::draw;
+    std::for_each(rows, rows + count, [&](const Draw& row) { check(row); });
+    const auto draw = LIUYI_VECTORS_FOR(set_, draw);
     of_each_row(count, [&](int i, float* memory) { tokens[i] = draw(rows[i], shape_.vocab, memory); });
 }
 
@@ -409,7 +425,7 @@ void Model::score(const Score* rows, int count) {
         require(rows[i].token >= 0 && rows[i].token < shape_.vocab, "a token is not in the vocabulary");
         require(rows[i].top >= 0 && rows[i].top <= shape_.vocab, "there are not so many tokens");
     }
-    const auto score = set_ == InstructionSet::avx2 ? avx2::score : avx512::score;
+    const auto score = LIUYI_VECTORS_FOR(set_, score);
     of_each_row(count, [&](int i, float* memory) { score(rows[i], shape_.vocab, memory); });
 }
 

@@ -54,6 +54,7 @@ class Model {
     Linear& matrix(Matrix which, int layer);
     void check_complete() const;
     void check(const BatchView& batch) const;
+    void check(const Draw& row) const;
     // Into how many blocks tokens are cut. 0, for all of them together, where they are few, or where the weights, which
     // each thread then reads alone, are more than what stays in its cache for that.
     int block_count(int tokens) const;
@@ -68,7 +69,6 @@ class Model {
     const InstructionSet set_;
     const KvLayout kv_;
     const int blocks_;
-    const int process_;
     Threads threads_;
     std::vector<Layer> layers_;
     std::vector<int> windows_;     // the different ones

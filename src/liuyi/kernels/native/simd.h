@@ -1,8 +1,8 @@
 // One vector vocabulary for the kernels, as wide as the instruction set a file is compiled for.
 //
 // A file compiled with -mavx512f (and bw, vl, dq, vnni, bf16) sees 16 floats a vector in namespace avx512, or in namespace
-// amx if it has the matrix unit besides; one compiled with -mavx2 -mfma sees 8 in namespace avx2. Kernels are written once, inside `namespace liuyi { namespace LIUYI_ISA`,
-// against the names below. Loads and stores need no alignment.
+// amx if it has the matrix unit besides; one compiled with -mavx2 -mfma sees 8 in namespace avx2. Kernels are written once,
+// inside `namespace liuyi { namespace LIUYI_ISA`, against the names below. Loads and stores need no alignment.
 #pragma once
 
 #include <immintrin.h>
@@ -10,8 +10,9 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AMX_TILE__)
+#if defined(__AMX_TILE__) || defined(__AMXTILE__)  // as clang called it before its version 16
 #define LIUYI_ISA amx
+#define LIUYI_HAS_TILES
 #elif defined(__AVX512F__)
 #define LIUYI_ISA avx512
 #elif defined(__AVX2__) && defined(__FMA__)

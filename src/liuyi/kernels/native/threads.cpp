@@ -3,11 +3,13 @@
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
 #include <climits>
+#include <initializer_list>
 
 namespace liuyi {
 namespace {
@@ -34,31 +36,54 @@ std::vector<int> allowed_processors() {
     return processors;
 }
 
-void bind_to(int processor) {
+cpu_set_t only(int processor) {
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(processor, &set);
-    sched_setaffinity(0, sizeof set, &set);  // where it fails, the thread runs as before
+    return set;
 }
 
-// Keeps the calling thread on one processor as long as it lives, if it may be there; no processor is below 0.
+// Where it fails, the thread runs as before.
+bool run_on(const cpu_set_t& set) { return sched_setaffinity(0, sizeof set, &set) == 0; }
+
+// Keeps the calling thread on one processor as long as it lives; no processor is below 0. Whoever moves the thread, before
+// or meanwhile, has the last word.
 class Bound {
   public:
     explicit Bound(int processor) {
         if (processor < 0 || sched_getaffinity(0, sizeof before_, &before_) != 0) return;
         if (!CPU_ISSET(processor, &before_)) return;
-        bind_to(processor);
-        bound_ = true;
+        here_ = only(processor);
+        bound_ = run_on(here_);
     }
     ~Bound() {
-        if (bound_) sched_setaffinity(0, sizeof before_, &before_);
+        cpu_set_t now;
+        if (bound_ && sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &here_)) run_on(before_);
     }
     Bound(const Bound&) = delete;
     Bound& operator=(const Bound&) = delete;
 
   private:
-    cpu_set_t before_;
+    cpu_set_t before_, here_;
     bool bound_ = false;
+};
+
+// Threads that begin while this lives leave the program's signals to its own threads, which may wait for them; not those
+// that tell of a fault of their own.
+class WithoutSignals {
+  public:
+    WithoutSignals() {
+        sigset_t all;
+        sigfillset(&all);
+        for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP}) sigdelset(&all, fault);
+        pthread_sigmask(SIG_BLOCK, &all, &before_);
+    }
+    ~WithoutSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+    WithoutSignals(const WithoutSignals&) = delete;
+    WithoutSignals& operator=(const WithoutSignals&) = delete;
+
+  private:
+    sigset_t before_;
 };
 
 }  // namespace
@@ -88,6 +113,7 @@ void Signal::wait_beyond(uint32_t old) {
 
 Threads::Threads(int count) : count_(count), processors_(allowed_processors()) {
     if (processors_.size() != static_cast<size_t>(count) || count == 1) processors_.assign(count, -1);
+    const WithoutSignals inherited;
     try {
         for (int thread = 1; thread < count; ++thread) workers_.emplace_back([this, thread] { work(thread); });
     } catch (...) {
@@ -115,7 +141,7 @@ void Threads::start(Function function, const void* context) {
 }
 
 void Threads::work(int thread) {
-    if (processors_[thread] >= 0) bind_to(processors_[thread]);
+    if (processors_[thread] >= 0) run_on(only(processors_[thread]));
     for (uint32_t seen = 0;; ++seen) {
         jobs_.wait_beyond(seen);
         if (stopping_) return;

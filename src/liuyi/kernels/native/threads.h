@@ -9,7 +9,8 @@
 //
 // Where there are as many processors as threads, each thread has one of its own while a job runs. The system's scheduler
 // puts two of them on one otherwise, as soon as another program takes the second for a moment, and leaves them there for
-// many milliseconds: all the barriers of a step then wait for each other in turn.
+// many milliseconds: all the barriers of a step then wait for each other in turn. Who moves the threads elsewhere (taskset)
+// is not overruled.
 #pragma once
 
 #include <atomic>

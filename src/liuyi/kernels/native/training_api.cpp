@@ -16,9 +16,6 @@ namespace {
 Parallel borrowed = nullptr;
 InstructionSet chosen = InstructionSet::none;
 
-bool newest() { return chosen >= InstructionSet::avx512; }
-
-#ifdef LIUYI_AMX
 // 0, or -1 where there is no memory for what a kernel keeps meanwhile.
 template <class Body>
 int with_memory(const Body& body) {
@@ -29,7 +26,6 @@ int with_memory(const Body& body) {
         return -1;
     }
 }
-#endif
 
 }  // namespace
 
@@ -41,50 +37,49 @@ LIUYI_API void liuyi_training_open(Parallel parallel, int set) {
 
 LIUYI_API void liuyi_training_norm(int threads, const float* x, const uint16_t* delta, const float* weight, float eps,
                                    int64_t rows, int size, float* sum, uint16_t* out, float* scale) {
-    (newest() ? avx512::norm : avx2::norm)({borrowed, threads}, x, delta, weight, eps, rows, size, sum, out, scale);
+    LIUYI_VECTORS_FOR(chosen, norm)({borrowed, threads}, x, delta, weight, eps, rows, size, sum, out, scale);
 }
 
 LIUYI_API void liuyi_training_norm_backward(int threads, const uint16_t* grad, const float* stream, const float* x,
                                             const float* scale, const float* weight, int64_t rows, int size,
                                             float* partials, float* grad_x, uint16_t* grad_delta, float* grad_weight) {
-    (newest() ? avx512::norm_backward : avx2::norm_backward)({borrowed, threads}, grad, stream, x, nullptr, scale, weight, rows,
-                                                          size, partials, grad_x, grad_delta, grad_weight, nullptr);
+    LIUYI_VECTORS_FOR(chosen, norm_backward)({borrowed, threads}, grad, stream, x, nullptr, scale, weight, rows, size, partials,
+                                             grad_x, grad_delta, grad_weight, nullptr);
 }
 
 LIUYI_API void liuyi_training_add(int threads, const float* x, const uint16_t* delta, int64_t count, float* out) {
-    (newest() ? avx512::add : avx2::add)({borrowed, threads}, x, delta, count, out);
+    LIUYI_VECTORS_FOR(chosen, add)({borrowed, threads}, x, delta, count, out);
 }
 
 LIUYI_API void liuyi_training_swiglu(int threads, const uint16_t* gate, const uint16_t* up, int64_t rows, int width,
                                      int64_t stride, uint16_t* out) {
-    (newest() ? avx512::swiglu_rows : avx2::swiglu_rows)({borrowed, threads}, gate, up, rows, width, stride, out);
+    LIUYI_VECTORS_FOR(chosen, swiglu_rows)({borrowed, threads}, gate, up, rows, width, stride, out);
 }
 
 LIUYI_API void liuyi_training_swiglu_backward(int threads, const uint16_t* gate, const uint16_t* up, const uint16_t* grad,
                                               int64_t rows, int width, int64_t stride, uint16_t* grad_gate,
                                               uint16_t* grad_up, uint16_t* activated) {
-    (newest() ? avx512::swiglu_backward : avx2::swiglu_backward)({borrowed, threads}, gate, up, grad, rows, width, stride,
-                                                              grad_gate, grad_up, activated);
+    LIUYI_VECTORS_FOR(chosen, swiglu_backward)({borrowed, threads}, gate, up, grad, rows, width, stride, grad_gate, grad_up,
+                                               activated);
 }
 
 LIUYI_API void liuyi_training_turn(int threads, const uint16_t* x, const float* cosines, const float* sines, int64_t rows,
                                    int heads, int half, int64_t angle_rows, float sign, uint16_t* out) {
-    (newest() ? avx512::turn : avx2::turn)({borrowed, threads}, x, cosines, sines, rows, heads, half,
-                                           static_cast<int64_t>(heads) * 2 * half, angle_rows, sign, out);
- }
+    const int64_t stride = static_cast<int64_t>(heads) * 2 * half;
+    LIUYI_VECTORS_FOR(chosen, turn)({borrowed, threads}, x, cosines, sines, rows, heads, half, stride, angle_rows, sign, out);
+}
 
 LIUYI_API void liuyi_training_cross_entropy(int threads, uint16_t* logits, const int64_t* targets, const float* weights,
                                             int64_t rows, int vocab, float* losses) {
-    (newest() ? avx512::cross_entropy : avx2::cross_entropy)({borrowed, threads}, logits, targets, weights, rows, vocab,
-                                                          losses);
+    LIUYI_VECTORS_FOR(chosen, cross_entropy)({borrowed, threads}, logits, targets, weights, rows, vocab, losses);
 }
 
-LIUYI_API double liuyi_training_squares(int threads, const Gradient* gradients, int count) {
-    return (newest() ? avx512::squares : avx2::squares)({borrowed, threads}, gradients, count);
+LIUYI_API int liuyi_training_squares(int threads, const Gradient* gradients, int count, double* sum) {
+    return with_memory([&] { *sum = LIUYI_VECTORS_FOR(chosen, squares)({borrowed, threads}, gradients, count); });
 }
 
-LIUYI_API void liuyi_training_adamw(int threads, const AdamWTensor* tensors, int count, Sums* sums) {
-    *sums = (newest() ? avx512::adamw : avx2::adamw)({borrowed, threads}, tensors, count);
+LIUYI_API int liuyi_training_adamw(int threads, const AdamWTensor* tensors, int count, Sums* sums) {
+    return with_memory([&] { *sums = LIUYI_VECTORS_FOR(chosen, adamw)({borrowed, threads}, tensors, count); });
 }
 
 #ifdef LIUYI_AMX
