@@ -211,6 +211,19 @@ def test_verdicts_and_answers(ledger: Ledger) -> None:
     assert [found.id for found in ledger.answers_of("m")] == ["chat-2", "chat-1"]
 
 
+def test_of_two_servers_accounts_of_an_answer_the_one_that_knows_its_model_is_kept(ledger: Ledger) -> None:
+    for engine, before in (("one", "two"), ("two", "one")):
+        accounts = {"one": ("m", {"runner": "native"}), "two": ("", {"backend": "openai"})}
+        for server in (engine, before):
+            ledger.add_answer(engine, accounts[server][0], None, "r", accounts[server][1])
+        answer = ledger.answer(engine)
+        assert answer is not None
+        assert (answer.model_digest, answer.detail) == ("m", {"runner": "native"})
+    ledger.add_answer("one", "n", None, "r", {})
+    assert [answer.id for answer in ledger.answers_of("m")] == ["two", "one"]
+    assert ledger.answers_of("n") == []
+
+
 def test_a_forgotten_run_leaves_its_executions(ledger: Ledger) -> None:
     run_id, other = new_run(ledger), new_run(ledger)
     ledger.put_step(run_id, "clean", key="k")

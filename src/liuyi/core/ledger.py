@@ -340,17 +340,21 @@ class Ledger(Leases):
     def add_answer(
         self, id: str, model_digest: str, app_digest: str | None, request_digest: str, detail: Mapping[str, Any]
     ) -> None:
-        """Enter an answer that was served, so that it can be traced; `detail` is JSON."""
-        row = AnswerRow(
-            id=id,
-            model_digest=model_digest,
-            app_digest=app_digest,
-            request_digest=request_digest,
-            detail=dict(detail),
-            created=time.time(),
-        )
+        """Enter an answer that was served, so that it can be traced; `detail` is JSON.
+
+        A server before another one hands on the id of its answer. Both may enter it here: what is kept is the account
+        of who knows the model, the earlier one if both do.
+        """
+        told = {
+            "model_digest": model_digest,
+            "app_digest": app_digest,
+            "request_digest": request_digest,
+            "detail": dict(detail),
+            "created": time.time(),
+        }
         with self._database.write() as session:
-            session.add(row)
+            unknown = AnswerRow.model_digest == ""
+            self._database.upsert(session, AnswerRow, {"id": id, **told}, change=told, where=unknown)
 
     def answer(self, id: str) -> Answer | None:
         """The served answer with that id, if there is one."""
