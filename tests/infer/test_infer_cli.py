@@ -240,6 +240,7 @@ class TestServe:
         for args, said in (
             ((str(folder), "--adapter", "tiny=somewhere"), "an adapter's"),
             (("--backend", "vllm", "--weights", "int8"), "--weights does not go with --backend"),
+            (("--backend", "vllm", "--adapter-loading"), "--adapter-loading does not go with --backend"),
             (("--backend", "tgi"), "no kind of backend"),
         ):
             result = run(home, "serve", *args, *port)

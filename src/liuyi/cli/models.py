@@ -113,9 +113,10 @@ def given_options(opening: Opening) -> dict[str, Any]:
     return {name: value for name, value in asdict(opening).items() if value is not None}
 
 
-def refuse_for_backend(opening: Opening, name: str | None) -> None:
+def refuse_for_backend(opening: Opening, name: str | None, *, adapter_loading: bool = False) -> None:
     """Raises LiuyiError if an option was given that means nothing for an engine that is already running."""
-    for option in (*given_options(opening), *(["name"] if name is not None else [])):
+    given = [*given_options(opening), *(["name"] if name is not None else [])]
+    for option in given + ["adapter_loading"] * adapter_loading:
         raise LiuyiError(f"--{option.replace('_', '-')} does not go with --backend: that engine is already open")
 
 

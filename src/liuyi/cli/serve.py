@@ -175,7 +175,7 @@ def command(
             "tracing": _tracing(otel),
         }
         if backend is not None:
-            refuse_for_backend(opening, name)
+            refuse_for_backend(opening, name, adapter_loading=adapter_loading)
             app, gate, described = _before(backend, place, ref, guards, max_queue)
         else:
             app, gate, described = _over(
@@ -260,4 +260,4 @@ def _before(backend: str, place: Home, ref: str | None, guards: Guards, max_queu
     upstream = Upstream(Place.parse(backend), model_digest=resolve_artifact(place, ref) if ref is not None else "")
     gate = Gate()
     app = create_proxy(upstream, gate=gate, max_queue=max_queue, **guards)
-    return app, gate, Text.assemble((upstream.place.kind, "bold"), f" at {upstream.place.shown}")
+    return app, gate, Text.assemble((upstream.place.kind, "bold"), f" (engine at {upstream.place.shown})")

@@ -74,7 +74,10 @@ def encode_chat(
     """
     template = template or tokenizer.chat_template
     if not template:
-        raise ModelError("the model has no chat template", hint="name one, or train it on conversations first")
+        raise ModelError(
+            "the model has no chat template",
+            hint="put a chat_template.jinja into its folder, or train it on conversations",
+        )
     named = (("bos_token", tokenizer.bos_token), ("eos_token", tokenizer.eos_token), ("pad_token", tokenizer.pad_token))
     control = _control_tokens(tokenizer)
     given = _each_text(dict(variables or {}), lambda text: control.sub(_as_text, text))
