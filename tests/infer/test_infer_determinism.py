@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from infer_support import VOCAB, let_drafts_cost, tiny_model
+from infer_support import VOCAB, let_drafts_cost, random_adapter, tiny_model
 
 from liuyi.infer.engine import Engine
 from liuyi.infer.native_runner import NativeRunner
-from liuyi.infer.request import Completion, Request
+from liuyi.infer.request import Completion, Grammar, Request
 from liuyi.infer.runner import Runner
 from liuyi.infer.speculate.lookup import PromptLookup
 from liuyi.infer.torch_runner import TorchRunner
@@ -54,6 +54,8 @@ def requests() -> list[Request]:
         {},
         {"temperature": 0.9, "seed": 3},
         {"temperature": 1.4, "top_p": 0.8, "seed": 4},
+        {"temperature": 1.0, "seed": 5, "grammar": Grammar("regex", "(turn|on|the){9,30}[a-f厨]{3,9}")},
+        {"adapter": "one", "temperature": 0.8, "seed": 6, "repetition_penalty": 1.1, "min_tokens": 30},
     ]
     return [
         Request(
@@ -63,9 +65,9 @@ def requests() -> list[Request]:
             logprobs=True,
             top_logprobs=2,
             prompt_logprobs=at == 4,
-            **features[at % 3],
+            **features[at % 5],
         )
-        for at in range(5)
+        for at in range(8)
     ]
 
 
@@ -74,7 +76,9 @@ def circumstances(open_one: Open, model: Decoder, tokenizer: Tokenizer) -> dict[
     asked = requests()
 
     def engine(blocks: int = 60, **options: Any) -> Engine:
-        return Engine(open_one(model, blocks), tokenizer, **options)
+        engine = Engine(open_one(model, blocks), tokenizer, **options)
+        engine.adapters.load("one", random_adapter(model, rank=4, seed=1))
+        return engine
 
     alone = [engine().generate([request])[0] for request in asked]
     warm = engine()
