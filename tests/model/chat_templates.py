@@ -14,6 +14,24 @@ SMOLLM2 = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+LLAMA2 = """\
+{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else none -%}
+{%- for message in (messages if system is none else messages[1:]) -%}
+    {%- if (loop.index0 % 2 == 0) != (message['role'] == 'user') -%}
+        {{- raise_exception('after a system message users and assistants take turns') -}}
+    {%- endif -%}
+    {%- set text = message['content'] -%}
+    {%- if loop.first and system is not none -%}
+        {%- set text = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + text -%}
+    {%- endif -%}
+    {%- if message['role'] == 'user' -%}
+        {{- bos_token + '[INST] ' + text.strip() + ' [/INST]' -}}
+    {%- else -%}
+        {{- ' ' + text.strip() + ' ' + eos_token -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
 QWEN25 = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
@@ -349,6 +367,7 @@ BLOCKS = """\
 
 TEMPLATES = {
     "smollm2": SMOLLM2,
+    "llama2": LLAMA2,
     "qwen2.5": QWEN25,
     "llama3": LLAMA3,
     "mistral": MISTRAL,

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import CHATML_TOOLS, LLAMA3, MISTRAL, QWEN3, QWEN25, SMOLLM2, TEMPLATES, every_byte_tokenizer
+from chat_templates import (
+    CHATML_TOOLS,
+    LLAMA2,
+    LLAMA3,
+    MISTRAL,
+    QWEN3,
+    QWEN25,
+    SMOLLM2,
+    TEMPLATES,
+    every_byte_tokenizer,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,10 +137,11 @@ def _said(tokenizer: Tokenizer, messages: list[dict[str, Any]], template: str) -
         (CHATML, "", "<|im_end|>"),
         (SMOLLM2, "", "<|im_end|>"),
         (QWEN25, "", "<|im_end|>"),
+        (LLAMA2, " ", " </s>"),
         (LLAMA3, "", "<|eot_id|>"),
         (MISTRAL, " ", "</s>"),
     ],
-    ids=["chatml", "smollm2", "qwen2.5", "llama3", "mistral"],
+    ids=["chatml", "smollm2", "qwen2.5", "llama2", "llama3", "mistral"],
 )
 def test_what_the_assistant_says_is_marked(tokenizer: Tokenizer, template: str, before: str, after: str) -> None:
     expected = [before + message["content"] + after for message in TALK if message["role"] == "assistant"]
@@ -164,7 +175,7 @@ def test_marks_are_those_of_transformers(tokenizer: Tokenizer, theirs: Any) -> N
     assert mask == [bool(said) for said in encoded["assistant_masks"]]
 
 
-@pytest.mark.parametrize("template", [CHATML, SMOLLM2, QWEN25, LLAMA3, MISTRAL])
+@pytest.mark.parametrize("template", [CHATML, SMOLLM2, QWEN25, LLAMA2, LLAMA3, MISTRAL])
 @settings(max_examples=25, deadline=None)
 @given(
     texts=st.lists(

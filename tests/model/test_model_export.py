@@ -145,7 +145,7 @@ def test_the_pieces_of_a_template_write_what_it_writes(name: str) -> None:
     for talk in talks:
         expected = render(tokenizer.chat_template, talk, add_generation_prompt=True, **variables)
         assert form.render(talk) == expected
-    assert form.has_system == (name not in ("llama3", "mistral"))
+    assert form.has_system == (name not in ("llama2", "llama3", "mistral"))
 
 
 def test_a_modelfile_says_how_to_talk(folder: Path, tmp_path: Path) -> None:
