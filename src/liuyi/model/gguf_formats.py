@@ -169,6 +169,19 @@ def _q6_k(blocks: Array) -> Array:
     return _scaled(blocks, blocks["scales"], numbers.astype(np.int8) - 32)
 
 
+# Steps of the formats whose levels are not evenly spaced.
+_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+
+
+def _iq4_nl(blocks: Array) -> Array:
+    return _column(blocks, "d") * _f(_LEVELS[_bits(blocks["low"], 4, 16)])
+
+
+def _iq4_xs(blocks: Array) -> Array:
+    scales = _bits(blocks["scales"], 4, 1) | _bits(blocks["high"], 2, 1) << np.uint8(4)
+    return _scaled(blocks, scales.astype(np.int8) - 32, _LEVELS[_bits(blocks["low"], 4, 16)])
+
+
 def _pack_bf16(values: Floats) -> Array:
     """Rounded to nearest, ties to even; NaN stays NaN."""
     bits = values.view(np.uint32)
@@ -240,6 +253,11 @@ FORMATS = {
         Format(
             *(14, "Q6_K", 256),
             *(_layout(("low", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2")), _q6_k),
+        ),
+        Format(20, "IQ4_NL", 32, _layout(("d", "<f2"), ("low", "u1", 16)), _iq4_nl),
+        Format(
+            *(23, "IQ4_XS", 256),
+            *(_layout(("d", "<f2"), ("high", "u1", 2), ("scales", "u1", 4), ("low", "u1", 128)), _iq4_xs),
         ),
         Format(30, "BF16", 1, _BF16, _bf16, _pack_bf16),
     )

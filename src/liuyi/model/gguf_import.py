@@ -27,6 +27,12 @@ def load_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, 
     Raises ModelError if the architecture, the tokenizer or a tensor's format is not supported, naming it.
     """
     file = GGUF(path)
+    if (parts := file.metadata.get("split.count", 1)) != 1:
+        raise ModelError(
+            f"is one of {parts} parts of a model",
+            where=str(path),
+            hint="put them together first: llama-gguf-split --merge FIRST_PART WHOLE",
+        )
     config = read_config(file)
     model = without_weights(config, path)
     expected = model.state_dict()
