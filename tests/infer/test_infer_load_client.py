@@ -29,6 +29,7 @@ from load_support import (
 )
 
 from liuyi.core.errors import LiuyiError
+from liuyi.infer.address import http_client
 from liuyi.infer.load.answer import KEPT_BYTES, Answer
 from liuyi.infer.load.client import Endpoint
 from liuyi.infer.load.connect import connect
@@ -215,6 +216,19 @@ class TestConnections:
                 return asked[0]
 
         assert b"Authorization: Basic dXNlcjpzZWNyZXQ=\r\n" in asyncio.run(work())
+
+    def test_servers_on_this_machine_are_reached_without_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+
+        async def work() -> None:
+            async with listening(MODELS) as (port, _):
+                assert await model_at(f"http://localhost:{port}/v1/") == "theirs"
+                async with http_client(f"http://127.0.0.1:{port}/v1/") as client:
+                    assert (await client.get("models")).json()["data"][0]["id"] == "theirs"
+
+        asyncio.run(work())
+        with pytest.raises(LiuyiError, match="the proxy cannot be used"):
+            http_client("http://peer.invalid/v1/")
 
     def test_a_proxy_that_speaks_something_else_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@127.0.0.1:1")

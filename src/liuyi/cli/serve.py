@@ -138,7 +138,8 @@ def command(
     entered in the ledger, so that 'liuyi lineage ID' walks from it to the model and the data.
     """
     from liuyi.cli.models import Opening, refuse_for_backend
-    from liuyi.infer.server.guard import is_loopback, require_keys_beyond_loopback
+    from liuyi.infer.address import is_loopback
+    from liuyi.infer.server.guard import require_keys_beyond_loopback
     from liuyi.infer.server.keys import KeyFile, KeyRing
 
     given = [key.strip() for key in os.environ.get(api_key_env, "").split(",") if key.strip()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from liuyi.core.errors import LiuyiError
-from liuyi.infer.address import api_url
+from liuyi.infer.address import api_url, http_client
 from liuyi.infer.sse import lines_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class ServerTalker:
         base_url = api_url(url)
         self._url = base_url.removesuffix("/v1/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=httpx.Timeout(10, read=None))
+        self._http = http_client(base_url, headers=headers, timeout=httpx.Timeout(10, read=None))
         self._options = options
 
     async def open(self) -> None:

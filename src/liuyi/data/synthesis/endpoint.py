@@ -15,6 +15,7 @@ from liuyi.core.secrets import hide_secrets
 from liuyi.data.retry import retry_after_s
 from liuyi.data.synthesis.ask import Answer, Ask, Failed
 from liuyi.data.text import mend
+from liuyi.infer.address import http_client
 
 LARGEST_ANSWER_BYTES = 8_000_000
 _DETAIL_CHARS = 200
@@ -119,8 +120,8 @@ class HttpEndpoint:
         self._idle.append(client)
 
     def _connect(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self._base,
+        return http_client(
+            self._base,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             limits=httpx.Limits(max_connections=1),

@@ -15,6 +15,7 @@ import aiohttp
 
 from liuyi.core.errors import LiuyiError
 from liuyi.core.secrets import hide_secrets
+from liuyi.infer.address import is_loopback
 
 if TYPE_CHECKING:
     import ssl
@@ -51,13 +52,14 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _proxy(url: str) -> str | None:
-    """What HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say of an address.
+    """What HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say of an address beyond this machine.
 
     aiohttp's own `trust_env` leaves out ALL_PROXY, and takes passwords for servers from ~/.netrc.
     """
     parts, named = urlsplit(url), getproxies()
     proxy = named.get(parts.scheme) or named.get("all")
-    if not proxy or proxy_bypass(parts.hostname or ""):
+    host = parts.hostname or ""
+    if not proxy or is_loopback(host) or proxy_bypass(host):
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     if urlsplit(proxy).scheme not in ("http", "https"):

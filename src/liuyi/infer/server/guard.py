@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liuyi.core.errors import LiuyiError
+from liuyi.infer.address import is_loopback
 from liuyi.infer.server.errors import error_response
 from liuyi.infer.server.keys import ApiKey, KeyRing
 from liuyi.infer.server.limits import Caller
@@ -20,14 +20,6 @@ logger = logging.getLogger("liuyi.server")
 
 OPEN_PATHS = frozenset({"/health"})
 _BYTES_PER_TOKEN = 4
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address reaches this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def require_keys_beyond_loopback(host: str, keys: KeyRing, variable: str) -> None:

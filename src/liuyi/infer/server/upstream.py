@@ -13,7 +13,7 @@ import httpx
 
 from liuyi.core.errors import LiuyiError
 from liuyi.core.secrets import hide_secrets
-from liuyi.infer.address import http_url
+from liuyi.infer.address import http_client, http_url
 from liuyi.infer.errors import EngineError, RequestError, Unavailable
 from liuyi.infer.server.backend import BackendInfo, Load
 from liuyi.infer.server.errors import UnknownModel, error_body
@@ -74,8 +74,8 @@ class Upstream:
         self.inside = 0
         self.models: list[dict[str, Any]] = []
         key = os.environ.get(KEY_VARIABLE, "")
-        self._http = httpx.AsyncClient(
-            base_url=f"{place.url}/",
+        self._http = http_client(
+            f"{place.url}/",
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(10, read=None, pool=None),
             limits=httpx.Limits(max_connections=None),
