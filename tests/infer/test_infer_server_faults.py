@@ -268,17 +268,22 @@ def test_memory_is_back_where_it_was_after_many_requests(folder: Path) -> None:
     spec = EngineSpec(model=str(folder), max_slots=4)
     backend = ModelBackend(EngineClient(partial(spawn, spec)), Tokenizer.load(folder))
     with live_server({"tiny": backend}) as live, httpx.Client(timeout=60) as http:
-        process = psutil.Process(backend.engine.facts.pid)
+        engine, server = psutil.Process(backend.engine.facts.pid), psutil.Process()
+        url, body = f"{live.url}/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "n": 4, "logprobs": True}
 
-        def work(rounds: int) -> None:
+        def work(rounds: int) -> tuple[int, int, int]:
+            """Bytes of the engine, and files of both, once so many were answered and as many hung up on."""
             for at in range(rounds):
-                body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "n": 4, "logprobs": True, "seed": at}
-                assert http.post(f"{live.url}/v1/chat/completions", json=body).status_code == 200
+                assert http.post(url, json=body | {"max_tokens": 8, "seed": at}).status_code == 200
+                with http.stream("POST", url, json=body | {"max_tokens": 200, "seed": at, "stream": True}) as left:
+                    next(left.iter_lines())
+            inside = "liuyi_http_requests_inside 0\n"
+            eventually(lambda: inside in http.get(f"{live.url}/metrics").text, "somebody is inside")
+            return engine.memory_info().rss, engine.num_fds(), server.num_fds()
 
-        work(20)
-        before = process.memory_info().rss
-        work(60)
-        assert process.memory_info().rss - before < 4 << 20
+        before, after = work(10), work(40)
+        assert after[0] - before[0] < 4 << 20
+        assert after[1:] == before[1:]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -18,8 +18,8 @@ from liuyi.infer.errors import DeadlinePassed, EngineError, Overloaded, RequestE
 
 logger = logging.getLogger("liuyi.server")
 
-REFUSALS = frozenset({401, 403, 413, 429, 503, 504})
-"""Statuses of requests that were well formed and got no answer all the same."""
+REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 429, 503, 504})
+"""Statuses of requests that were turned away, rather than failed on."""
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {

@@ -38,7 +38,7 @@ class Observer:
         self._gate = gate
         self._tracing = tracing
         self.requests = Counter("liuyi_requests_total", "Requests by HTTP status; 499: hung up.", ("model", "status"))
-        self.rejections = Counter("liuyi_rejections_total", "Requests turned away, by reason.", ("reason",))
+        self.rejections = Counter("liuyi_rejections_total", "Requests turned away, by code or status.", ("reason",))
         self.inside = Gauge("liuyi_http_requests_inside", "Requests that are being answered over HTTP.")
         self.prompt_tokens = Counter("liuyi_prompt_tokens_total", "Tokens of prompts answered.", model)
         self.completion_tokens = Counter("liuyi_completion_tokens_total", "Tokens generated in whole answers.", model)
