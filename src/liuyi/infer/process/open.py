@@ -34,7 +34,7 @@ def open_engine(spec: EngineSpec) -> Engine:
             f"{context:,} tokens of prompt and answer are more than the model's context of "
             f"{model.config.context_tokens:,}",
             where=spec.model,
-            hint="more need rope_scaling in its config.json",
+            hint="RoPE scaling in its config.json would make that longer",
         )
     runner = open_runner(
         model,
