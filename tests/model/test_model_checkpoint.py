@@ -155,6 +155,10 @@ def _edit(folder: Path, **fields: Any) -> None:
         ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "lacks factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
+        (
+            {"rope_parameters": {"rope_theta": 1e5}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "otherwise than rope_parameters",
+        ),
         ({"model_type": "qwen3", "layer_types": ["x"], "use_sliding_window": True, "sliding_window": 4}, "layer_types"),
         ({"model_type": "mistral", "sliding_window": 0}, "must be at least 1"),
         ({"model_type": ["llama"], "architectures": 3}, r"\['llama'\] is not supported"),
@@ -168,6 +172,13 @@ def test_what_is_not_supported_is_named(folder: Path, fields: dict[str, Any], me
     with pytest.raises(ModelError, match=message) as raised:
         load_config(folder)
     assert "config.json" in raised.value.where
+
+
+def test_rope_may_be_said_in_both_fields_if_it_is_the_same(folder: Path) -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    _edit(folder, rope_parameters=linear | {"rope_theta": 1e5}, rope_scaling={"type": "linear", "factor": 2.0})
+    config = load_config(folder)
+    assert (config.rope_scaling, config.rope_theta) == (linear, 1e5)
 
 
 def test_the_file_of_a_wrong_value_is_named_once(folder: Path) -> None:

@@ -237,8 +237,7 @@ class DecoderConfig:
         try:
             _demand_few(config["num_hidden_layers"])
             heads, hidden = config["num_attention_heads"], config["hidden_size"]
-            # transformers 5 keeps the base wavelength and the scaling in one field.
-            rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+            rope = _rope(config)
             theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
             if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
                 raise ModelError("partial rotary embeddings are not supported", where="partial_rotary_factor")
@@ -320,6 +319,20 @@ _EXPERT_FIELDS = (
     "router_aux_loss_coef",
     "dense_layers",
 )
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of rotary embeddings; transformers 5 keeps the base wavelength and the scaling in one field.
+
+    Raises ModelError where an older field beside it says otherwise: one of them would be without effect.
+    """
+    parameters, scaling = dict(config.get("rope_parameters") or {}), dict(config.get("rope_scaling") or {})
+    older = {"rope_type" if name == "type" else name: value for name, value in scaling.items()}
+    if parameters and not older.items() <= parameters.items():
+        raise ModelError(
+            "it says otherwise than rope_parameters", where="rope_scaling", hint="say all of it in rope_parameters"
+        )
+    return parameters or scaling
 
 
 def _demand_few(layers: int) -> None:
