@@ -362,6 +362,7 @@ class TestCommand:
             (("--trace", __file__, "--input-tokens", "512"), "--input-tokens does not go with --trace"),
             (("--prompts", __file__, "--vocab-size", "512"), "--vocab-size does not go with --prompts"),
             (("http://127.0.0.1:9",), "does not answer"),
+            (("http://127.0.0.1:9",), "start one with: liuyi serve"),
             (("localhost:8000",), "is no URL of a server"),
             (("http://localhost:80o0",), "is no URL of a server"),
             (("http://localhost:99999",), "there is no port 99999"),

@@ -49,7 +49,8 @@ class Endpoint:
             async with asyncio.timeout(CONNECT_S), listing as response:
                 body = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise LiuyiError(f"the server does not answer: {_said(error)}", where=where) from error
+            hint = "start one with: liuyi serve"
+            raise LiuyiError(f"the server does not answer: {_said(error)}", where=where, hint=hint) from error
         if response.status != 200:
             hint = "put the key into $LIUYI_API_KEY, or name its variable with --api-key-env"
             said = refusal(response.status, body)
