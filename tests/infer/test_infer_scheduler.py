@@ -13,7 +13,7 @@ from torch import Tensor
 from liuyi.infer.engine import Engine
 from liuyi.infer.errors import RequestError
 from liuyi.infer.request import Completion, Request
-from liuyi.infer.runner import Batch, Draws, Ids
+from liuyi.infer.runner import BLOCK_TOKENS, Batch, Draws, Ids
 from liuyi.infer.sampling import choose
 from liuyi.model.tokenizer import Tokenizer
 
@@ -167,6 +167,9 @@ def test_the_lowest_priority_number_goes_first_and_takes_the_place_of_a_higher(t
     assert order == [high, middle, low]
     assert engine.stats.preemptions == 1
     assert done[low].token_ids == plain(text(0, 50), 10)
+    assert done[low].cached_tokens == 0  # What it found again was its own.
+    again = engine.generate([Request(prompt_ids=text(0, 50), max_tokens=1)])[0]
+    assert again.cached_tokens == 50 // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def test_a_preempted_request_does_not_publish_twice(tokenizer: Tokenizer) -> None:

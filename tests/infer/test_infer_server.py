@@ -12,6 +12,7 @@ import pytest
 from infer_support import MESSAGES, LiveServer, backend_over, client_of, eventually, live_server
 
 from liuyi.infer.engine import Engine
+from liuyi.infer.runner import BLOCK_TOKENS
 from liuyi.infer.server.protocol import ChatCompletionBody
 from liuyi.model.chat import encode_chat
 from liuyi.model.decoder import Decoder
@@ -54,7 +55,9 @@ class TestChat:
         assert texts == [choice.message.content for choice in whole.choices]
         assert reasons == [choice.finish_reason for choice in whole.choices]
         assert roles == ["assistant"] * 3
-        assert usage == whole.usage
+        assert usage is not None
+        assert whole.usage is not None
+        assert usage.total_tokens == whole.usage.total_tokens
         assert len(set(texts)) == 3
 
     def test_a_seed_gives_the_same_answer_again(self, client: openai.OpenAI) -> None:
@@ -215,6 +218,18 @@ class TestCompletions:
         assert texts == [choice.text for choice in whole.choices]
         assert whole.usage is not None
         assert whole.usage.completion_tokens <= 2 * 16
+
+    def test_says_how_much_of_a_prompt_was_in_the_cache(self, client: openai.OpenAI) -> None:
+        ids = [5 + at % 7 for at in range(3 * BLOCK_TOKENS)]
+        asked: dict[str, Any] = {"model": "tiny", "prompt": [ids, ids[1:]], "max_tokens": 2, "n": 2}
+        cached = []
+        for _ in range(2):
+            usage = client.completions.create(**asked).usage
+            assert usage is not None
+            assert usage.prompt_tokens == 2 * len(ids) - 1
+            cached.append(usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None)
+        # The last token is always read, for what comes after it.
+        assert cached == [0, 2 * BLOCK_TOKENS + 2 * BLOCK_TOKENS]
 
 
 class TestModels:

@@ -128,7 +128,9 @@ def test_the_best_have_the_highest_mean_logprob(client: openai.OpenAI) -> None:
         expected += [candidates.choices[at].text for at in ranked[:2]]
     assert [choice.text for choice in best.choices] == expected
     assert [choice.logprobs for choice in best.choices] == [None] * 4
-    assert best.usage == candidates.usage
+    assert best.usage is not None
+    assert candidates.usage is not None
+    assert best.usage.total_tokens == candidates.usage.total_tokens
 
 
 class TestGrammars:

@@ -155,6 +155,8 @@ class Completion:
     Empty unless the request asked."""
     prompt_top_logprobs: tuple[TopLogprobs, ...] = ()
     """The most probable tokens at the same places. Empty unless the request asked for both."""
+    cached_tokens: int = field(default=0, compare=False)
+    """Tokens of the prompt that were in the prefix cache: how the answer was made, not what it is."""
 
 
 class Update(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -143,6 +143,7 @@ class Scheduler:
         """Back into the queue with a running sequence: its tokens stay, its blocks are for others."""
         self._stop(sequence)
         sequence.computed = 0
+        sequence.was_preempted = True
         self.preemptions += 1
         self.add(sequence)
 
@@ -233,6 +234,8 @@ class Scheduler:
             sequence.blocks.append(block)
             sequence.computed += BLOCK_TOKENS
             self.hit_tokens += BLOCK_TOKENS
+            if not sequence.was_preempted:
+                sequence.cached += BLOCK_TOKENS
 
     def _is_coming(self, sequence: Sequence, coming: set[bytes]) -> bool:
         """Whether another computes the next block of a sequence in this step, so that it is found after it."""

@@ -54,6 +54,9 @@ class Sequence:
         """Tokens whose keys and values are in the blocks."""
         self.to_read = self.prompt_tokens
         """Tokens that have to be read before the next one can be generated, since it began to run."""
+        self.cached = 0
+        """Tokens of the prompt that were found in the cache when it first began to run."""
+        self.was_preempted = False
         self._visible = visible or {}
         self._stream = TextStream(request.stop)
         self._texts: list[str] = []
@@ -172,6 +175,7 @@ class Sequence:
             prompt_tokens=self.prompt_tokens,
             prompt_logprobs=_logprobs(self._prompt_scores),
             prompt_top_logprobs=self._tops(self._prompt_scores),
+            cached_tokens=self.cached,
         )
 
     def _tops(self, scores: Items[Scored]) -> tuple[tuple[tuple[int, float], ...], ...]:

@@ -157,6 +157,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: AnswerReason | None = None
     """Set on the last delta of each answer, as are the fields below."""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of them that were in the prefix cache."""
     completion_tokens: int = 0
     detail: Mapping[str, Any] = {}
     """What the backend wants recorded about this answer, such as the rung that gave it."""

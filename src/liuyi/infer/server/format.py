@@ -27,6 +27,7 @@ class Answering:
     """Answers to each prompt."""
     tokens: dict[int, int] = field(default_factory=dict)
     prompt_tokens: dict[int, int] = field(default_factory=dict)
+    cached_tokens: dict[int, int] = field(default_factory=dict)
     finish_reasons: dict[int, AnswerReason] = field(default_factory=dict)
     details: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -34,16 +35,24 @@ class Answering:
         """Take note of the last delta of an answer."""
         assert delta.finish_reason is not None
         self.tokens[delta.index] = delta.completion_tokens
-        self.prompt_tokens[delta.index // self.choices] = delta.prompt_tokens
+        prompt = delta.index // self.choices
+        self.prompt_tokens[prompt] = delta.prompt_tokens
+        # A prompt's second answer finds what its first one read.
+        self.cached_tokens[prompt] = min(delta.cached_tokens, self.cached_tokens.get(prompt, delta.cached_tokens))
         self.finish_reasons[delta.index] = delta.finish_reason
         if delta.detail:
             self.details[delta.index] = delta.detail
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens read and written; a prompt with several answers counts once."""
         prompt, completion = sum(self.prompt_tokens.values()), sum(self.tokens.values())
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {
+            "prompt_tokens": prompt,
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens.values())},
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     def object(self, kind: str, choices: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """A response object."""

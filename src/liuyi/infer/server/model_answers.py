@@ -72,6 +72,7 @@ class Answers:
             tokens=tuple(tokens),
             finish_reason=completion.finish_reason if completion else None,
             prompt_tokens=completion.prompt_tokens if completion else 0,
+            cached_tokens=completion.cached_tokens if completion else 0,
             completion_tokens=len(completion.token_ids) if completion else 0,
         )
 
