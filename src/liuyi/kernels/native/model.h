@@ -20,6 +20,10 @@ struct Invalid : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+inline void require(bool holds, const char* why) {
+    if (!holds) throw Invalid(why);
+}
+
 // Low-rank additions to the projections of all layers, and the memory that they point into.
 struct AdapterWeights {
     std::vector<LowRanks> layers;
