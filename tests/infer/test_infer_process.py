@@ -115,7 +115,8 @@ def test_answers_are_those_of_the_engine_alone(model: Decoder, tokenizer: Tokeni
 
 def test_every_field_of_requests_and_answers_crosses(engine: Engine) -> None:
     request = Request(
-        prompt_ids=[30, 31], max_tokens=9, temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.1,
+        prompt_ids=[30, 31], max_tokens=9, min_tokens=4, temperature=0.7, top_k=50, top_p=0.9, min_p=0.01,
+        typical_p=0.95, repetition_penalty=1.1,
         presence_penalty=0.1, frequency_penalty=0.1, logit_bias={40: 1.5}, seed=2**63, stop=("zzz", "。"),
         stop_token_ids=(5,), ignore_eos=True, grammar=Grammar("regex", "[a-z厨]+"), logprobs=True, top_logprobs=3,
     )  # fmt: skip
