@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Runs and tests start many processes, each of which would otherwise compile the package anew where this is set.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: quickstart install test quick drill lint format clean
 
 quickstart: $(VENV)/.base  ## install, then run the whole path on real input
@@ -23,7 +26,7 @@ drill: $(VENV)/.base  ## kill a small training run 466 times and compare its wei
 lint: $(VENV)/.test  ## style, types and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/.test
