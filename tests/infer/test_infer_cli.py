@@ -7,32 +7,39 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from click.testing import CliRunner, Result
+from fastapi.testclient import TestClient
 from infer_support import LiveServer, backend_over, eventually, live_server
 
 from liuyi.cli.main import cli
 from liuyi.cli.models import choose, newest
 from liuyi.core.artifact import Artifact
+from liuyi.core.digest import sha256_file
 from liuyi.core.errors import LiuyiError
 from liuyi.core.home import Home
 from liuyi.infer.engine import Engine
 from liuyi.infer.request import Request
 from liuyi.infer.server import run as server_run
 from liuyi.infer.server.keys import KeyRing
-from liuyi.model.chat import encode_chat
+from liuyi.infer.server.sockets import url_of
+from liuyi.model.chat import CHATML, encode_chat
 from liuyi.model.checkpoint import save_model
 from liuyi.model.decoder import Decoder
+from liuyi.model.gguf_export import export_gguf
+from liuyi.model.load import load
 from liuyi.model.tokenizer import Tokenizer
 
 
@@ -129,6 +136,19 @@ class TestChoosing:
         cached.mkdir(parents=True)
         (cached / "config.json").symlink_to(folder / "config.json")
         assert choose(home, str(cached)).name == "SmolLM2-135M"
+
+    def test_a_gguf_file_is_known_by_how_it_begins(
+        self, home: Home, model: Decoder, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
+        made = tmp_path / "made.gguf"
+        export_gguf(model, tokenizer, made, "F16")
+        blob = made.rename(tmp_path / "sha256-0123")
+        assert choose(home, str(blob)).path == blob
+        assert load(blob)[0].config.num_parameters == model.config.num_parameters
+        result = run(home, "import", str(blob), "--licence", "MIT")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("checkpoint ")
+        assert run(home, "export", str(blob), "--to", "hf", "-o", str(tmp_path / "out")).exit_code == 0
 
     def test_a_file_of_a_model_is_not_the_model(self, home: Home, folder: Path) -> None:
         with pytest.raises(LiuyiError, match="no model by itself") as caught:
@@ -237,10 +257,13 @@ class TestServe:
 
     def test_refuses_options_that_do_not_go_together(self, home: Home, folder: Path) -> None:
         port = ("--port", "0")
+        template = str(folder.parent / "chat.jinja")
+        Path(template).write_text(CHATML)
         for args, said in (
             ((str(folder), "--adapter", "tiny=somewhere"), "an adapter's"),
             (("--backend", "vllm", "--weights", "int8"), "--weights does not go with --backend"),
             (("--backend", "vllm", "--adapter-loading"), "--adapter-loading does not go with --backend"),
+            (("--backend", "vllm", "--chat-template", template), "--chat-template does not go with --backend"),
             (("--backend", "tgi"), "no kind of backend"),
         ):
             result = run(home, "serve", *args, *port)
@@ -262,11 +285,21 @@ class TestServe:
         for file in folder.iterdir():
             whole = file.read_bytes()
             (cut / file.name).write_bytes(whole[: len(whole) // 2] if file.suffix == ".safetensors" else whole)
+
+        def written(template: str | bytes) -> str:
+            path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jinja"
+            path.write_bytes(template if isinstance(template, bytes) else template.encode())
+            return str(path)
+
         for args, said in (
             (("--backend", "openai:http://127.0.0.1:1/v1"), "cannot be reached"),
             ((str(cut),), "model.safetensors"),
             ((str(folder), "--otel", "localhost:4318"), "no URL of a receiver"),
             ((str(folder), "--max-tokens", "1000000"), "more than the model's context"),
+            ((str(folder), "--chat-template", written("{% for m in messages %}")), "is not valid"),
+            ((str(folder), "--chat-template", written("{{ ''.__class__.mro() }}")), "does what it must not"),
+            ((str(folder), "--chat-template", written("{{ bos_token }}Answer:")), "leaves out what the user says"),
+            ((str(folder), "--chat-template", written(b"\xff")), "not UTF-8"),
         ):
             result = run(home, "serve", *args, "--port", "0")
             assert result.exit_code == 1
@@ -283,11 +316,64 @@ class TestServe:
         assert "".join(f"liuyi keys create NAME --keys-file '{missing}'".split()) in said
 
 
+@pytest.mark.parametrize(
+    ("host", "url", "elsewhere"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:", False),
+        ("0.0.0.0", "http://127.0.0.1:", True),
+        ("::1", "http://[::1]:", False),
+        ("::", "http://[::1]:", True),
+    ],
+)
+def test_says_an_address_that_one_can_open(
+    home: Home, monkeypatch: pytest.MonkeyPatch, host: str, url: str, elsewhere: bool
+) -> None:
+    def served(server: Any, bound: socket.socket) -> None:
+        bound.listen()
+        parts = httpx.URL(url_of(bound))
+        socket.create_connection((parts.host, parts.port), timeout=10).close()
+        listening.append(server.listening())
+
+    listening: list[None] = []
+    monkeypatch.setattr(server_run, "serve", served)
+    monkeypatch.setattr(server_run, "make_server", lambda app, **options: SimpleNamespace(**options))
+    monkeypatch.setenv("LIUYI_API_KEYS", "secret")
+    result = run(home, "serve", "--backend", "openai:http://127.0.0.1:1/v1", "--host", host, "--port", "0")
+    assert result.exit_code == 0, result.output
+    assert listening == [None]
+    assert url in result.stdout
+    assert ("this machine's other addresses" in " ".join(result.stdout.split())) == elsewhere
+    assert "secret" not in result.stdout
+
+
 def test_the_ledger_is_open_before_the_first_answer(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     database = home.path / "ledger.db"
     monkeypatch.setattr(server_run, "serve", lambda server, bound: eventually(database.exists, "not opened"))
     result = run(home, "serve", "--backend", "openai:http://127.0.0.1:1/v1", "--port", "0")
     assert result.exit_code == 0, result.output
+
+
+def test_a_ledger_that_cannot_be_opened_is_told_and_keeps_nobody_waiting(
+    home: Home, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.path.mkdir()
+    (home.path / "ledger.db").write_bytes(b"this is no database" * 100)
+
+    def served(server: Any, bound: socket.socket) -> None:
+        eventually(lambda: bool(caplog.records), "nothing is said")
+        with TestClient(server.config.app, base_url="http://127.0.0.1") as client:
+            body = {"model": "tiny", "prompt": "turn on", "max_tokens": 2}
+            answers = [client.post("/v1/completions", json=body) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+
+    monkeypatch.setattr(server_run, "serve", served)
+    result = run(home, "serve", str(folder), "--port", "0")
+    assert result.exit_code == 0, result.output
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told[0].startswith("answers will not be recorded: ")
+    assert "ledger" in told[0]
+    assert "could not be recorded" in told[1]
+    assert told[2:] == ["2 answers in a row were not recorded"]
 
 
 def liuyi(home: Home, *args: str, **options: Any) -> subprocess.Popen[str]:
@@ -297,10 +383,15 @@ def liuyi(home: Home, *args: str, **options: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_served_checkpoint_answers_is_recorded_and_drains_on_sigterm(home: Home, folder: Path) -> None:
+def test_a_served_checkpoint_answers_is_recorded_and_drains_on_sigterm(
+    home: Home, folder: Path, tokenizer: Tokenizer
+) -> None:
     made = publish(home, "checkpoint", "pretrain.train", "k1", folder)
     enter(home, ("sft", made))
-    process = liuyi(home, "serve", "--port", "0", stdout=subprocess.PIPE, env=os.environ | {"COLUMNS": "200"})
+    template = home.path / "chat.jinja"
+    template.write_text("{% for said in messages %}{{ said.content }}, says the {{ said.role }}.{% endfor %}")
+    options = ("--port", "0", "--chat-template", str(template))
+    process = liuyi(home, "serve", *options, stdout=subprocess.PIPE, env=os.environ | {"COLUMNS": "200"})
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -323,6 +414,8 @@ def test_a_served_checkpoint_answers_is_recorded_and_drains_on_sigterm(home: Hom
             process.send_signal(signal.SIGTERM)
             rest = list(stream)
         assert rest[-1].choices[0].finish_reason == "length"
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == len(tokenizer.encode("hello, says the user."))
         assert process.wait(60) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health")
@@ -335,7 +428,7 @@ def test_a_served_checkpoint_answers_is_recorded_and_drains_on_sigterm(home: Hom
         assert recorded.model_digest == made.digest
     shown = run(home, "lineage", answer.id, "--up").stdout
     assert made.digest[:12] in shown
-    for fact in ("runner: torch", "chat_template_digest: ", "parameters: {'max_tokens': 5"):
+    for fact in ("runner: torch", f"chat_template_digest: {sha256_file(template)}", "parameters: {'max_tokens': 5"):
         assert fact in shown
 
 

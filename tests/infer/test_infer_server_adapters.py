@@ -40,7 +40,8 @@ def folders(model: Decoder, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture(scope="module")
 def adapted(model: Decoder, tokenizer: Tokenizer) -> Iterator[LiveServer]:
-    with live_server({"tiny": backend_over(Engine(model, tokenizer, max_slots=4))}, adapter_loading=True) as live:
+    backend = backend_over(Engine(model, tokenizer, max_slots=4), digest="d" * 64)
+    with live_server({"tiny": backend}, adapter_loading=True) as live:
         yield live
 
 
@@ -63,10 +64,13 @@ def test_are_loaded_chosen_recorded_and_dropped(adapted: LiveServer, folders: di
         assert {model.id for model in client.models.list()} == {"tiny", "calm", "wild"}
         with pytest.raises(openai.BadRequestError, match="without adapters"):
             client.embeddings.create(model="wild", input="turn on")
+        wild = Adapter.load(folders["wild"]).digest
+        for name, made_by in (("tiny", "d" * 12), ("wild", f"{'d' * 12}-{wild[:12]}")):
+            answer = client.completions.create(model=name, prompt="turn on", max_tokens=1)
+            assert answer.system_fingerprint == f"liuyi-{made_by}"
         texts = {said(client, name) for name in ("tiny", "calm", "wild")}
         assert len(texts) == 3
         assert plain in texts
-        wild = Adapter.load(folders["wild"]).digest
         eventually(lambda: any(answer.detail.get("adapter_digest") == wild for answer in adapted.answers), "no record")
         assert httpx.delete(f"{url}/wild").json()["deleted"]
         with pytest.raises(openai.NotFoundError):

@@ -244,6 +244,7 @@ def test_a_killed_engine_costs_its_requests_a_clean_error_and_the_server_stays(f
         for thread in waiting:
             thread.join(120)
         assert [response.status_code for response in results] == [503] * 10
+        assert all(int(response.headers["retry-after"]) >= 1 for response in results)
         said = [response.json()["error"]["message"] for response in results]
         assert any("SIGKILL" in message for message in said)
         # One that came only now is told that the engine starts again.

@@ -66,7 +66,7 @@ def fits(compiler: GrammarCompiler, tokenizer: Tokenizer, grammar: Grammar, text
         return False
     for token in tokens:
         matcher.accept(token)
-    return matcher.accepting
+    return matcher.is_over or not set(tokenizer.stop_ids).isdisjoint(allowed(matcher, tokenizer.vocab_size))
 
 
 TWO = {

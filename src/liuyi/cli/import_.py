@@ -21,7 +21,9 @@ def command(ctx: click.Context, path: Path, licences: tuple[str, ...]) -> None:
     finished work is believed: import archives only from people you trust. What is imported is pinned.
     """
     place = home(ctx)
-    if path.is_dir() or path.suffix == ".gguf":
+    from liuyi.model.load import is_gguf
+
+    if path.is_dir() or is_gguf(path):
         from liuyi.model.exchange import import_model
 
         manifest = import_model(place, path, licences=licences).manifest

@@ -60,9 +60,9 @@ def model_at(path: Path) -> Chosen | None:
 
     Raises LiuyiError for a folder without a model, and for any other file.
     """
-    from liuyi.model.load import name_of
+    from liuyi.model.load import is_gguf, name_of
 
-    if path.suffix == ".gguf" and path.is_file():
+    if path.is_file() and is_gguf(path):
         return Chosen(name_of(path), path.resolve())
     if (path / "config.json").is_file():
         return Chosen(name_of(path), path.resolve())
@@ -106,6 +106,7 @@ class Opening:
     speculate: str | None = None
     adapters: dict[str, str] | None = None
     tool_format: str | None = None
+    chat_template: str | None = None
 
 
 def given_options(opening: Opening) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def open_backend(chosen: Chosen, home: Home, opening: Opening | None = None, *, 
     from liuyi.infer.process.messages import EngineSpec
     from liuyi.infer.server.model_backend import ModelBackend
 
-    queued, tools = given.pop("max_queue_tokens", None), given.pop("tool_format", None)
+    of_server = {name: given.pop(name, None) for name in ("max_queue_tokens", "tool_format", "chat_template")}
     if "slots" in given:
         given["max_slots"] = given.pop("slots")
     digest = chosen.artifact.digest if chosen.artifact is not None else ""
@@ -143,13 +144,7 @@ def open_backend(chosen: Chosen, home: Home, opening: Opening | None = None, *, 
         spec = EngineSpec(model=str(chosen.base.path), merged=str(chosen.path), **given)
     else:
         spec = EngineSpec(model=str(chosen.path), **given)
-    return ModelBackend.load(
-        spec,
-        digest=digest,
-        max_queue=max_queue,
-        max_queue_tokens=queued,
-        tool_format=tools,
-    )
+    return ModelBackend.load(spec, digest=digest, max_queue=max_queue, **of_server)
 
 
 def _base(home: Home, adapter: Artifact) -> Artifact:

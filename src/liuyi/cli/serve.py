@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,11 @@ KEYS = "LIUYI_API_KEYS"
     type=click.Choice(sorted(FORMATS)),
     help="How the model writes tool calls [default: as its chat template teaches].",
 )
+@click.option(
+    "--chat-template",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A Jinja file, in place of the model's own chat template.",
+)
 @click.option("--adapter-loading", is_flag=True, help="Let callers load and drop adapters through /v1/adapters.")
 @click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
 @click.option(
@@ -121,6 +126,7 @@ def command(
     speculate: str | None,
     adapters: tuple[str, ...],
     tool_format: str | None,
+    chat_template: Path | None,
     adapter_loading: bool,
     max_queue: int,
     api_key_env: str,
@@ -159,8 +165,9 @@ def command(
         speculate=speculate,
         adapters=_named_folders(adapters) or None,
         tool_format=tool_format,
+        chat_template=_template_in(chat_template),
     )
-    from liuyi.infer.server.sockets import bind, url_of
+    from liuyi.infer.server.sockets import bind, is_everywhere, url_of
 
     def record(answer: Answer) -> None:
         ledger.add_answer(answer.id, answer.model_digest, answer.app_digest, answer.request_digest, dict(answer.detail))
@@ -194,7 +201,8 @@ def command(
 
             out = console()
             asked = "with an API key" if keys else "without an API key, on this machine only"
-            said = Text.assemble(described, " at ", (f"{url_of(bound)}/v1", "bold"), f" {asked}")
+            where = " and this machine's other addresses" if is_everywhere(bound) else ""
+            said = Text.assemble(described, " at ", (f"{url_of(bound)}/v1", "bold"), f"{where} {asked}")
             out.print(said, soft_wrap=True)
             out.print(f"  liuyi chat --url {url_of(bound)}    or any OpenAI client; Ctrl-C stops", style="dim")
 
@@ -204,9 +212,11 @@ def command(
 
 
 def _open(ledger: Ledger) -> None:
-    """Open the ledger before it is written to; what is wrong with it is told with the first answer."""
-    with suppress(LiuyiError):
+    """Open the ledger before it is written to. A server answers without one, too, but says so at once."""
+    try:
         ledger.answer("")
+    except LiuyiError as error:
+        logging.getLogger("liuyi.server").error("answers will not be recorded: %s", error)
 
 
 def _tracing(url: str | None) -> Tracing | None:
@@ -215,6 +225,14 @@ def _tracing(url: str | None) -> Tracing | None:
     from liuyi.infer.server.tracing import Tracing
 
     return Tracing.to(url)
+
+
+def _template_in(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    from liuyi.model.chat import read_template
+
+    return read_template(path)
 
 
 def _named_folders(given: tuple[str, ...]) -> dict[str, str]:

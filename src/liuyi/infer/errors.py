@@ -27,7 +27,7 @@ class EngineError(LiuyiError):
 
 
 class Unavailable(EngineError):
-    """There is no engine just now; nothing was done for the request. Try again after `retry_after_s` seconds."""
+    """There is no engine just now, or it was lost with the request in it. Try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)

@@ -58,11 +58,6 @@ class Matcher:
         return self.state.is_stopped()
 
     @property
-    def accepting(self) -> bool:
-        """The output may end here."""
-        return self.state.is_accepting()
-
-    @property
     def problem(self) -> str:
         """Why the grammar cannot be followed any further, such as a limit that it broke; empty while it can."""
         if not self.state.is_error():

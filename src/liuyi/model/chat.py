@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liuyi.core.errors import ModelError
@@ -32,6 +33,8 @@ CHATML = """\
 """
 """The template of models born here: <|im_start|>role\\ncontent<|im_end|>\\n."""
 
+_TRIED = "Hello"
+
 
 def render(
     template: str,
@@ -48,6 +51,23 @@ def render(
     """
     text = _marked(template, messages, tools, add_generation_prompt, variables)
     return text.replace(SAID_BEGINS, "").replace(SAID_ENDS, "")
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file, tried on a message. Raises ModelError, naming the file, if it cannot be used."""
+    try:
+        template = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"the chat template cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ModelError("the chat template is not UTF-8 text", where=str(path)) from error
+    try:
+        text = render(template, [{"role": "user", "content": _TRIED}], add_generation_prompt=True)
+    except ModelError as error:
+        raise ModelError(error.message, where=", ".join(filter(None, (str(path), error.where)))) from error
+    if _TRIED not in text:
+        raise ModelError("the chat template leaves out what the user says", where=str(path))
+    return template
 
 
 def encode_chat(

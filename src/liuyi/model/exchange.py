@@ -33,7 +33,7 @@ from liuyi.model.config import DecoderConfig
 from liuyi.model.export import Source
 from liuyi.model.gguf import GGUF
 from liuyi.model.gguf_import import load_gguf
-from liuyi.model.load import name_of
+from liuyi.model.load import GGUF_SUFFIX, is_gguf, name_of
 from liuyi.model.tokenizer import Tokenizer
 
 _TAKEN = (
@@ -106,7 +106,8 @@ def source_of(home: Home, ref: str) -> Source:
     Raises LiuyiError, saying what would be right, if it names neither.
     """
     path = Path(ref)
-    if path.suffix == ".gguf" or any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+    is_file = path.suffix == GGUF_SUFFIX or (path.is_file() and is_gguf(path))
+    if is_file or any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         return Source(path.resolve(), name=name_of(path))
     if path.is_dir():
         raise ArtifactError("the folder holds no model", where=str(path), hint="a model folder has a config.json")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from liuyi.model.decoder import Decoder
 
 GGUF_SUFFIX = ".gguf"
+GGUF_MAGIC = b"GGUF"
 
 
 def load(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> tuple[Decoder, Tokenizer]:
@@ -65,7 +66,15 @@ def name_of(path: Path) -> str:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether `path` names a GGUF file. Raises ModelError if there is nothing at `path`."""
+    """Whether `path` is a GGUF file, by its name or, as Ollama names its own by digests, by how it begins.
+
+    Raises ModelError if there is nothing at `path`.
+    """
     if not path.exists():
         raise ModelError("there is no such file or folder", where=str(path))
-    return path.is_file() and path.suffix == GGUF_SUFFIX
+    if not path.is_file():
+        return False
+    if path.suffix == GGUF_SUFFIX:
+        return True
+    with path.open("rb") as file:
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC

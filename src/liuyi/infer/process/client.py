@@ -249,7 +249,8 @@ class EngineClient:
                 self._fail(EngineError("the engine has stopped"))
                 return
             logger.error("the engine's process was lost: %s", how)
-            self._fail(EngineError(f"the engine was lost while the request was in it: {how}", hint="ask again"))
+            lost = f"the engine was lost while the request was in it: {how}; ask again"
+            self._fail(Unavailable(lost, retry_after_s=_RETRY_S))
             if not await self._replace():
                 return
 

@@ -56,13 +56,14 @@ class Answering:
 
     def object(self, kind: str, choices: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """A response object."""
-        source = self.info.app_digest or self.info.model_digest
+        made_by = (self.info.app_digest or self.info.model_digest, self.info.adapter_digest)
+        fingerprint = "-".join(digest[:12] for digest in made_by if digest)
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": f"liuyi-{source[:12]}" if source else None,
+            "system_fingerprint": f"liuyi-{fingerprint}" if fingerprint else None,
             "choices": list(choices),
             **more,
         }

@@ -80,18 +80,22 @@ class ModelBackend:
         self.admission = Admission(max_requests=0, max_tokens=0)
 
     @classmethod
-    def load(cls, spec: EngineSpec, *, digest: str = "", **options: Any) -> ModelBackend:
+    def load(
+        cls, spec: EngineSpec, *, digest: str = "", chat_template: str | None = None, **options: Any
+    ) -> ModelBackend:
         """A backend whose engine is opened as `spec` says; `options` as for the class.
 
         The process is started at once, to load the weights while this one gets ready: without a `digest` the model's
-        is computed from the content of its file or folder. Raises ModelError if the
-        tokenizer cannot be read.
+        is computed from the content of its file or folder. `chat_template` replaces the model's own. Raises ModelError
+        if the tokenizer cannot be read.
         """
         path = Path(spec.model)
         engine = EngineClient(partial(spawn, spec))
         engine.launch()
         try:
             tokenizer, defaults = load_tokenizer(path), sampling_defaults(path)
+            if chat_template is not None:
+                tokenizer.chat_template = chat_template
             return cls(engine, tokenizer, digest=digest or sha256_tree(path), defaults=defaults, **options)
         except BaseException:
             engine.abandon()

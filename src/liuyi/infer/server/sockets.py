@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from liuyi.core.errors import LiuyiError
@@ -25,7 +26,14 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def is_everywhere(bound: socket.socket) -> bool:
+    """Whether a bound socket listens on all addresses of this machine."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_unspecified
+
+
 def url_of(bound: socket.socket) -> str:
-    """The URL at which a bound socket is reached."""
+    """The URL at which this machine reaches a bound socket."""
     host, port = bound.getsockname()[:2]
+    if is_everywhere(bound):
+        host = "::1" if ":" in host else "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
