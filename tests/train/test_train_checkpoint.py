@@ -229,7 +229,7 @@ def test_what_one_process_meets_all_of_them_raise(tmp_path: Path) -> None:
 )
 def test_a_run_goes_on_under_another_layout(tmp_path: Path, before: Layout, after: Layout, optimiser: str) -> None:
     """To the curve and weights of a run that was never divided."""
-    run = Run(before, optimiser, steps=8, shape="qwen3", checkpoint_every_s=0.0)
+    run = Run(before, optimiser, steps=8, micro_rows=4, shape="qwen3", checkpoint_every_s=0.0)
     alone = train(tmp_path / "alone", run.alone)
     folder = tmp_path / "moved"
     started(run, folder)
