@@ -23,7 +23,9 @@ from small_models import small_model
 LORA = {"method": "lora", "rank": 4}
 FAST: dict[str, Any] = {"compute_dtype": "fp32", "lr": 0.01, "max_steps": 4, "seq_len": 64}
 PAIRS: dict[str, Any] = {**FAST, "batch_pairs": 8, "micro_pairs": 2}
+WATCHED = {"watch_every": 2, "probe_prompts": 4}
 SHARD, TENSOR = {"shard": 2}, {"tensor": 2}
+SLOW = pytest.mark.slow
 
 
 def inputs(home: Home, step: str) -> dict[str, Artifact]:
@@ -42,14 +44,14 @@ def inputs(home: Home, step: str) -> dict[str, Artifact]:
 @pytest.mark.parametrize(
     ("step", "params", "layout"),
     [
-        ("finetune.sft", {**FAST, **LORA, "batch_tokens": 256, "neftune_alpha": 5}, {}),
+        pytest.param("finetune.sft", {**FAST, **LORA, "batch_tokens": 256, "neftune_alpha": 5}, {}, marks=SLOW),
         ("finetune.sft", {**FAST, "batch_tokens": 256, "ema": 0.9, "optimiser": "adamw"}, SHARD),
-        ("align.preference", {**PAIRS, **LORA, "lr": 1e-3, "watch_every": 2, "probe_prompts": 4}, {}),
-        ("align.preference", {**PAIRS, **LORA, "lr": 1e-3, "watch_every": 2, "probe_prompts": 4}, SHARD),
-        ("align.preference", {**PAIRS, "objective": "kto", "watch": False}, SHARD),
-        ("align.reward", {**PAIRS, "heldout": 0.3}, SHARD),
-        ("align.preference", {**PAIRS, "watch_every": 2, "probe_prompts": 4}, TENSOR),
-        ("align.reward", {**PAIRS, "heldout": 0.3}, TENSOR),
+        ("align.preference", {**PAIRS, **LORA, "lr": 1e-3, **WATCHED}, {}),
+        pytest.param("align.preference", {**PAIRS, **LORA, "lr": 1e-3, **WATCHED}, SHARD, marks=SLOW),
+        pytest.param("align.preference", {**PAIRS, "objective": "kto", "watch": False}, SHARD, marks=SLOW),
+        pytest.param("align.reward", {**PAIRS, "heldout": 0.3}, SHARD, marks=SLOW),
+        pytest.param("align.preference", {**PAIRS, **WATCHED}, TENSOR, marks=SLOW),
+        pytest.param("align.reward", {**PAIRS, "heldout": 0.3}, TENSOR, marks=SLOW),
     ],
     ids=[
         "sft-noise",

@@ -65,6 +65,7 @@ def test_a_run_is_watched_to_its_end(folder: Path, toy_home: Home) -> None:
     assert statuses(toy_home) == {"a": "cached", "total": "cached"}
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_an_error_with_the_way_on(folder: Path, toy_home: Home) -> None:
     (folder / "recipe.yaml").write_text("recipe: x\nsteps:\n  bad: {step: toy.fail, how: people}\n")
     result = call("run", ".")
@@ -98,6 +99,7 @@ def test_all_mistakes_of_a_recipe_are_told_and_nothing_is_entered(folder: Path, 
     assert toy_home.ledger.runs() == []
 
 
+@pytest.mark.slow
 def test_square_brackets_are_shown_as_they_were_written(folder: Path, toy_home: Home) -> None:
     odd = folder / "mine[/b]"
     odd.mkdir(parents=True)
@@ -126,6 +128,7 @@ def test_a_detached_run_is_listed_watched_and_cancelled(folder: Path, toy_home: 
     assert "did you mean" in call("resume", run_id.replace("-", "x")).stderr
 
 
+@pytest.mark.slow
 def test_runs_as_json(folder: Path, toy_home: Home) -> None:
     call("run", ".")
     (run,) = json.loads(call("runs", "--json").stdout)

@@ -108,6 +108,7 @@ def test_a_run_that_begins_meanwhile_stops_the_collection(world: World, monkeypa
     assert len(stored(world) & lost) == 2
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_a_collection_and_uses_nothing_that_it_removed(toy_home: Home, tmp_path: Path) -> None:
     """Its work was done and then forgotten; it would find it, and lose it before the next step reads it."""
     path = tmp_path / "recipe.yaml"

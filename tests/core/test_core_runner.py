@@ -100,6 +100,7 @@ def test_a_run_makes_artifacts_with_their_lineage(toy_home: Home) -> None:
     assert toy_home.ledger.leases() == {}
 
 
+@pytest.mark.slow
 def test_finished_work_is_not_done_again_and_only_what_depends_on_a_change_is(toy_home: Home) -> None:
     first, _ = run(toy_home, SUM)
     again, events = run(toy_home, SUM)
@@ -150,6 +151,7 @@ def test_a_step_runs_where_the_recipe_is_and_draws_the_same_random_numbers(toy_h
     assert 0 <= told[0]["seed"] < 2**31
 
 
+@pytest.mark.slow
 def test_only_what_is_wanted_is_run(toy_home: Home) -> None:
     ended, events = run(toy_home, SUM, until="b")
     assert statuses(toy_home, ended) == {"b": "done"}
@@ -273,6 +275,7 @@ def test_a_damaged_input_is_named_and_not_used(toy_home: Home) -> None:
     assert statuses(toy_home, failed) == {"a": "cached", "b": "cached", "total": "failed"}
 
 
+@pytest.mark.slow
 def test_verdicts_are_entered_for_every_run_once(toy_home: Home) -> None:
     text = "recipe: x\nsteps:\n  gate: {step: toy.gate}\n"
     for _ in range(2):
@@ -282,6 +285,7 @@ def test_verdicts_are_entered_for_every_run_once(toy_home: Home) -> None:
         assert (verdict.metric, verdict.delta, verdict.p_value) == ("exact match", 0.1, 0.02)
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_is_resumed_from_where_it_was(toy_home: Home, tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     attached = start_run(

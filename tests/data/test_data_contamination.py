@@ -65,6 +65,7 @@ def test_the_step_marks_documents_and_says_what_and_where(tmp_path: Path) -> Non
     assert bench.staged["corpus"].metrics == {"documents": 5, "contaminated": 2, "items": 3, "items_found": 3}
 
 
+@pytest.mark.slow
 def test_selection_drops_what_is_marked_unless_told_otherwise(tmp_path: Path) -> None:
     cleaned = run_step("data.clean", tmp_path / "clean", {"corpus": planted(tmp_path / "source")}).made["corpus"]
     items = evalset(tmp_path / "items", river=QUESTION)
@@ -77,6 +78,7 @@ def test_selection_drops_what_is_marked_unless_told_otherwise(tmp_path: Path) ->
         assert reasons.count("contaminated by an eval item") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_marks_over_several_row_groups_do_not_depend_on_workers(tmp_path: Path, workers: int) -> None:
     texts = [prose(number, 20) + (QUESTION if number % 1000 == 7 else "") for number in range(2200)]

@@ -132,6 +132,7 @@ def test_sitemaps(tmp_path: Path) -> None:
         assert done(without, site) == {"/"}
 
 
+@pytest.mark.slow
 def test_sitemaps_that_attack() -> None:
     bomb = b'<?xml version="1.0"?><!DOCTYPE z [<!ENTITY a "aaaaaaaaaa">' + b"".join(
         f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">'.encode() for n in range(9)

@@ -207,6 +207,7 @@ def test_the_schema_names_every_intent(grammars: dict[str, Grammar], facility: F
     assert intents == sorted({t.intent for g in grammars.values() for t in g.templates} | {HAND_OFF})
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_on_any_number_of_cores(
     desk: Desk, facility: Facility, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def test_what_is_looked_at() -> None:
     assert len(long) == 400
 
 
+@pytest.mark.slow
 def test_short_texts_by_lingua(tmp_path: Path) -> None:
     documents = [document(text, path=lang) for lang, text in SHORT.items()]
     documents += [document(prose(1), path="long"), document("42", path="number")]

@@ -91,6 +91,7 @@ def test_case_and_chinese_without_spaces() -> None:
     assert shares[1] == pytest.approx(4 / 13)
 
 
+@pytest.mark.slow
 def test_as_a_step(tmp_path: Path) -> None:
     urls, words = tmp_path / "urls.txt", tmp_path / "words.txt"
     urls.write_text("spam.test\n", encoding="utf-8")

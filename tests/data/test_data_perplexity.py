@@ -109,6 +109,7 @@ def select(scored: Artifact, folder: Path, **thresholds: float) -> list[str]:
     return pq.read_table(bench.made["train"].path / DROPPED)["reason"].to_pylist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_the_step_adds_attributes_that_selection_judges(model: Path, cleaned: Artifact, tmp_path: Path) -> None:
     given = {"corpus": cleaned, "model": artifact(model, "checkpoint")}
     bench = run_step("data.perplexity", tmp_path / "run", given, window=WINDOW, max_tokens=50)

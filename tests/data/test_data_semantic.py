@@ -158,6 +158,7 @@ def test_duplicates_found_before_stay_and_are_no_originals(tmp_path: Path, no_en
     assert sorted([rows[0]["duplicate_kind"], rows[2]["duplicate_kind"]]) == ["", "semantic"]
 
 
+@pytest.mark.slow
 def test_selection_drops_what_says_the_same(tmp_path: Path) -> None:
     texts = [" ".join(said) for said in [*zip(*PAIRS, strict=True), OTHERS]]
     source = corpus(tmp_path / "source", [document(text, path=f"{number}") for number, text in enumerate(texts)])

@@ -56,6 +56,7 @@ def test_clean_leaves_documents_as_they_are(messy: Artifact, cleaned: Artifact) 
     assert table["id"].to_pylist() == read_documents(messy.path, ["id"])["id"].to_pylist()
 
 
+@pytest.mark.slow
 def test_clean_is_the_same_with_one_worker_and_two(messy: Artifact, cleaned: Artifact, tmp_path: Path) -> None:
     for workers in (1, 2):
         out, workdir = tmp_path / f"out{workers}", tmp_path / f"work{workers}"

@@ -297,6 +297,7 @@ def asked_for(server: ModelServer, requests: int, process: subprocess.Popen[byte
     return len(server.asked) >= requests
 
 
+@pytest.mark.slow
 def test_a_killed_process_asks_nothing_twice_that_was_answered(tmp_path: Path) -> None:
     """Killed with SIGKILL twice on its way; what was on disk is never asked again."""
     model: Model = lambda asked: Reply(completion(echo(asked), asked).body, delay_s=0.03)  # noqa: E731

@@ -92,6 +92,7 @@ def ratio_study(runs: int, clusters: int, truth: float, skew: float) -> dict[str
     return {"found": found / runs, "covered": covered / runs, "worse": worse / runs, "single": single / runs}
 
 
+@pytest.mark.slow
 def test_ratios_of_sums_stay_nominal() -> None:
     shares = ratio_study(200, clusters=20, truth=0.0, skew=0.5)
     assert shares["found"] < 0.09

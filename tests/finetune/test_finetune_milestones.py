@@ -17,7 +17,9 @@ from small_models import small_model
 
 
 @pytest.mark.parametrize(
-    "more", [{"method": "lora", "rank": 2, "neftune_alpha": 5.0}, {"ema": 0.9}], ids=["lora", "ema"]
+    "more",
+    [pytest.param({"method": "lora", "rank": 2, "neftune_alpha": 5.0}, marks=pytest.mark.slow), {"ema": 0.9}],
+    ids=["lora", "ema"],
 )
 def test_recorded_steps_of_fine_tuning_come_out_the_same(
     home: Home, tmp_path: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -98,6 +98,7 @@ def test_native_code_answers_the_same_and_to_the_bit_as_alone(tokenizer: Tokeniz
         assert (native.token_ids, native.logprobs) == (alone.token_ids, alone.logprobs)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_peft(tokenizer: Tokenizer, tmp_path: Path) -> None:
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     save_model(tmp_path / "model", tiny_model(), tokenizer)

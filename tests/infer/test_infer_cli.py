@@ -277,6 +277,7 @@ class TestServe:
         assert result.exit_code == 1
         assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
+    @pytest.mark.slow
     def test_says_why_it_cannot_start_without_a_traceback(
         self, home: Home, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -102,6 +102,7 @@ def _speculated(engine: Engine, asked: Sequence[Request]) -> list[Completion]:
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNNERS)
 def test_the_same_request_gives_the_same_answer_in_every_circumstance(
     name: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch

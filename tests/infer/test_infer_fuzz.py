@@ -164,6 +164,7 @@ fuzz = settings(
 )
 
 
+@pytest.mark.slow
 @fuzz
 @given(path=st.sampled_from(sorted(good_bodies)), changed=changes | wild)
 def test_no_request_is_a_failure(http: httpx.Client, path: str, changed: dict[str, Any]) -> None:

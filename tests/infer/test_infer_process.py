@@ -333,6 +333,7 @@ def test_a_process_whose_opening_is_given_up_is_ended() -> None:
     assert silent.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_process_whose_owner_is_gone_ends_while_it_opens_its_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")  # It can be opened, and never ends.
     writers = []

@@ -114,6 +114,7 @@ def test_slow_readers_cost_nobody_else_and_are_let_go(live: LiveServer, live_eng
         eventually(lambda: "liuyi_http_requests_inside 0" in http.get(f"{live.url}/metrics").text, "a reader is inside")
 
 
+@pytest.mark.slow
 def test_the_memory_for_keys_and_values_runs_out_and_all_are_answered(model: Decoder, tokenizer: Tokenizer) -> None:
     runner = open_runner(model, weights="reference", kv_tokens=8 * 32)
     engine = Engine(runner, tokenizer, max_slots=8)

@@ -46,6 +46,7 @@ class TestHangUp:
 
 
 class TestLoad:
+    @pytest.mark.slow
     def test_fifty_clients_at_once(self, live: LiveServer) -> None:
         def ask(at: int) -> str:
             with client_of(live) as client:

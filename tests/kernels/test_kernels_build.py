@@ -40,6 +40,7 @@ def native(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_library_is_built_again_when_its_sources_are_others_and_only_then(tmp_path: Path, native: Path) -> None:
     source = native / "answer.cpp"
     source.write_text('extern "C" __attribute__((visibility("default"))) int answer() { return 41; }\n')
@@ -62,6 +63,7 @@ extern "C" __attribute__((visibility("default"))) int answer() { return newest()
 NEWEST = "#include <immintrin.h>\nint newest() { return sizeof(__m512bh); }\n"
 
 
+@pytest.mark.slow
 def test_instructions_that_the_compiler_does_not_know_are_left_out(tmp_path: Path, native: Path) -> None:
     (native / "answer.cpp").write_text(ANSWER)
     (native / "newest_avx512.cpp").write_text(NEWEST)

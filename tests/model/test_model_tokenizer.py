@@ -73,6 +73,7 @@ def test_every_text_comes_back(trained: Tokenizer, text: str) -> None:
     assert trained.encode_batch([text, text]) == [ids, ids]
 
 
+@pytest.mark.slow
 def test_a_long_text_lets_other_threads_run(trained: Tokenizer) -> None:
     text = " ".join(map(str, range(150_000)))
     encoding = threading.Thread(target=trained.encode, args=[text])

@@ -96,6 +96,7 @@ def test_the_same_data_twice_differs_by_nothing(desk: Desk, tmp_path: Path) -> N
     assert len(set(seeds.loc["arm 1"])) == 3
 
 
+@pytest.mark.slow
 def test_what_was_done_is_kept(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while the third proxy trains: the rest is trained, the verdict is the same to the byte."""
 
@@ -145,6 +146,7 @@ def test_a_process_that_dies_is_told(desk: Desk, tmp_path: Path, monkeypatch: py
         desk.ablate(tmp_path / "w", [desk.good, desk.garbage], [desk.same], seeds=2, inject="kill@7")
 
 
+@pytest.mark.slow
 def test_several_arms_and_pairs(desk: Desk, tmp_path: Path) -> None:
     arms = [desk.good, desk.garbage, desk.tokens("more", sentences(160, seed=8))]
     verdict = desk.ablate(

@@ -28,7 +28,7 @@ RUN: dict[str, Any] = {
     "checkpoint_every_s": 0,
     "keep_checkpoints": 100,
 }
-LAYOUTS = ("shard", "context", "tensor", "copies")
+LAYOUTS = ("copies", *(pytest.param(way, marks=pytest.mark.slow) for way in ("shard", "context", "tensor")))
 
 
 def inputs(home: Home) -> dict[str, Artifact]:

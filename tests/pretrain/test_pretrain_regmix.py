@@ -119,6 +119,7 @@ def desk(home: Home, monkeypatch: pytest.MonkeyPatch) -> Desk:
     return Desk(home)
 
 
+@pytest.mark.slow
 def test_the_source_that_is_like_the_text_is_found(desk: Desk, tmp_path: Path) -> None:
     verdict = desk.search(tmp_path / "w")
     weights = json.loads(verdict.file("weights.json").read_text())

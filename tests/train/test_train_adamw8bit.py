@@ -172,6 +172,7 @@ def stepped_by_chance(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_a_matrix_that_is_cut_between_processes_takes_the_steps_of_a_whole_one(tmp_path: Path) -> None:
     """To the bit, its state too."""
     alone = stepped_by_chance(tmp_path, Layout())
@@ -197,6 +198,7 @@ def one_row_for_two() -> np.ndarray:
     return whole(parameter.detach()).numpy()
 
 
+@pytest.mark.slow
 def test_a_process_that_has_no_row_of_a_matrix_steps_too() -> None:
     torch.manual_seed(5)
     matrix, *grads = [torch.randn(1, 8192) for _ in range(3)]

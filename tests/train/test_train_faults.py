@@ -67,6 +67,7 @@ def test_any_flipped_bit_changes_the_checksum(size: int, data: st.DataObject) ->
     assert checksum([one, other]) != before
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_before_it_spreads(tmp_path: Path) -> None:
     expected, _, _ = small_run(tmp_path / "whole", steps=STEPS)
     listener = Listener()
@@ -76,6 +77,7 @@ def test_a_flipped_bit_is_found_before_it_spreads(tmp_path: Path) -> None:
     assert sum("silent corruption" in line for line in listener.logs) == 2
 
 
+@pytest.mark.slow
 def test_a_bit_that_flips_as_a_run_rolls_back_costs_one_checkpoint(tmp_path: Path) -> None:
     """There are two of that step then, and the one before it is sound."""
     bad, guard = (12, 13, 14), GuardConfig(rollback_steps=10)

@@ -11,7 +11,7 @@ from parallel_runs import Run, train
 from liuyi.train.world import Layout
 from ranks import run_ranks
 
-FOUR = pytest.mark.slow
+SLOW = pytest.mark.slow
 
 
 def short(layout: Layout, optimiser: str = "adamw", *, shape: str, micro_rows: int = 2) -> Run:
@@ -23,13 +23,13 @@ def short(layout: Layout, optimiser: str = "adamw", *, shape: str, micro_rows: i
     "run",
     [
         short(Layout(context=2), shape="mistral"),
-        short(Layout(tensor=2), shape="qwen2"),
+        pytest.param(short(Layout(tensor=2), shape="qwen2"), marks=SLOW),
         short(Layout(tensor=2), "muon", shape="qwen3", micro_rows=4),
-        pytest.param(short(Layout(shard=2, context=2), "muon", shape="qwen3"), marks=FOUR),
-        pytest.param(short(Layout(shard=2, tensor=2), "muon", shape="qwen3"), marks=FOUR),
-        pytest.param(short(Layout(replicate=2, tensor=2), shape="qwen2"), marks=FOUR),
-        pytest.param(short(Layout(context=2, tensor=2), shape="mistral"), marks=FOUR),
-        pytest.param(short(Layout(shard=2, tensor=2), shape="experts"), marks=FOUR),
+        pytest.param(short(Layout(shard=2, context=2), "muon", shape="qwen3"), marks=SLOW),
+        pytest.param(short(Layout(shard=2, tensor=2), "muon", shape="qwen3"), marks=SLOW),
+        pytest.param(short(Layout(replicate=2, tensor=2), shape="qwen2"), marks=SLOW),
+        pytest.param(short(Layout(context=2, tensor=2), shape="mistral"), marks=SLOW),
+        pytest.param(short(Layout(shard=2, tensor=2), shape="experts"), marks=SLOW),
     ],
     ids=lambda run: "-".join([run.shape, run.optimiser, *map(str, run.layout.sizes)]),
 )

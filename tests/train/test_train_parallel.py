@@ -123,6 +123,7 @@ def test_a_bad_loss_on_one_rank_is_skipped_by_all(tmp_path: Path, layout: Layout
         np.testing.assert_array_equal(second.weights[name], weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "optimiser"), [(Layout(replicate=2), "adamw"), (Layout(shard=2), "muon")])
 def test_corruption_on_one_rank_sends_all_back(tmp_path: Path, layout: Layout, optimiser: str) -> None:
     """The run ends in the bits of one that met none, from a checkpoint that both have read their parts of."""

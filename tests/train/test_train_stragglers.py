@@ -45,7 +45,7 @@ def idle(folder: Path, run: Run) -> Trained:
     return train(folder, run)
 
 
-@pytest.mark.parametrize("layout", [Layout(replicate=2), Layout(shard=2)])
+@pytest.mark.parametrize("layout", [Layout(replicate=2), pytest.param(Layout(shard=2), marks=pytest.mark.slow)])
 def test_a_slow_rank_is_named(tmp_path: Path, layout: Layout) -> None:
     """And rank 0, which waits for it at every step, is not."""
     first, _ = run_ranks(2, idle, tmp_path, Run(layout, steps=5, micro_rows=4, faults="slow:1@0"))
