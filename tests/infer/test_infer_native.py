@@ -267,6 +267,22 @@ def test_attention_of_every_shape_is_near_in_small_formats_and_int8_is_the_same_
         assert torch.equal(found["amx", "int8"], found["avx512", "int8"])
 
 
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_few_tokens_of_every_shape_get_what_they_get_in_the_whole_text(name: str, kv: str) -> None:
+    model = tiny_model(hidden_size=128, num_hidden_layers=1, **ATTENTION[name])
+    init_weights(model, seed=1, std=0.1)
+    tokens, tables = texts_of(model, 1), shuffled_tables(1)
+    runner = NativeRunner(model, tables.size, weights="fp32", kv=kv, threads=2)
+    whole = runner.logits(replace_rows(whole_batch(tokens), tables))
+    chance, begin = random.Random(2), 0
+    while begin < LENGTH:
+        part = ids(tokens[0, begin : begin + chance.randint(1, 8)])
+        batch = Batch(part, ids([len(part)]), ids([begin]), tables, ids(range(len(part))), ids([-1]))
+        assert torch.equal(runner.logits(batch), whole[begin : begin + len(part)])
+        begin += len(part)
+
+
 @given(cuts=st.sets(st.integers(1, LENGTH - 1), max_size=12), kv=st.sampled_from(["bf16", "int8"]))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_wherever_a_prompt_is_cut_its_results_are_the_same(cuts: set[int], kv: str) -> None:

@@ -10,7 +10,8 @@
 namespace liuyi {
 namespace amx {
 
-// Tiles 0–3 hold sums [rows][16], 4 and 5 left operands [rows] of `depth` bytes, 6 and 7 right ones, [depth / 4][16][4 bytes].
+// Tiles 0–3 hold sums [rows][16], 4 and 5 left operands [rows] of `depth` bytes, 6 and 7 right ones, [depth / 4][16][4 bytes];
+// or 4 and 7 those of one product, 5 and 6 those of another.
 class AttentionTiles {
   public:
     explicit AttentionTiles(int rows) : rows_(rows) {}
@@ -18,15 +19,18 @@ class AttentionTiles {
     AttentionTiles(const AttentionTiles&) = delete;
     AttentionTiles& operator=(const AttentionTiles&) = delete;
 
-    void set_depth(int depth) {
-        if (depth == depth_) return;
-        depth_ = depth;
+    void set_depth(int depth) { set_depths(depth, depth); }
+    void set_depths(int outer, int inner) {
+        if (outer == outer_ && inner == inner_) return;
+        outer_ = outer;
+        inner_ = inner;
         struct alignas(64) {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
             uint8_t rows[16] = {};
         } shape;
         for (int tile = 0; tile < 8; ++tile) {
+            const int depth = tile == 5 || tile == 6 ? inner : outer;
             shape.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows_ : depth / 4);
             shape.row_bytes[tile] = static_cast<uint16_t>(tile < 4 || tile > 5 ? 64 : depth);
         }
@@ -36,7 +40,7 @@ class AttentionTiles {
 
   private:
     const int rows_;
-    int depth_ = 0;
+    int outer_ = 0, inner_ = 0;
 };
 
 // The widest tile of rows of so many bytes.

@@ -8,7 +8,6 @@
 namespace liuyi {
 namespace {
 
-constexpr int kMostHeadDim = 256;
 constexpr int kMostSize = 1 << 24;  // so that twice as much is still a number
 
 // Tokens of a block. Fewer for each thread than the least are no slower together; more than the most leave its cache.

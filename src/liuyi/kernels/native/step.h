@@ -165,6 +165,8 @@ inline int tile_tokens(const Shape& shape) {
 // Floats of one partial result of attention: values mixed over a span, the largest score, the sum of the weights.
 inline size_t partial_floats(int dim) { return static_cast<size_t>(dim) + 16; }
 
+constexpr int kMostHeadDim = 256;
+
 // Bytes that a thread needs: for the rows of a kernel their scores, mixed values, packed weights and scales, the sums of
 // four tiles, and the values of a span; for the rows of a tile of tokens the joined values, highest scores and totals, of a
 // stretch and of all.
