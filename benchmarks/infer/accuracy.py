@@ -3,6 +3,7 @@
     python benchmarks/infer/accuracy.py MODEL TEXT                    # a model folder or GGUF file, a text file
     python benchmarks/infer/accuracy.py MODEL TEXT --rotate 1         # weights off the grid they were stored on
     python benchmarks/infer/accuracy.py MODEL TEXT --windows 4 --only 'int8, kv|q8'
+    python benchmarks/infer/accuracy.py MODEL TEXT --rotate 1 --fit OTHER_TEXT --only int4
 
 Teacher-forced over windows of 512 tokens: top-1 agreement with float32 (and its standard error), the increase of the
 mean negative log-likelihood, perplexity. Native formats run through the native kernels, as they are served. Schemes
@@ -22,7 +23,7 @@ import copy
 import dataclasses
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from liuyi.infer.native_runner import NativeRunner
 from liuyi.kernels.parts import int8_group
 from liuyi.model.decoder import Decoder, Embedding, Linear
 from liuyi.model.load import load
+from liuyi.model.quantize import quantize
 
 Round = Callable[[Tensor], Tensor]
 
@@ -46,6 +48,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rotate", type=int, metavar="SEED")
+    parser.add_argument("--fit", type=Path, metavar="TEXT", help="a text that int4 is fitted to")
+    parser.add_argument("--fit-windows", type=int, default=32, help="so much of it")
     parser.add_argument("--only", default="", help="formats whose name matches this")
     arguments = parser.parse_args()
     model, tokenizer = load(arguments.model, torch.float32)
@@ -55,7 +59,10 @@ def main() -> None:
     exact = score(decoder_logits(model), texts)
     print(f"{len(exact.nll)} tokens, float32 perplexity {exact.perplexity:.3f}")
     print(f"{'format':34} {'top-1':>8} {'±':>5} {'ΔNLL':>9} {'perplexity':>10}", flush=True)
-    for name, logits_of in subjects(model, arguments.length, arguments.only):
+    fit_to = []
+    if arguments.fit is not None:
+        fit_to = windows(tokenizer.encode(arguments.fit.read_text()), arguments.length, arguments.fit_windows)
+    for name, logits_of in subjects(model, arguments.length, arguments.only, fit_to):
         near = agreement(exact, score(logits_of(), texts))
         print(
             f"{name:34} {near.top1:8.2%} {100 * near.top1_error:5.2f} {near.nll_increase:+9.5f}"
@@ -65,8 +72,16 @@ def main() -> None:
         gc.collect()
 
 
-def subjects(model: Decoder, length: int, only: str) -> Iterator[tuple[str, Callable[[], Logits]]]:
+def subjects(
+    model: Decoder, length: int, only: str, fit_to: list[Sequence[int]]
+) -> Iterator[tuple[str, Callable[[], Logits]]]:
     """Names and how to compute."""
+    if fit_to and re.search(only, "int4 fitted, kv int8"):
+        small = quantize(model, "int4", fit_to)
+        yield (
+            "int4 fitted, kv int8",
+            lambda: runner_logits(NativeRunner(small, blocks_for(length), weights="int4", kv="int8")),
+        )
     for weights, kv in (
         *(("fp32", kv) for kv in ("fp32", "bf16", "int8")),
         *(("bf16", kv) for kv in ("fp32", "bf16", "int8")),

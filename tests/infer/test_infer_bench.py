@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from infer_support import tiny_model
+from pydantic import ValidationError
 
 from in_process import run_step
 from liuyi.core.artifact import Artifact
@@ -247,6 +248,30 @@ class TestQuantize:
         effect = Effect.load(made.path)
         assert effect is not None
         assert "the likeliest next token is the same for" in effect.summary
+        # All that comes after what is measured, 512 tokens of a text at most.
+        assert ("fitted to 512 tokens of text" in effect.summary) == (fmt == "int4")
+
+    def test_int4_may_be_rounded_to_the_nearest(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
+        staging = home.store.stage("corpus")
+        pq.write_table(pa.table({"text": ["warm rain in the night " * 40] * 4}), staging.path / "documents.parquet")
+        corpus = home.store.publish(staging, step="data.files", output="corpus")
+        made = [
+            run_step(home, tmp_path, "infer.quantize", inputs, format="int4", **options)["checkpoint"]
+            for inputs, options in (
+                ({"model": checkpoint}, {}),
+                ({"model": checkpoint, "corpus": corpus}, {"text_tokens": 30, "fit_tokens": 0}),
+                ({"model": checkpoint, "corpus": corpus}, {"text_tokens": 30}),
+            )
+        ]
+        simple, asked, fitted = (load_model(one.path).state_dict() for one in made)
+        changed = {name for name, weight in simple.items() if not torch.equal(weight, fitted[name])}
+        assert all(torch.equal(weight, asked[name]) for name, weight in simple.items())
+        assert changed
+        assert all(".layers." in name for name in changed)
+
+    def test_int8_is_not_fitted(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
+        with pytest.raises(ValidationError, match="fit_tokens is for int4"):
+            run_step(home, tmp_path, "infer.quantize", {"model": checkpoint}, fit_tokens=5)
 
     def test_a_quantised_model_is_not_quantised_again(self, home: Home, tmp_path: Path, checkpoint: Artifact) -> None:
         made = run_step(home, tmp_path, "infer.quantize", {"model": checkpoint})["checkpoint"]

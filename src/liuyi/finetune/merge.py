@@ -12,7 +12,7 @@ from torch import Tensor
 from liuyi.core.effect import Effect, Table
 from liuyi.core.step import Context
 from liuyi.infer.agreement import decoder_logits
-from liuyi.infer.quantized import corpus_texts, evalset_texts
+from liuyi.infer.quantized import corpus_texts, evalset_texts, take
 from liuyi.model.adapter import Adapter
 from liuyi.model.checkpoint import load_model, save_model
 from liuyi.model.decoder import Decoder
@@ -88,9 +88,9 @@ def _form(model: Decoder, params: MergeParams, stored: torch.dtype) -> torch.dty
 
 def _texts(ctx: Context, params: MergeParams, tokenizer: Tokenizer) -> list[list[int]]:
     if ctx.has("corpus"):
-        return corpus_texts(ctx.input("corpus").path, tokenizer, params.text_tokens)
+        return take(corpus_texts(ctx.input("corpus").path, tokenizer), params.text_tokens)
     if ctx.has("evalset"):
-        return evalset_texts(ctx.input("evalset").path, tokenizer, params.text_tokens)
+        return take(evalset_texts(ctx.input("evalset").path, tokenizer), params.text_tokens)
     return []
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from liuyi.core.artifact import Artifact
 from liuyi.core.step import Context, Input, Output, Params, step
@@ -21,15 +21,27 @@ class QuantizeParams(Params):
         description="format of the matrices; norms and biases stay, int4 keeps embedding and head in int8",
     )
     text_tokens: int = Field(4096, ge=2, description="tokens of the corpus or eval set that agreement is measured on")
+    fit_tokens: int = Field(
+        16_384,
+        ge=0,
+        description="tokens after those that int4 is fitted to, so that what it makes of such text changes least; "
+        "0 takes the nearest numbers",
+    )
+
+    @model_validator(mode="after")
+    def _fits_int4(self) -> Self:
+        if self.format != "int4" and "fit_tokens" in self.model_fields_set:
+            raise ValueError(f"fit_tokens is for int4; {self.format} takes the nearest numbers")
+        return self
 
 
 @step(
     "infer.quantize",
-    version=4,
+    version=5,
     inputs={
         "model": Input("checkpoint", "the model in full precision"),
-        "corpus": Input("corpus", "documents to measure the agreement with it on", optional=True),
-        "evalset": Input("evalset", "conversations to measure it on, where there is no corpus", optional=True),
+        "corpus": Input("corpus", "documents to measure the agreement with it on, and to fit int4 to", optional=True),
+        "evalset": Input("evalset", "conversations for both, where there is no corpus", optional=True),
     },
     outputs={"checkpoint": Output("checkpoint", "the same model with matrices of few bits, a scale for each group")},
 )
@@ -40,13 +52,16 @@ def quantize_step(ctx: Context, params: QuantizeParams) -> None:
 
     source = ctx.input("model")
     with ctx.output("checkpoint") as out:
-        error, near = quantize_folder(source.path, out.path, params.format, _quantize_texts(ctx, params))
+        texts, fit_to = _quantize_texts(ctx, params)
+        error, near = quantize_folder(source.path, out.path, params.format, texts, fit_to)
         before, after = stored_bytes(source), sum(path.stat().st_size for path in out.path.glob("*.safetensors"))
         mean, largest = error["relative_rms_error"], error["relative_rms_error_max"]
         summary = (
             f"{before / 1e6:.1f} MB of weights became {after / 1e6:.1f} MB; each matrix moved by "
             f"{mean:.2%} of its size, the one that moved most by {largest:.2%}."
         )
+        if fit_to:
+            summary += f" They are fitted to {sum(map(len, fit_to)):,} tokens of text."
         tables = [
             Table(
                 title="Weights",
@@ -75,15 +90,17 @@ def quantize_step(ctx: Context, params: QuantizeParams) -> None:
         out.licences.update(source.manifest.licences)
 
 
-def _quantize_texts(ctx: Context, params: QuantizeParams) -> list[list[int]]:
-    from liuyi.infer.quantized import corpus_texts, evalset_texts
+def _quantize_texts(ctx: Context, params: QuantizeParams) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts to measure agreement on, and others that int4 is fitted to."""
+    from liuyi.infer.quantized import corpus_texts, evalset_texts, take
     from liuyi.model.tokenizer import Tokenizer
 
     for name, texts_of in (("corpus", corpus_texts), ("evalset", evalset_texts)):
         if ctx.has(name):
             tokenizer = Tokenizer.load(ctx.input("model").path)
-            return texts_of(ctx.input(name).path, tokenizer, params.text_tokens)
-    return []
+            texts = texts_of(ctx.input(name).path, tokenizer)
+            return take(texts, params.text_tokens), take(texts, params.fit_tokens if params.format == "int4" else 0)
+    return [], []
 
 
 def stored_bytes(artifact: Artifact) -> int:

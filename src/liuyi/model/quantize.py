@@ -2,14 +2,15 @@
 
     small = quantize(model, "int8")
     save_model(folder, small)          # a quarter of the bytes; load_model reads it back
+    small = quantize(model, "int4", texts)     # rounded so that what it makes of such texts changes least
 
 int8 is symmetric: −127…127 times a scale for 64 to 256 columns (`int8_group`), which are rotated before they are
 rounded (`rotate`), and back when they are widened: an outlier among them costs the others less. int4 is asymmetric:
-0…15 times a scale, plus a minimum, for 32 columns; its embedding and head are int8. Scales and minima are bfloat16, so
-that what a checkpoint holds is what the native kernels multiply with, bit for bit (`kernels/native/linear.h`, whose
-arithmetic this is). In torch the matrices are widened once when a model is loaded and multiplied as any others:
-PyTorch's own int8 product for CPUs takes bfloat16 activations only, is slower than a float32 product from a few rows
-on, and crashed on small shapes.
+0…15 times a scale, plus a minimum, for 32 columns (`int4.py`); its embedding and head are int8. Scales and minima are
+bfloat16, so that what a checkpoint holds is what the native kernels multiply with, bit for bit
+(`kernels/native/linear.h`, whose arithmetic this is). In torch the matrices are widened once when a model is loaded and
+multiplied as any others: PyTorch's own int8 product for CPUs takes bfloat16 activations only, is slower than a float32
+product from a few rows on, and crashed on small shapes.
 
 `docs/decisions/inference.md` has what each format costs in accuracy.
 """
@@ -17,7 +18,7 @@ on, and crashed on small shapes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +28,8 @@ from torch.nn import functional
 from liuyi.core.errors import ModelError
 from liuyi.kernels.parts import INT4_GROUP, INT8_BLOCK, int8_group
 from liuyi.model.decoder import Decoder, Embedding, Linear
+from liuyi.model.int4 import fitted, nearest, packed, unpacked
+from liuyi.model.moments import moments
 
 QUANTIZATION = "quantization.json"
 
@@ -74,12 +77,14 @@ class QuantMatrix(nn.Module):
         self.register_buffer("weight_scale", torch.empty(rows, groups, dtype=torch.bfloat16))
         self.register_buffer("wide", torch.empty(0), persistent=False)
 
-    def fill(self, weight: Tensor) -> None:
-        """Quantise a matrix [rows, columns]."""
+    def fill(self, weight: Tensor, moment: Tensor | None = None) -> None:
+        """Quantise a matrix [rows, columns], int4 for inputs whose sum of x·xᵀ is `moment`, where that is known."""
         if self.format == "int8":
             self.weight, self.weight_scale = _to_int8(weight.float())
-        else:
-            self.weight, self.weight_scale, self.weight_minimum = _to_int4(weight.float())
+            return
+        rounded = nearest(weight.float()) if moment is None else fitted(weight.float(), moment)
+        numbers, self.weight_scale, self.weight_minimum = rounded
+        self.weight = packed(numbers)
 
     def widen(self, dtype: torch.dtype) -> None:
         """Make the matrix to multiply with."""
@@ -88,8 +93,7 @@ class QuantMatrix(nn.Module):
             groups = self.weight.float().view(*scales.shape, -1) * scales[:, :, None]
             wide = rotate(groups).flatten(1)[:, : self.columns]
         else:
-            numbers = torch.stack((self.weight & 15, self.weight >> 4), dim=2).flatten(1)[:, : self.columns]
-            wide = numbers.float() * _spread(self.weight_scale, INT4_GROUP, self.columns)
+            wide = unpacked(self.weight, self.columns).float() * _spread(self.weight_scale, INT4_GROUP, self.columns)
             wide += _spread(self.weight_minimum, INT4_GROUP, self.columns)
         self.wide = wide.to(dtype)
 
@@ -121,13 +125,16 @@ class QuantEmbedding(QuantMatrix):
         return functional.embedding(tokens, self.wide)
 
 
-def quantize(model: Decoder, fmt: Format = "int8") -> Decoder:
+def quantize(model: Decoder, fmt: Format = "int8", texts: Sequence[Sequence[int]] = ()) -> Decoder:
     """A copy of the model with every matrix quantised; norms and biases stay as they are.
 
-    Raises ModelError if it is quantised already.
+    int4 is fitted to `texts` (token ids), where there are any. Raises ModelError if the model is quantised already, and
+    for texts with int8, which needs none.
     """
     if quantization_of(model) is not None:
         raise ModelError("the model is quantised already", hint="quantise the one that it came from")
+    if texts and fmt != "int4":
+        raise ModelError(f"{fmt} is not fitted to texts", hint="int4 is")
     small = copy.deepcopy(model)
     with_shells(small, fmt)
     weights = dict(model.named_modules())
@@ -136,6 +143,11 @@ def quantize(model: Decoder, fmt: Format = "int8") -> Decoder:
         module.fill(source.weight.detach())
         if isinstance(module, QuantLinear) and module.bias is not None:
             module.bias.data.copy_(source.bias.detach())
+    if texts:
+        matrices = dict(_matrices(small))
+        for layer in moments(model, texts):
+            for name, moment in layer.items():
+                matrices[name].fill(weights[name].weight.detach(), moment)
     widen(small, model.dtype)
     return small.requires_grad_(False)
 
@@ -238,36 +250,3 @@ def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = ((exact.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
     numbers = (groups / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]).round().to(torch.int8)
     return numbers.view(rows, -1), scale.bfloat16()
-
-
-def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers, two to a byte, scales and minima.
-
-    The range of a group shrinks around its middle in steps of 3 %, and the one with the least squared error stays: one
-    outlier less accurate can leave all others more so.
-    """
-    rows, columns = weight.shape
-    # The rest of the last group repeats its last column, so that it changes no range.
-    padded = functional.pad(weight[None], (0, -columns % INT4_GROUP), mode="replicate")[0]
-    counted = functional.pad(torch.ones(columns), (0, -columns % INT4_GROUP)).view(1, -1, INT4_GROUP)
-    groups = padded.view(rows, -1, INT4_GROUP)
-    low, high = groups.amin(dim=2), groups.amax(dim=2)
-    middle = (low + high) * 0.5
-    least = torch.full_like(low, torch.inf)
-    best = torch.zeros(groups.shape, dtype=torch.uint8)
-    best_scale, best_minimum = torch.zeros_like(low), torch.zeros_like(low)
-    for step in range(8):
-        shrink = 1 - 0.03 * step
-        minimum = (middle + (low - middle) * shrink).bfloat16().float()
-        scale = ((high - low) * shrink / 15).bfloat16().float()
-        inverse = torch.where(scale > 0, 1 / scale, 0)
-        numbers = ((groups - minimum[:, :, None]) * inverse[:, :, None]).round().clamp(0, 15)
-        off = (scale[:, :, None] * numbers + minimum[:, :, None] - groups) * counted
-        error = off.square().sum(dim=2)
-        nearer = error < least
-        least = torch.where(nearer, error, least)
-        best = torch.where(nearer[:, :, None], numbers.to(torch.uint8), best)
-        best_scale = torch.where(nearer, scale, best_scale)
-        best_minimum = torch.where(nearer, minimum, best_minimum)
-    flat = functional.pad(best.view(rows, -1)[:, :columns], (0, columns % 2))
-    return flat[:, ::2] | flat[:, 1::2] << 4, best_scale.bfloat16(), best_minimum.bfloat16()
