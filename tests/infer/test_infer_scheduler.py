@@ -200,7 +200,7 @@ def test_cancelling_frees_blocks_at_once(tokenizer: Tokenizer) -> None:
 def test_what_can_never_fit_is_refused(tokenizer: Tokenizer) -> None:
     engine, _ = engine_of(tokenizer, blocks=3)
     assert engine.max_tokens == 96
-    with pytest.raises(RequestError, match="the context holds 96"):
+    with pytest.raises(RequestError, match="has 96 tokens; this model's maximum context length is 96 tokens"):
         engine.submit(Request(prompt_ids=text(0, 96)))
     (answer,) = engine.generate([Request(prompt_ids=text(0, 95), ignore_eos=True)])
     assert answer.finish_reason == "length"

@@ -131,20 +131,35 @@ class TestChat:
 
         parts = [{"type": "text", "text": "turn on"}, {"type": "text", "text": " the lights"}]
         assert ask([{"role": "user", "content": parts}]) == ask(MESSAGES)
+        marked = [{"type": "text", "text": "turn on the lights", "prompt_cache_breakpoint": {"mode": "explicit"}}]
+        assert ask([{"role": "user", "content": marked}]) == ask(MESSAGES)
         assert ask([{"role": "developer", "content": "be brief"}, *MESSAGES]) == ask(
             [{"role": "system", "content": "be brief"}, *MESSAGES]
         )
+        refused = [{"type": "refusal", "refusal": "I will not."}]
+        assert ask([*MESSAGES, {"role": "assistant", "content": refused}, *MESSAGES]) == ask(
+            [*MESSAGES, {"role": "assistant", "content": "I will not."}, *MESSAGES]
+        )
 
     def test_effort_and_thoughts_are_told_to_the_chat_template(self) -> None:
-        thought = {"role": "assistant", "content": "b", "reasoning_content": "c"}
+        for name in ("reasoning_content", "reasoning"):
+            self.check_effort({"role": "assistant", "content": "b", name: "c"})
+
+    def check_effort(self, thought: dict[str, str]) -> None:
         body: dict[str, Any] = {"model": "tiny", "messages": [*MESSAGES, thought, *MESSAGES]}
-        for effort, thinks in (("none", False), ("low", True)):
+        for effort, thinks in (("none", False), ("low", True), ("max", True)):
             request = ChatCompletionBody(**body, reasoning_effort=effort).request()  # type: ignore[arg-type]
             assert request.template_variables == {"reasoning_effort": effort, "enable_thinking": thinks}
             assert request.messages[1]["reasoning_content"] == "c"
         chosen = ChatCompletionBody(**body, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})
         assert chosen.request().template_variables["enable_thinking"] is True
         assert ChatCompletionBody(**body).request().template_variables == {}
+
+    def test_the_id_is_where_the_client_looks_for_it(self, client: openai.OpenAI) -> None:
+        answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
+        assert answer._request_id == answer.id
+        stream = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1, stream=True)
+        assert stream.response.headers["x-request-id"] == next(chunk.id for chunk in stream)
 
     def test_no_part_of_a_character_is_streamed(self, client: openai.OpenAI, tokenizer: Tokenizer) -> None:
         regex = "(厨房|卧室|打开灯|😀){20}"

@@ -72,6 +72,20 @@ class TestErrors:
             ({"chat_template_kwargs": {"a": nested(101)}}, 400, "chat_template_kwargs", None),
             ({"reasoning_effort": "endless"}, 400, "reasoning_effort", None),
             ({"functions": []}, 400, "functions", None),
+            ({"verbosity": "low"}, 400, "verbosity", None),
+            ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages.0.content.0", None),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "refusal": "y"}]}]},
+                400,
+                "messages.0.content.0",
+                None,
+            ),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}]},
+                400,
+                "messages.0.content",
+                None,
+            ),
             (
                 {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "odd"}}}},
                 400,
@@ -163,10 +177,16 @@ class TestErrors:
         simple = httpx.post(f"{live.url}/v1/chat/completions", content=body, headers={"content-type": "text/plain"})
         assert simple.status_code == 400
         assert httpx.get(f"{live.url}/health", headers={"host": "localhost:1"}).status_code == 200
+        assert httpx.head(f"{live.url}/health").status_code == 200
 
     def test_completions_have_no_empty_prompts(self, live: LiveServer) -> None:
         for prompt in ("", [], [""], [[]], [5, "x"]):
             assert self.post(live, "completions", json={"model": "tiny", "prompt": prompt}).status_code == 400
+
+    def test_images_are_told_not_to_be_read(self, live: LiveServer) -> None:
+        image = {"type": "image_url", "image_url": {"url": "data:,"}}
+        response = self.post(live, json={"model": "tiny", "messages": [{"role": "user", "content": [image]}]})
+        assert "only parts of the type 'text' can be read" in response.json()["error"]["message"]
 
     def test_raise_the_right_exceptions_in_the_client(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError, match="did you mean 'tiny'"):

@@ -232,8 +232,11 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
         "user": "me",
         "metadata": {"a": "b"},
         "store": False,
-        "service_tier": "auto",
+        "service_tier": "flex",
         "modalities": ["text"],
+        "verbosity": "medium",
+        "prediction": {"type": "content", "content": "turn"},
+        "prompt_cache_options": {"mode": "implicit"},
         "extra_body": {"priority": 3, "top_k": -1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0},
     }
     plain, told = client.chat.completions.create(**asked), client.chat.completions.create(**asked, **more)

@@ -138,6 +138,25 @@ def test_a_named_function_is_called_and_no_other(client: openai.OpenAI) -> None:
         assert len(answer.choices[0].logprobs.content or ()) == answer.usage.completion_tokens
 
 
+def test_some_of_the_functions_may_be_allowed(client: openai.OpenAI) -> None:
+    for name in ("lamp", "off"):
+        only = [{"type": "function", "function": {"name": name}}]
+        asked: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False, "max_tokens": 150}
+        for mode, seed in (("required", 0), ("required", 1), ("auto", 0)):
+            choice: Any = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": only}}
+            answer = client.chat.completions.create(
+                model="tiny", messages=MESSAGES, tool_choice=choice, seed=seed, **asked
+            )
+            calls = calls_of(answer.choices[0].message)
+            assert {called for called, _ in calls} <= {name}
+            assert (len(calls) == 1) == (mode == "required")
+            free = client.chat.completions.create(model="tiny", messages=MESSAGES, **asked)
+            assert answer.usage is not None
+            assert free.usage is not None
+            # The model is told of all of them either way.
+            assert answer.usage.prompt_tokens == free.usage.prompt_tokens
+
+
 def test_a_cut_call_is_told_as_far_as_it_went(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {
         "tools": TOOLS,
@@ -190,9 +209,11 @@ def test_tools_are_shown_to_the_model_and_results_too(
     )
     assert first.tool_calls
     result: Any = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "it is done"}
-    # As the client gives it: with all fields that an answer has.
+    # As the client gives it: with all fields that an answer has, and what the client made of its content.
+    parsed = first.model_dump() | {"parsed": {"on": True}, "content": ""}
+    parsed["tool_calls"][0]["function"]["parsed_arguments"] = {"room": "kitchen"}
     answer = client.chat.completions.create(
-        model="tiny", messages=[*MESSAGES, first.model_dump(), result], tools=TOOLS, max_tokens=2
+        model="tiny", messages=[*MESSAGES, parsed, result], tools=TOOLS, max_tokens=2
     )
     assert answer.usage is not None
     assert answer.usage.prompt_tokens > told.usage.prompt_tokens + 10
@@ -286,6 +307,11 @@ def test_arguments_come_as_they_are_written(scripted: openai.OpenAI) -> None:
     assert len(pieces) == len("".join(pieces))
 
 
+def allowed(*names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools}}
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
@@ -293,6 +319,11 @@ def test_arguments_come_as_they_are_written(scripted: openai.OpenAI) -> None:
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": ""}}}, "tool_choice.function.name"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        ({"tools": TOOLS, "tool_choice": allowed()}, "tool_choice.allowed_tools.tools"),
+        ({"tools": TOOLS, "tool_choice": allowed("off", "x")}, "tool_choice"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools.1.function.name"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"tools": [{"type": "code_interpreter"}]}, "tools.0.type"),

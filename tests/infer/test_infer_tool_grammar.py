@@ -217,6 +217,29 @@ def test_control_tokens_are_those_of_llguidance(tokenizer: Tokenizer) -> None:
     assert control.spoken == {name for name in control.ids if name not in other.special_tokens}
 
 
+@pytest.mark.parametrize(
+    ("parameters", "takes"),
+    [
+        (None, False),
+        ({"properties": {}}, False),
+        ({"type": "object", "properties": {"b": {"type": "integer"}}, "required": []}, False),
+        ({"type": "object", "properties": {"a": {"type": "integer"}}}, True),
+        ({"type": "object"}, True),
+        ({"properties": {}, "additionalProperties": True}, True),
+        ({"properties": {}, "patternProperties": {"^a": {}}}, True),
+        ({"properties": {}, "required": ["a"]}, True),
+    ],
+)
+def test_a_function_takes_the_arguments_that_it_names(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, parameters: dict[str, Any] | None, takes: bool
+) -> None:
+    given: dict[str, Any] = {} if parameters is None else {"parameters": parameters}
+    function = Function("add", strict=True, **given)
+    for name, form in FORMATS.items():
+        grammar = tool_grammar(form, [function], ControlTokens.of(tokenizer), required=True, parallel=False)
+        assert fits(compiler, tokenizer, grammar, ONE[name]) is takes
+
+
 DEEP: dict[str, Any] = {}
 for _ in range(3000):
     DEEP = {"type": "array", "items": DEEP}

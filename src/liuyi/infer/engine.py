@@ -21,7 +21,7 @@ from torch import Tensor
 from liuyi.core.errors import ModelError
 from liuyi.infer.adapters import AdapterRegistry
 from liuyi.infer.blocks import BlockPool
-from liuyi.infer.errors import RequestError
+from liuyi.infer.errors import RequestError, context_exceeded
 from liuyi.infer.grammar import GrammarCompiler, Matcher, fill_masks, schema_grammar
 from liuyi.infer.open import open_runner, open_sampler
 from liuyi.infer.pace import Pace
@@ -188,12 +188,7 @@ class Engine:
         """
         vocab_size = self.runner.config.vocab_size
         if len(request.prompt_ids) >= self.max_tokens:
-            raise RequestError(
-                f"the prompt has {len(request.prompt_ids)} tokens, and the context holds {self.max_tokens} "
-                "with at least one for the answer",
-                param="prompt",
-                code="context_length_exceeded",
-            )
+            raise context_exceeded(f"the prompt has {len(request.prompt_ids)} tokens", self.max_tokens, param="prompt")
         named = (
             ("prompt", request.prompt_ids),
             ("logit_bias", request.logit_bias),

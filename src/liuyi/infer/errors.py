@@ -14,6 +14,13 @@ class RequestError(LiuyiError):
         self.code = code
 
 
+def context_exceeded(what: str, context: int, *, param: str) -> RequestError:
+    """What is longer than the model's context, in the words of OpenAI's API: by them, more than by `code`, clients
+    find out that they have to shorten a conversation (LiteLLM's `ContextWindowExceededError`)."""
+    message = f"{what}; this model's maximum context length is {context} tokens, at least one of them for the answer"
+    return RequestError(message, param=param, code="context_length_exceeded")
+
+
 class Overloaded(LiuyiError):
     """The queue is full; nothing was done for the request. Try again after `retry_after_s` seconds."""
 

@@ -111,6 +111,7 @@ def protect(
 def add_health(app: FastAPI, backends: Mapping[str, Served], observer: Observer, gate: Gate) -> None:
     """`/health` and `/metrics`, which are answered while the server drains, too."""
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether all backends can answer: `ok`, `draining`, or `error` with the state of those that cannot."""

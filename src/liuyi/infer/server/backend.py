@@ -96,8 +96,15 @@ class ToolUse:
     """The answer has to be a call; otherwise that is left to the model."""
     only: str | None = None
     """The one function that the answer has to call, and nothing else."""
+    allowed: frozenset[str] | None = None
+    """Those that may be called; the model is told of the others, too. None means all."""
     parallel: bool = True
     """Several calls in one answer are welcome."""
+
+    @property
+    def choices(self) -> list[Function]:
+        """The functions that may be called."""
+        return [function for function in self.functions if self.allowed is None or function.name in self.allowed]
 
 
 @dataclass(frozen=True, kw_only=True)

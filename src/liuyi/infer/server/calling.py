@@ -49,9 +49,8 @@ def _with_fitting_ids(message: Mapping[str, Any], form: ToolFormat) -> dict[str,
 
 def grammar_of(use: ToolUse, form: ToolFormat, control: ControlTokens, content: Grammar | None) -> Grammar:
     """What an answer has to match, calls or `content`. Raises RequestError as `tool_grammar` does."""
-    functions = [function for function in use.functions if use.only in (None, function.name)]
     parallel = use.parallel and use.only is None
-    return tool_grammar(form, functions, control, required=use.required, parallel=parallel, content=content)
+    return tool_grammar(form, use.choices, control, required=use.required, parallel=parallel, content=content)
 
 
 class Called:
@@ -61,7 +60,7 @@ class Called:
         self._deltas = deltas
         self._use = use
         self._form = form
-        self._names = {function.name for function in use.functions}
+        self._names = {function.name for function in use.choices}
         self._readers: dict[int, ToolReader] = {}
         self._called: set[int] = set()
 

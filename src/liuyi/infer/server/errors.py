@@ -150,13 +150,13 @@ class _Unforeseen:
 
 
 # Pydantic names the member of a union that it tried as if it were a part of the path.
-_TYPE = re.compile(r"(constrained-)?(str|int|float|bool|list|dict|tuple|nullable|literal)(\W.*)?")
+_TYPE = re.compile(r"(constrained-)?(str|int|float|bool|list|dict|tuple|nullable|literal|function-after)(\W.*)?")
 
 
 def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     """Message and field of the first thing that is wrong with a body; what the client sent is not repeated."""
     # Where a field may be one of several things, those that are of another type are not what the client meant.
-    problem = next((one for one in problems if not one["type"].endswith("_type")), problems[0])
+    problem = next((one for one in problems if not _is_of_another_type(one)), problems[0])
     if problem["type"] == "json_invalid":
         detail = str(problem.get("ctx", {}).get("error", "")) or "it cannot be parsed"
         return f"the body is not valid JSON: {detail}", None
@@ -168,6 +168,11 @@ def _first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | No
     if problem["type"] == "extra_forbidden":
         message = "this parameter is not known"
     return (f"{param}: {message}" if param else message), param
+
+
+def _is_of_another_type(problem: Mapping[str, Any]) -> bool:
+    is_object = isinstance(problem.get("input"), dict | list)
+    return problem["type"].endswith("_type") or (problem["type"] == "literal_error" and is_object)
 
 
 def _without_tag(loc: Sequence[str | int]) -> list[str | int]:

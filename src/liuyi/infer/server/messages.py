@@ -16,6 +16,7 @@ from liuyi.infer.request import Grammar
 from liuyi.infer.tools.calls import Function
 
 MAX_DEPTH = 100
+NO_EFFECT = "accepted for clients that send it; changes nothing"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -43,9 +44,31 @@ class Body(BaseModel):
         return value
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
+class Part(Body):
+    """A part of a message: text, or what the assistant said when it refused."""
+
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _can_be_read(cls, value: Any) -> Any:
+        if value in ("image_url", "input_audio", "file"):
+            raise ValueError("only parts of the type 'text' can be read here")
+        return value
+
+    @model_validator(mode="after")
+    def _says_what_it_is(self) -> Part:
+        if (self.text is None) != (self.type == "refusal") or (self.refusal is None) != (self.type == "text"):
+            raise ValueError(f"a part of the type '{self.type}' has '{self.type}' and nothing else")
+        return self
+
+    @property
+    def said(self) -> str:
+        """Its words."""
+        return self.text or self.refusal or ""
 
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -54,6 +77,7 @@ FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$"
 class CalledFunction(Body):
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     arguments: str
+    parsed_arguments: Any = Field(None, description="what OpenAI's client makes of the arguments, and sends back")
 
     def parsed(self) -> Any:
         """The arguments as an object, as chat templates want them; as they are if they are none."""
@@ -73,13 +97,15 @@ class ToolCall(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called")
     tool_call_id: str | None = Field(None, description="which call this is the result of")
     refusal: str | None = None
     reasoning_content: str | None = Field(None, description="what the assistant thought; told to the chat template")
+    reasoning: str | None = Field(None, description="what others call reasoning_content")
     annotations: list[Any] | None = Field(None, description="accepted, as answers of OpenAI's API hold it")
+    parsed: Any = Field(None, description="what OpenAI's client makes of the content, and sends back")
     audio: None = None
     function_call: None = None
 
@@ -92,20 +118,22 @@ class Message(Body):
         if (self.role == "tool") != (self.tool_call_id is not None):
             should = "needs tool_call_id" if self.role == "tool" else "has no tool_call_id"
             raise RequestError(f"a message of role '{self.role}' {should}", param=f"{place}.tool_call_id")
+        if self.role != "assistant" and any(part.refusal is not None for part in self._parts()):
+            raise RequestError("only the assistant refuses", param=f"{place}.content")
 
     def as_dict(self) -> dict[str, Any]:
         """The message as chat templates know it."""
         content = self.content or self.refusal or ""
         message: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": content if isinstance(content, str) else "".join(part.text for part in content),
+            "content": content if isinstance(content, str) else "".join(part.said for part in content),
         }
         if self.name:
             message["name"] = self.name
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
-        if self.reasoning_content:
-            message["reasoning_content"] = self.reasoning_content
+        if thoughts := self.reasoning_content or self.reasoning:
+            message["reasoning_content"] = thoughts
         if self.tool_calls:
             message["tool_calls"] = [
                 {
@@ -116,6 +144,9 @@ class Message(Body):
                 for call in self.tool_calls
             ]
         return message
+
+    def _parts(self) -> list[Part]:
+        return self.content if isinstance(self.content, list) else []
 
 
 class FunctionDefinition(Body):
@@ -139,9 +170,45 @@ class FunctionReference(Body):
     name: FunctionName
 
 
-class NamedTool(Body):
+class AllowedTool(Body):
     type: Literal["function"]
     function: FunctionReference
+
+
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: list[AllowedTool] = Field(min_length=1)
+
+
+class ToolChoice(Body):
+    """One function that has to be called, or some of those on offer, which the model may or must choose from."""
+
+    type: Literal["function", "allowed_tools"]
+    function: FunctionReference | None = None
+    allowed_tools: AllowedTools | None = None
+
+    @model_validator(mode="after")
+    def _says_what_it_is(self) -> ToolChoice:
+        named, some = self.function is not None, self.allowed_tools is not None
+        if (named, some) != (self.type == "function", self.type == "allowed_tools"):
+            raise ValueError(f"a choice of the type '{self.type}' has '{self.type}' and nothing else")
+        return self
+
+    @property
+    def only(self) -> str | None:
+        """The function that has to be called."""
+        return self.function.name if self.function is not None else None
+
+    @property
+    def names(self) -> list[str]:
+        """The functions that may be called."""
+        some = [tool.function.name for tool in self.allowed_tools.tools] if self.allowed_tools is not None else []
+        return some if self.only is None else [self.only]
+
+    @property
+    def required(self) -> bool:
+        """One of them has to be."""
+        return self.only is not None or (self.allowed_tools is not None and self.allowed_tools.mode == "required")
 
 
 class JsonSchema(Body):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from liuyi.core.digest import sha256_bytes, sha256_tree
 from liuyi.core.errors import LiuyiError
-from liuyi.infer.errors import RequestError
+from liuyi.infer.errors import RequestError, context_exceeded
 from liuyi.infer.grammar import ControlTokens
 from liuyi.infer.process.client import EngineClient
 from liuyi.infer.process.messages import EngineSpec
@@ -231,8 +231,7 @@ class ModelBackend:
             place.settle(read, characters, read - given)
             for ids in made:
                 if len(ids) >= context:
-                    message = f"a text has {len(ids)} tokens, and the context holds {context - 1}"
-                    raise RequestError(message, param="input", code="context_length_exceeded")
+                    raise context_exceeded(f"a text has {len(ids)} tokens", context, param="input")
             vectors = await self.engine.embed(made)
             place.leave(read)
         finally:
@@ -300,21 +299,13 @@ class ModelBackend:
         """Refuse what cannot fit without spending time on its tokens: no token covers more than its bytes."""
         context = self.engine.facts.max_tokens
         if characters > self._longest_piece * context:
-            raise RequestError(
-                f"the prompt has {characters} characters, far more than the context of {context} tokens",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise context_exceeded(f"the prompt has {characters} characters", context, param=param)
 
     def _check_turns(self, messages: int) -> None:
         """Refuse conversations of which not even the beginnings of their messages would fit."""
         context = self.engine.facts.max_tokens
         if messages >= context:
-            raise RequestError(
-                f"the conversation has {messages} messages, and the context holds {context - 1} tokens",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise context_exceeded(f"the conversation has {messages} messages", context, param="messages")
 
 
 def _characters(request: ChatRequest) -> int:

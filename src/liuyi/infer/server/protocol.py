@@ -17,13 +17,14 @@ from liuyi.infer.errors import RequestError
 from liuyi.infer.request import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Grammar
 from liuyi.infer.server.backend import ChatRequest, Options, TextRequest, ToolUse
 from liuyi.infer.server.messages import (
+    NO_EFFECT,
     Body,
     Choices,
     Message,
-    NamedTool,
     ResponseFormat,
     StructuredOutputs,
     Tool,
+    ToolChoice,
     answer_grammar,
 )
 
@@ -34,7 +35,6 @@ MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1
 _GUIDED = ("json", "regex", "choice", "grammar")
 _GRAMMARS = ("response_format", "structured_outputs", *(f"guided_{kind}" for kind in _GUIDED))
-_NO_EFFECT = "accepted for clients that send it; changes nothing"
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
@@ -108,7 +108,7 @@ class _Generation(Body):
     timeout: float | None = Field(
         None, gt=0, le=MAX_INT, allow_inf_nan=False, description="seconds after which the work is stopped"
     )
-    user: str | None = Field(None, description=_NO_EFFECT)
+    user: str | None = Field(None, description=NO_EFFECT)
 
     @model_validator(mode="after")
     def _fields_go_together(self) -> _Generation:
@@ -181,19 +181,25 @@ class ChatCompletionBody(_Generation):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="further variables of the chat template")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="told to the chat template; none turns off thinking where the template can"
     )
+    verbosity: Literal["medium"] | None = Field(None, description="answers are as long as the model makes them")
     modalities: list[Literal["text"]] | None = None
-    metadata: dict[str, str] | None = Field(None, description=_NO_EFFECT)
-    store: bool | None = Field(None, description=_NO_EFFECT)
-    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
-    prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
-    prompt_cache_retention: str | None = Field(None, description=_NO_EFFECT)
-    service_tier: Literal["auto", "default"] | None = Field(None, description=_NO_EFFECT)
+    metadata: dict[str, str] | None = Field(None, description=NO_EFFECT)
+    store: bool | None = Field(None, description=NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=NO_EFFECT)
+    prompt_cache_key: str | None = Field(None, description=NO_EFFECT)
+    prompt_cache_retention: str | None = Field(None, description=NO_EFFECT)
+    # What at OpenAI changes the price and the speed of an answer, but not the answer.
+    prompt_cache_options: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+    prediction: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = Field(
+        None, description=NO_EFFECT
+    )
 
     @model_validator(mode="after")
     def _chat_fields_go_together(self) -> ChatCompletionBody:
@@ -211,19 +217,20 @@ class ChatCompletionBody(_Generation):
             for param in ("tool_choice", "parallel_tool_calls"):
                 if getattr(self, param) not in (None, "none", "auto"):
                     raise RequestError(f"{param} needs tools", param=param)
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise RequestError("tool_choice names no function in tools", param="tool_choice")
+        if isinstance(self.tool_choice, ToolChoice) and not set(self.tool_choice.names) <= set(names):
+            raise RequestError("tool_choice names a function that is not in tools", param="tool_choice")
         return self
 
     def request(self) -> ChatRequest:
         """What the backend is asked. Raises RequestError if a schema cannot be read."""
         tools = None
         if self.tools and self.tool_choice != "none":
-            named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+            choice = self.tool_choice if isinstance(self.tool_choice, ToolChoice) else None
             tools = ToolUse(
                 functions=[tool.as_function() for tool in self.tools],
-                required=self.tool_choice == "required" or named is not None,
-                only=named,
+                required=self.tool_choice == "required" or (choice is not None and choice.required),
+                only=choice.only if choice is not None else None,
+                allowed=frozenset(choice.names) if choice is not None else None,
                 parallel=self.parallel_tool_calls is not False,
             )
         return ChatRequest(

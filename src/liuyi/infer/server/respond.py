@@ -18,6 +18,8 @@ from liuyi.infer.server.format import Answering, ChatFormat, TextFormat, encode,
 logger = logging.getLogger("liuyi.server")
 T = TypeVar("T")
 
+REQUEST_ID = "x-request-id"
+"""The header in which OpenAI's clients look for the id of an answer, whatever they make of its body."""
 WRITE = "liuyi.write"
 """An extension of ASGI: its `send` is a function that sends a further piece of a body and never waits. What the client
 does not take is kept in the meantime, and a client that leaves too much is hung up on."""
@@ -48,7 +50,8 @@ class EventStream(Response):
         self._choices = choices
         self._with_usage = with_usage
         self._before, self._after = answering.around(form.chunk_kind, **({"usage": None} if with_usage else {}))
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", REQUEST_ID: answering.id}
+        super().__init__(headers=headers)
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

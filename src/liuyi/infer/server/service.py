@@ -23,7 +23,7 @@ from liuyi.infer.server.format import Answering, ChatFormat, TextFormat
 from liuyi.infer.server.guard import Charge
 from liuyi.infer.server.observer import Observer
 from liuyi.infer.server.protocol import ChatCompletionBody, CompletionBody
-from liuyi.infer.server.respond import EventStream, unless_gone, whole
+from liuyi.infer.server.respond import REQUEST_ID, EventStream, unless_gone, whole
 
 CLIENT_GONE = 499
 UNSAID = frozenset({"messages", "prompt", "model", "tools", "input"})
@@ -140,7 +140,9 @@ class Service:
         if body.stream:
             return EventStream(followed, answering, form, prompts * options.n, body.includes_usage)
         answer = await unless_gone(request.receive, whole(followed, answering, form, options.logprobs))
-        return JSONResponse(answer) if answer is not None else Response(status_code=CLIENT_GONE)
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
+        return JSONResponse(answer, headers={REQUEST_ID: answering.id})
 
     def _keep(self, answering: Answering, body: ChatCompletionBody | CompletionBody, charge: Charge | None) -> None:
         if self._answers is None:

@@ -6,7 +6,7 @@ Where the model is free to call or not, text stays free until a call begins; fro
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,8 @@ from liuyi.infer.tools.shape import Shape, lark_text
 # As `json.dumps` writes, and so as templates show calls to the model in training.
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _COMPACT = {"whitespace_flexible": False}
+_NAMES_ALL = frozenset({"type", "properties", "required", "title", "description", "$schema", "$defs", "definitions"})
+"""Keywords of a schema whose `properties` are all that it says of properties."""
 
 
 def tool_grammar(
@@ -78,7 +80,7 @@ def _free(shape: Shape, prelude: str, names: Sequence[str], control: ControlToke
 
 
 def _enforceable(number: int, function: Function) -> str:
-    schema: dict[str, Any] = {"x-guidance": _SPACED, "type": "object"} | dict(function.parameters)
+    schema: dict[str, Any] = {"x-guidance": _SPACED, "type": "object"} | _closed(function.parameters)
     try:
         text = json.dumps(schema, ensure_ascii=False)
         problem = _problem(text)
@@ -93,6 +95,19 @@ def _enforceable(number: int, function: Function) -> str:
             code="invalid_json_schema",
         )
     return json.dumps({"type": "object", "x-guidance": _SPACED})
+
+
+def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A function takes the arguments that it names, and no others unless it says so.
+
+    JSON Schema would let a model make up further ones, which few functions survive; OpenAI demands that strict
+    functions forbid them, and xgrammar forbids them by default.
+    """
+    known, needed = parameters.get("properties"), parameters.get("required", [])
+    if not (isinstance(known, Mapping) and isinstance(needed, list) and _NAMES_ALL.issuperset(parameters)):
+        return dict(parameters)
+    all_known = all(isinstance(name, str) and name in known for name in needed)
+    return {**parameters, "additionalProperties": False} if all_known else dict(parameters)
 
 
 @lru_cache(maxsize=256)
