@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -183,6 +184,32 @@ def test_compare_step_of_columns(run_step, publish) -> None:
     assert xz.clusters == 20
     with pytest.raises(DataError, match="nothing to compare with"):
         run_step("evaluate.compare", {"before": bits}, stage="pretraining", metric="bits_model")
+
+
+def test_documents_of_one_cluster_decide_nothing_and_bound_nothing(run_step, publish) -> None:
+    table = {
+        "item": list("abc"),
+        "cluster": ["p"] * 3,
+        "bytes": [9.0, 9, 9],
+        "bits_model": [2.0, 3, 4],
+        "bits_xz": [5.0, 6, 8],
+    }
+    said = {"metrics": {"bits_model": {"title": "this model", "better": "lower"}, "bits_xz": {"title": "xz -9e"}}}
+    bits = publish("evaluation", items__parquet=pa.table(table), evaluation__json=said)
+    verdict = run_step(
+        "evaluate.compare",
+        {"before": bits},
+        stage="pretraining",
+        metric="bits_model",
+        baselines=["bits_xz"],
+        per="bytes",
+        unit="bits/byte",
+    )["verdict"]
+    written = json.loads(verdict.file("verdict.json").read_text())
+    (compared,) = written["comparisons"]
+    assert (written["decision"], float(compared["low"]), float(compared["high"])) == ("held", -math.inf, math.inf)
+    effect = Effect.load(verdict.path)
+    assert [(one.low, one.high) for one in effect.comparisons] == [(-math.inf, math.inf)]
 
 
 def test_gate_gives_the_winner_byte_for_byte(run_step, evaluated, publish) -> None:

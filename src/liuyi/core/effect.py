@@ -8,8 +8,9 @@ own `%` format does. Infinite ends of an interval say that no interval could be 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +49,10 @@ class Comparison(_Part):
     """The smallest true difference that this test would find with 80 % power."""
     subset: str = ""
     """Which items: a language, `clean` or `flagged`; empty for all."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What `json.dumps` takes: a bound at infinity, as of one cluster, is a string, as in `effect.json`."""
+        return dict(json.loads(self.model_dump_json()))
 
 
 class Table(_Part):

@@ -36,7 +36,7 @@ def write_verdict(
         "reasons": ruling.reasons,
         "before": contest.before.subject,
         "after": contest.after.subject,
-        "comparisons": [comparison.model_dump(mode="json") for comparison in ruling.comparisons],
+        "comparisons": [comparison.as_json() for comparison in ruling.comparisons],
         "flagged": [str(contest.after.columns["item"][row]) for row in sorted(hits)],
     }
     text = json.dumps(verdict, indent=1, ensure_ascii=False, allow_nan=False)

@@ -51,7 +51,7 @@ def write_verdict(
         "decision": decision,
         "chosen": chosen,
         "rule": rule(contests[0].level),
-        "comparisons": [comparison.model_dump(mode="json") for comparison in comparisons],
+        "comparisons": [comparison.as_json() for comparison in comparisons],
         "needed": [_needed_facts(one) for one in contests if not one.decided],
     }
     text = json.dumps(verdict, indent=1, ensure_ascii=False, allow_nan=False)
