@@ -50,6 +50,19 @@ def test_rms_norm_of_views_zeros_and_its_finite_differences() -> None:
     assert gradcheck(lambda x, w: rms_norm(x, w, 1e-5), wide)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_16_bits_are_scaled_by_what_is_rounded_once(dtype: torch.dtype) -> None:
+    """What a row is scaled by is within half a step of its number format of what it should be."""
+    sizes = torch.linspace(0.5, 8, 300)[:, None]
+    x = (_random(300, 512).detach() * sizes).to(dtype)
+    exact = rms_norm_reference(x.double(), torch.ones(512, dtype=torch.float64), 1e-5)
+    with torch.no_grad():
+        normed = rms_norm(x, torch.ones(512, dtype=dtype), 1e-5).double()
+    # Numbers of the row are rounded too, up as often as down.
+    off = ((normed * exact).sum(dim=1) / exact.square().sum(dim=1) - 1).abs()
+    assert off.max() < torch.finfo(dtype).eps / 2 * 1.1
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_rotation(rows: int) -> None:
     angles = torch.rand(rows, 9, 1, 4) * 6

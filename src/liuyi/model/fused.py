@@ -47,8 +47,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    # Rounded once, at its end: an error of the scale is one of the whole row.
+    wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
     return (x * scale).mul_(weight), scale
 
 
