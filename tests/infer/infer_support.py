@@ -205,6 +205,7 @@ def client_of(live: LiveServer) -> openai.OpenAI:
 def let_drafts_cost(monkeypatch: pytest.MonkeyPatch, token_s: float = 0.001) -> None:
     """Each drafted token adds so much to a step, of which each takes a second: drafting follows no clock."""
     monkeypatch.setattr(VerifyCost, "seconds", lambda self, tokens: token_s * tokens)
+    monkeypatch.setattr(VerifyCost, "least_token_s", token_s)
     monkeypatch.setattr(VerifyCost, "most", 1000)
     monkeypatch.setattr(Pace, "step_s", lambda self, generating: 1.0)
     monkeypatch.setattr(Pace, "looks", lambda self, generating: False)

@@ -63,6 +63,9 @@ class Oracle:
     def offers(self, sequence: Running) -> int:
         return 6
 
+    def guess(self, sequence: Running) -> int | None:
+        return None
+
     def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
         drafts = []
         for sequence, length in wanted:
@@ -148,8 +151,8 @@ def test_drafts_survive_preemption_and_little_room(tokenizer: Tokenizer) -> None
     assert engine.stats.accepted_tokens
 
 
-def running(id: int, tokens: list[int]) -> Running:
-    return Running(id, Request(prompt_ids=tokens, max_tokens=500), seed=0, limit=1000, stop_ids=frozenset())
+def running(id: int, tokens: list[int], limit: int = 1000) -> Running:
+    return Running(id, Request(prompt_ids=tokens, max_tokens=500), seed=0, limit=limit, stop_ids=frozenset())
 
 
 def test_lookup_finds_what_followed_the_same_tokens_before() -> None:
@@ -200,7 +203,7 @@ def test_no_other_lengths_give_more_tokens_in_a_time(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(VerifyCost, "seconds", cost)
-        lengths = speculator._lengths({id: room for id, (_, room) in enumerate(drafts)}, len(drafts))
+        lengths = speculator._lengths({id: room for id, (_, room) in enumerate(drafts)}, len(drafts), 1.0)
     best = max(rate(each) for each in itertools.product(*(range(room + 1) for _, room in drafts)))
     assert rate([lengths.get(id, 0) for id in range(len(drafts))]) == pytest.approx(best)
 
@@ -267,6 +270,64 @@ def test_drafts_grow_with_agreement_and_cease_where_they_cost_more_than_they_giv
     assert right > 150
     assert wrong < 80
     assert drafted(10**9, 2.0) < 20
+
+
+class Guesser(Oracle):
+    """Drafts always the same token, as it says if it is asked."""
+
+    def __init__(self, knows: bool) -> None:
+        super().__init__({}, 1)
+        self.knows = knows
+
+    def guess(self, sequence: Running) -> int | None:
+        return 7 if self.knows else None
+
+    def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
+        return [[7] * length for _, length in wanted]
+
+
+class Steps:
+    """A sequence that generates what its drafter says, or not; each drafted token costs half of a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, knows: bool) -> None:
+        let_drafts_cost(monkeypatch, 0.5)
+        self.speculator = Speculator(Guesser(knows), Pace(prefill_tokens=1))
+        self.sequence = running(0, [1, 2, 3], limit=10_000)
+
+    def drafted(self, steps: int, *, right: bool) -> list[int]:
+        """How many tokens were drafted for each of so many steps."""
+
+        def no_sample(*_: object) -> list[int]:
+            raise AssertionError("this needs no model")
+
+        counts = []
+        for _ in range(steps):
+            drafts = self.speculator.draft([self.sequence], no_sample).get(0, [])
+            if drafts:
+                self.speculator.learn(self.sequence, len(drafts), len(drafts) if right else 0)
+            self.sequence.tokens.append(7 if right else 8)
+            counts.append(len(drafts))
+        return counts
+
+
+def test_what_was_guessed_and_not_drafted_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch, knows=True)
+    assert sum(steps.drafted(1000, right=False)) == 0
+    then = steps.drafted(30, right=True)
+    assert not any(then[:5])
+    assert all(then[15:])
+    assert not any(steps.drafted(30, right=False)[20:])
+
+
+def test_what_has_to_be_drafted_to_be_judged_is_tried_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch, knows=False)
+    tried = np.flatnonzero(steps.drafted(1200, right=False))
+    assert np.diff(tried).tolist() == [32, 64, 128, 256, 256, 256]
+    # Until it is right.
+    then = np.flatnonzero(steps.drafted(500, right=True))
+    assert then[0] <= 256
+    assert then[1] - then[0] == 16
+    assert len(then) > 100
 
 
 def test_speculated_output_follows_the_models_distribution(model: Decoder, tokenizer: Tokenizer) -> None:

@@ -11,8 +11,11 @@ nearly nothing. So it is a curve through what was measured, by powers of two.
 from __future__ import annotations
 
 from collections import deque
-from itertools import pairwise
 from statistics import median
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 _FIRST = 8
 """Tokens that are tried while nothing is known."""
@@ -40,13 +43,22 @@ class VerifyCost:
         """The most tokens that should be drafted for one step."""
         return max(_FIRST, int(_GROWTH * self._curve[-1][0]))
 
-    def seconds(self, tokens: int) -> float:
+    @property
+    def least_token_s(self) -> float:
+        """What each of some tokens adds at least, however many they are; 0 while nothing is known."""
+        return min((seconds / tokens for tokens, seconds in self._curve[1:]), default=0.0)
+
+    @overload
+    def seconds(self, tokens: int) -> float: ...
+    @overload
+    def seconds(self, tokens: NDArray[np.intp]) -> NDArray[np.float64]: ...
+    def seconds(self, tokens: int | NDArray[np.intp]) -> float | NDArray[np.float64]:
         """What so many tokens add; beyond what is known as much for each as before; 0 while nothing is known."""
-        for (low, low_s), (high, high_s) in pairwise(self._curve):
-            if tokens <= high:
-                return low_s + (high_s - low_s) * (tokens - low) / (high - low)
+        known, known_s = zip(*self._curve, strict=True)
         last, last_s = self._curve[-1]
-        return last_s / last * tokens if last else 0.0
+        beyond = np.maximum(tokens, last) - last
+        more: NDArray[np.float64] = np.interp(tokens, known, known_s) + beyond * (last_s / last if last else 0.0)
+        return more
 
     def learn(self, tokens: int, seconds: float) -> None:
         """So many drafted tokens added so many seconds to a step; 0 of them: a step has passed without."""

@@ -48,6 +48,10 @@ class DraftModel:
         """See `Drafter.offers`."""
         return self._most
 
+    def guess(self, sequence: Running) -> int | None:
+        """See `Drafter.guess`: that takes the draft model."""
+        return None
+
     def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
         """See `Drafter.draft`."""
         drafts: dict[int, list[int]] = {sequence.id: [] for sequence, _ in wanted}

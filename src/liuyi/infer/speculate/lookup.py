@@ -29,6 +29,11 @@ class PromptLookup:
         """See `Drafter.offers`."""
         return self._most if self._place(sequence) is not None else 0
 
+    def guess(self, sequence: Running) -> int | None:
+        """See `Drafter.guess`."""
+        place = self._place(sequence)
+        return None if place is None else sequence.tokens[place]
+
     def draft(self, wanted: Sequence[tuple[Running, int]], choose: Choose) -> list[list[int]]:
         """See `Drafter.draft`."""
         drafts = []
@@ -61,15 +66,16 @@ class _Places:
     def __init__(self, grams: Sequence[int], begin: int) -> None:
         self._seen: dict[int, dict[tuple[int, ...], int]] = {gram: {} for gram in grams}
         self._indexed = begin
+        self._found: int | None = None
 
     def find(self, tokens: list[int]) -> int | None:
         """The place after the latest earlier occurrence of the last tokens."""
+        if self._indexed == len(tokens):
+            return self._found
         for gram, seen in self._seen.items():
             for end in range(max(gram, self._indexed), len(tokens)):
                 seen[tuple(tokens[end - gram : end])] = end
         self._indexed = len(tokens)
-        for gram, seen in self._seen.items():
-            place = seen.get(tuple(tokens[-gram:]))
-            if place is not None:
-                return place
-        return None
+        places = (seen.get(tuple(tokens[-gram:])) for gram, seen in self._seen.items())
+        self._found = next((place for place in places if place is not None), None)
+        return self._found
