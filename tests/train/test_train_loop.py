@@ -28,6 +28,7 @@ from liuyi.train.data import TokenRows, TokenStream
 from liuyi.train.guards import Guard, GuardConfig
 from liuyi.train.lm import CausalLM, choose_compute_dtype
 from liuyi.train.log import LOG_FILE
+from liuyi.train.world import World
 from waiting import wait_for
 
 
@@ -368,6 +369,15 @@ def test_the_compute_dtype_is_measured_once(tmp_path: Path, monkeypatch: pytest.
     assert choose_compute_dtype("auto", tmp_path) == torch.bfloat16
     assert choose_compute_dtype("auto", tmp_path / "other") == torch.float32
     assert choose_compute_dtype("bf16", tmp_path / "other") == torch.bfloat16
+
+
+def test_asking_a_gpu_does_not_decide_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modelled on an H100: a product takes 40 µs to ask for, at 50 and 800 TFLOP/s."""
+    from liuyi.train import lm
+
+    rates = {torch.float32: 50e12, torch.bfloat16: 800e12}
+    monkeypatch.setattr(lm, "_product_s", lambda matrix: 40e-6 + 2 * len(matrix) ** 3 / rates[matrix.dtype])
+    assert choose_compute_dtype("auto", tmp_path, World(device=torch.device("meta"))) == torch.bfloat16
 
 
 def test_bf16_compute_learns_alike(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def align_reward(ctx: Context, params: RewardParams, world: World) -> None:
         return
     publish_milestones(ctx, params)
     if params.method == "lora":
-        reward.decoder = _merged(folder, reward.decoder, params)
+        reward.decoder = _merged(folder, reward.decoder, params).to(reward.score.weight.device)
     found = accuracy(reward, unseen.pairs, params.seq_len, pad_id)
     _publish(ctx, params, reward, tokenizer, result, found, len(rows), encoded.left_out | unseen.left_out)
 

@@ -55,8 +55,8 @@ def open_runner(
     context when None) as far as a quarter of the free memory allows. A native runner copies the weights it needs.
     `compute_dtype` is that of the products of `reference`, the weights' own when None.
 
-    Raises KernelsAbsent if int8 or int4 is asked for and there are no kernels, KernelsError if they cannot run the
-    model.
+    Raises KernelsAbsent if int8 or int4 is asked for where there are no kernels, a GPU among it, and KernelsError if
+    they cannot run the model.
     """
     most = blocks_for(kv_tokens) if kv_tokens else slots * blocks_for(max_tokens or model.config.context_tokens)
     if _is_native(model, weights):
@@ -69,6 +69,9 @@ def open_runner(
             if weights in ("int8", "int4"):
                 raise
             logger.info("%s runs in torch: %s", model.config.family, error)
+    elif weights in ("int8", "int4"):
+        hint = "auto, fp32 or bf16; CUDA_VISIBLE_DEVICES= runs it on the CPU"
+        raise KernelsAbsent(f"{weights} is multiplied by the native kernels, not on {model.device}", hint=hint)
     if weights in DTYPES:
         model = model.to(DTYPES[weights])
     kv_dtype = (compute_dtype or model.dtype) if kv == "auto" else DTYPES.get(kv)

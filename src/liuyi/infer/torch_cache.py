@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from liuyi.infer.runner import BLOCK_TOKENS, Batch
-from liuyi.model.attention import CausalMask, attention
+from liuyi.model.attention import CausalMask, attention, fused_attention
 from liuyi.model.config import DecoderConfig
 
 _UNEVEN = 4
@@ -186,9 +185,7 @@ def _queries(q: Tensor, k: Tensor, v: Tensor, view: _View) -> Tensor:
     k, v = k.transpose(0, 1), v.transpose(0, 1)
     piece = max(1, _MASKED // (view.rows * view.keys))
     mixed = [
-        functional.scaled_dot_product_attention(
-            part, k, v, attn_mask=view.bias(at, at + part.shape[2])[:, None].to(q.dtype), enable_gqa=True
-        )
+        fused_attention(part, k, v, view.bias(at, at + part.shape[2])[:, None].to(q.dtype))
         for at, part in ((at, q[:, :, at : at + piece]) for at in range(0, q.shape[2], piece))
     ]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)

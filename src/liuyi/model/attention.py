@@ -43,13 +43,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask, window: int | N
     if native := _native_for(q, k, v, mask):
         return _NativeAttention.apply(q, k, v, mask, window, native)  # type: ignore[no-untyped-call, no-any-return]
     if mask.starts is None and mask.first == 0 and (window is None or window >= mask.seq):
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        mixed = fused_attention(q, k, v)
     elif q.device.type == "cpu":
         mixed = tiled_attention(q, k, v, mask, window)
     else:
-        visible = mask.visible(window)[:, None]
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+        mixed = fused_attention(q, k, v, mask.visible(window)[:, None])
     return mixed
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """PyTorch's own: causal, or under a mask [batch or 1, 1, queries, keys] of what is seen or of what is added.
+
+    Of CUDA's kernels only flash attention lets heads share keys, and it takes neither masks nor float32. With the keys
+    of each head beside it another one does; else PyTorch would write out all scores, [batch, heads, queries, keys].
+    """
+    shares = q.device.type == "cpu" or (mask is None and q.dtype != torch.float32)
+    if not shares:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=shares)
 
 
 def _native_for(q: Tensor, k: Tensor, v: Tensor, mask: CausalMask) -> TrainingKernels | None:

@@ -121,12 +121,14 @@ class LoraLinear(nn.Module):
 
     def change(self) -> LowRank:
         """What it does to the weight that the model had before it: PiSSA's start is taken off again."""
-        down, up, scale = self.lora_A.detach(), self.lora_B.detach(), self.scale
+        down, up, scale = self.lora_A.detach().float().cpu(), self.lora_B.detach().float().cpu(), self.scale
         if self.start is not None:
-            # The rank is twice what the scale was made for, so the scale goes into the matrix.
-            down, up, scale = torch.cat((down, self.start[0])), torch.cat((up, -self.start[1]), dim=1) * scale, 1.0
+            # The start stays where the adapter was made. The rank is twice what the scale was made for, so the scale
+            # goes into the matrix.
+            first, second = (part.cpu() for part in self.start)
+            down, up, scale = torch.cat((down, first)), torch.cat((up, -second), dim=1) * scale, 1.0
         lengths = None if self.magnitude is None else self.magnitude.detach().float().cpu()
-        return LowRank(down.float().cpu(), up.float().cpu(), scale, lengths)
+        return LowRank(down, up, scale, lengths)
 
 
 @torch.no_grad()

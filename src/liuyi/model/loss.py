@@ -6,6 +6,7 @@ what it returns; where the head is trained it makes the logits again for that. B
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -159,7 +160,9 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tok
     if torch.is_grad_enabled() and weight.requires_grad:
         chunk_tokens = chunk_tokens or max(128, CHUNK_LOGITS // weight.shape[0])
         parts = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
-        return torch.cat([checkpoint(_logprobs, part, weight, wanted, use_reentrant=False) for part, wanted in parts])
+        # It draws no random numbers, so there is no state of generators to come back to.
+        again = partial(checkpoint, _logprobs, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(part, weight, wanted) for part, wanted in parts])
     native = native_for(hidden, width=weight.shape[0])
     chunk_tokens = chunk_tokens or max(128, (NATIVE_CHUNK_LOGITS if native else CHUNK_LOGITS) // weight.shape[0])
     rows = (targets != IGNORED).nonzero().squeeze(1)

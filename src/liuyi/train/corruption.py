@@ -29,7 +29,7 @@ class Corrupted(Exception):
 
 def checksum(tensors: Iterable[Tensor]) -> int:
     """The sum of the 64-bit words of all tensors, modulo 2⁶⁴; any single flipped bit changes it."""
-    sums: list[Tensor] = []
+    sums: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
         size = flat.numel() * flat.element_size()
@@ -37,8 +37,9 @@ def checksum(tensors: Iterable[Tensor]) -> int:
         if flat.storage_offset() * flat.element_size() % word.itemsize:
             # A part of another tensor that begins inside a word; its sum does not depend on where it lies.
             flat = flat.clone()
-        sums.append(flat.view(word).sum(dtype=torch.int64))
-    return int(torch.stack([one.cpu() for one in sums]).sum()) if sums else 0
+        sums.setdefault(flat.device, []).append(flat.view(word).sum(dtype=torch.int64))
+    # To read a number waits for the device, so it is done once, not once a tensor.
+    return in_64_bits(sum(int(torch.stack(there).sum()) for there in sums.values()))
 
 
 def in_64_bits(total: int) -> int:

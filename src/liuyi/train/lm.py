@@ -51,6 +51,10 @@ class CausalLM:
 
 DTYPE_FILE = "compute-dtype.json"
 """In a workdir: which dtype `auto` has come to."""
+_TIMED_SIDE = 768
+_TIMED_SIDE_ELSEWHERE = 4096
+"""Rows and columns of the matrix that is timed. A GPU multiplies a small one in less than it takes to ask for it, and
+both dtypes would seem to be as fast."""
 
 
 def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, world: World | None = None) -> torch.dtype:
@@ -70,7 +74,8 @@ def choose_compute_dtype(wanted: ComputeDtype, workdir: Path, world: World | Non
 
 def _measure_dtypes(path: Path, device: torch.device) -> None:
     """Time both and write the verdict to `path`."""
-    matrices = {name: torch.ones(768, 768, dtype=dtype, device=device) for name, dtype in _DTYPES.items()}
+    side = _TIMED_SIDE if device.type == "cpu" else _TIMED_SIDE_ELSEWHERE
+    matrices = {name: torch.ones(side, side, dtype=dtype, device=device) for name, dtype in _DTYPES.items()}
     # By turns and often enough that other work on the machine does not decide.
     rounds = [{name: _product_s(matrix) for name, matrix in matrices.items()} for _ in range(15)]
     seconds = {name: min(times[name] for times in rounds) for name in matrices}

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.nn import functional
 
 from liuyi.core.disk import full_disk_is_told
 from liuyi.core.errors import DataError
+from liuyi.model.attention import fused_attention
 from liuyi.model.chat import encode_chat
 from liuyi.model.config import DecoderConfig
 from liuyi.model.decoder import Decoder
@@ -235,7 +235,4 @@ class Turn:
         distance = self.positions[0][:, None] - torch.arange(self.end, device=cache.device)
         window = cache.config.window(layer)
         visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        mixed: Tensor = functional.scaled_dot_product_attention(
-            q, keys[:, :, : self.end], values[:, :, : self.end], attn_mask=visible, enable_gqa=True
-        )
-        return mixed
+        return fused_attention(q, keys[:, :, : self.end], values[:, :, : self.end], visible[None, None])
