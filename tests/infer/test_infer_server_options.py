@@ -56,6 +56,28 @@ def test_a_recommendation_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert raised.value.where == str(tmp_path / "generation_config.json")
 
 
+USUAL: dict[str, Any] = {
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "return_token_ids": False,
+    "bad_words": [],
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "echo": False,
+}
+
+
+def test_what_clients_of_vllm_send_is_taken_where_it_changes_nothing(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 5, "temperature": 0}
+    plain = client.chat.completions.create(**asked)
+    assert client.chat.completions.create(**asked, extra_body=USUAL).choices == plain.choices
+    for name, usual in USUAL.items():
+        other = ["never"] if usual == [] else not usual
+        with pytest.raises(openai.BadRequestError, match=name):
+            client.chat.completions.create(**asked, extra_body={name: other})
+
+
 class TestEcho:
     @pytest.mark.parametrize("most", [0, 5])
     def test_scores_prompt_and_answer_as_the_model_does(

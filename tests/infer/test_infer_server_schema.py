@@ -38,7 +38,9 @@ def test_no_request_is_a_failure(live: LiveServer, document: dict[str, Any], rou
             # A model that there is not would hide all other faults, and long answers only take time.
             body = {**body, "model": "tiny"} | ({"max_tokens": 2} if "max_tokens" in fields_of(document, route) else {})
         response = http.post(route, content=json.dumps(body, default=str), headers={"content-type": "application/json"})
-        assert response.status_code in (200, 400), (response.status_code, response.text)
+        # Some ask for an answer within next to no time.
+        late = (504,) if isinstance(body, dict) and "timeout" in body else ()
+        assert response.status_code in (200, 400, *late), (response.status_code, response.text)
         if response.status_code == 400:
             assert response.json()["error"]["message"]
 

@@ -64,6 +64,7 @@ def one_by_one(texts: Texts) -> list[str | list[int]]:
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
+    continuous_usage_stats: Literal[False] = False
 
 
 class _Generation(Body):
@@ -109,6 +110,12 @@ class _Generation(Body):
         None, gt=0, le=MAX_INT, allow_inf_nan=False, description="seconds after which the work is stopped"
     )
     user: str | None = Field(None, description=NO_EFFECT)
+    # What clients of vLLM send with the value that it has anyway.
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    return_token_ids: Literal[False] | None = None
+    bad_words: list[str] | None = Field(None, max_length=0)
 
     @model_validator(mode="after")
     def _fields_go_together(self) -> _Generation:
@@ -189,6 +196,9 @@ class ChatCompletionBody(_Generation):
     )
     verbosity: Literal["medium"] | None = Field(None, description="answers are as long as the model makes them")
     modalities: list[Literal["text"]] | None = None
+    add_generation_prompt: Literal[True] | None = None
+    continue_final_message: Literal[False] | None = None
+    echo: Literal[False] | None = None
     metadata: dict[str, str] | None = Field(None, description=NO_EFFECT)
     store: bool | None = Field(None, description=NO_EFFECT)
     safety_identifier: str | None = Field(None, description=NO_EFFECT)
