@@ -22,8 +22,8 @@ NAME = "elsewhere"
 _META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _aten = torch.ops.aten
-_memory: dict[int, Tensor] = {}
-"""Whatever tensors elsewhere stand on, by its address; kept to the end of the process."""
+_memory: list[Tensor] = []
+"""Whatever tensors elsewhere stand on, kept to the end of the process."""
 _MAY_MIX = {"copy_", "_copy_from", "_copy_from_and_resize", "set_"}
 calls: dict[str, int] = {}
 """How often each operation was computed elsewhere."""
@@ -33,15 +33,13 @@ copies_here = 0
 
 def _elsewhere(near: Tensor) -> Tensor:
     """A tensor elsewhere over the memory of one on the CPU."""
-    storage = near.untyped_storage()
-    _memory[storage.data_ptr()] = near
     far: Tensor = torch._C._acc.create_empty_tensor((0,), near.dtype)
     return _point(far, near)
 
 
 def _point(far: Tensor, near: Tensor) -> Tensor:
     storage = near.untyped_storage()
-    _memory[storage.data_ptr()] = near
+    _memory.append(near)
     made = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), DEVICE, storage.nbytes())
     _aten.set_.source_Storage_storage_offset.redispatch(
         _CPU, far, made, near.storage_offset(), near.shape, near.stride()
