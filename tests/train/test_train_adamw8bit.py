@@ -208,7 +208,8 @@ def test_a_process_that_has_no_row_of_a_matrix_steps_too() -> None:
         parameter.grad = grad
         optimiser.step()
     for stepped in run_ranks(2, one_row_for_two):
-        np.testing.assert_array_equal(stepped, parameter.detach().numpy())
+        # A process that has compiled steps of other shapes before may round one in the last place otherwise.
+        np.testing.assert_allclose(stepped, parameter.detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PRELOAD = ("torch",)
 
+_FIT_TOKENS = 16_384
+
 
 class QuantizeParams(Params):
     format: Literal["int8", "int4"] = Field(
@@ -21,16 +23,16 @@ class QuantizeParams(Params):
         description="format of the matrices; norms and biases stay, int4 keeps embedding and head in int8",
     )
     text_tokens: int = Field(4096, ge=2, description="tokens of the corpus or eval set that agreement is measured on")
-    fit_tokens: int = Field(
-        16_384,
+    fit_tokens: int | None = Field(
+        None,
         ge=0,
         description="tokens after those that int4 is fitted to, so that what it makes of such text changes least; "
-        "0 takes the nearest numbers",
+        "0 takes the nearest numbers [16,384 for int4]",
     )
 
     @model_validator(mode="after")
     def _fits_int4(self) -> Self:
-        if self.format != "int4" and "fit_tokens" in self.model_fields_set:
+        if self.format != "int4" and self.fit_tokens is not None:
             raise ValueError(f"fit_tokens is for int4; {self.format} takes the nearest numbers")
         return self
 
@@ -99,7 +101,8 @@ def _quantize_texts(ctx: Context, params: QuantizeParams) -> tuple[list[list[int
         if ctx.has(name):
             tokenizer = Tokenizer.load(ctx.input("model").path)
             texts = texts_of(ctx.input(name).path, tokenizer)
-            return take(texts, params.text_tokens), take(texts, params.fit_tokens if params.format == "int4" else 0)
+            wanted = _FIT_TOKENS if params.fit_tokens is None else params.fit_tokens
+            return take(texts, params.text_tokens), take(texts, wanted if params.format == "int4" else 0)
     return [], []
 
 
