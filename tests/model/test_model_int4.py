@@ -141,6 +141,14 @@ def test_a_model_is_nearer_on_such_text(dtype: torch.dtype) -> None:
     assert relative(better, exact) < 0.9 * relative(simple, exact)
 
 
+def test_a_model_that_computes_no_numbers_is_told_so() -> None:
+    model = our_model(hf_model("smollm2"))
+    model.model.layers[0].self_attn.o_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="no number") as raised:
+        quantize(model, "int4", TEXTS)
+    assert "layers.0.mlp" in raised.value.where
+
+
 def test_int8_takes_no_texts() -> None:
     with pytest.raises(ModelError, match="int8 is not fitted"):
         quantize(our_model(hf_model("smollm2")), "int8", TEXTS)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from liuyi.core.errors import ModelError
 from liuyi.model.attention import CausalMask
 from liuyi.model.decoder import Decoder, Linear
 
@@ -16,7 +17,8 @@ def moments(model: Decoder, texts: Sequence[Sequence[int]]) -> Iterator[dict[str
     """For one layer after the other, Σ x·xᵀ of each of its matrices by name: float32 [columns, columns].
 
     Taken over all tokens of the texts, which are token ids; they are read layer by layer, so that the sums of one layer
-    are all that is kept. An expert that no token goes to has none.
+    are all that is kept. An expert that no token goes to has none. Raises ModelError where the model computes what is
+    no number.
     """
     with torch.inference_mode():
         tokens = [torch.as_tensor(text, device=model.device)[None] for text in texts]
@@ -27,6 +29,9 @@ def moments(model: Decoder, texts: Sequence[Sequence[int]]) -> Iterator[dict[str
         with torch.inference_mode(), _summed(block, f"model.layers.{index}.") as sums:
             read = zip(streams, ropes, masks, strict=True)
             streams = [block(stream, stream.dtype, rope, mask, None) for stream, rope, mask in read]
+        for name, found in sums.items():
+            if not found.isfinite().all():
+                raise ModelError("the model computes what is no number on this text", where=f"the inputs of {name}")
         yield sums
 
 
